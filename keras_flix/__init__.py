@@ -1,0 +1,24 @@
+"""Featurized Low-rank Mixtures (FLix) for Keras 3."""
+
+from keras_flix.features import Feature, FeatureSchema
+from keras_flix.layers import FlixDense, FlixEinsumDense
+from keras_flix.merging import merge_features
+from keras_flix.routed_model import adapters_disabled
+from keras_flix.saving import load_adapters, save_adapters
+from keras_flix.summary import flix_summary
+from keras_flix.surgery import enable_flix
+from keras_flix.version import __version__
+
+__all__ = [
+    "Feature",
+    "FeatureSchema",
+    "FlixDense",
+    "FlixEinsumDense",
+    "__version__",
+    "adapters_disabled",
+    "enable_flix",
+    "flix_summary",
+    "load_adapters",
+    "merge_features",
+    "save_adapters",
+]

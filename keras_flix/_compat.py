@@ -1,0 +1,288 @@
+"""All access to what Keras and KerasHub do not document, in one place.
+
+Written against Keras 3.15 and KerasHub 0.32. Each function says what it relies
+on, so that a new release can be checked function by function.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+from keras.src import backend
+from keras.src.random.seed_generator import make_default_seed
+from keras.src.trainers import data_adapters
+
+DATA_FUNCTIONS = ("train_function", "test_function", "predict_function")
+
+
+def change_class(instance: Any, cls: type) -> None:
+    """Gives a built layer or model another class, keeping the object.
+
+    `Layer.__init__` of the new class never runs, and Keras froze what it knows
+    of `call` when the object was made: that is brought up to date here.
+    """
+    instance.__class__ = cls
+    if isinstance(instance, keras.Model):
+        return
+    instance._call_signature = inspect.signature(instance.call)
+    instance.call_signature_parameters = list(instance._call_signature.parameters)
+
+
+def accept_training(model: keras.Model) -> bool:
+    """Makes trainers pass `training` to a model whose `call` does not take it.
+
+    Returns:
+        Whether the model's own `call` takes it.
+    """
+    if model._call_has_training_arg:
+        return True
+    parameters = list(model._call_signature.parameters.values())
+    training = inspect.Parameter(
+        "training", inspect.Parameter.KEYWORD_ONLY, default=None
+    )
+    last = parameters[-1] if parameters else None
+    at = len(parameters)
+    if last is not None and last.kind is inspect.Parameter.VAR_KEYWORD:
+        at -= 1
+    parameters.insert(at, training)
+    model._call_signature = model._call_signature.replace(parameters=parameters)
+    model.call_signature_parameters = [p.name for p in parameters]
+    model._call_has_training_arg = True
+    model._call_has_context_arg["training"] = True
+    return False
+
+
+@contextlib.contextmanager
+def unlocked(layer: keras.layers.Layer) -> Iterator[None]:
+    """Lets a built layer take new variables and attributes within the block."""
+    locked = layer._tracker.locked
+    layer._tracker.unlock()
+    try:
+        yield
+    finally:
+        if locked:
+            layer._tracker.lock()
+
+
+def add_table(
+    layer: keras.layers.Layer, name: str, shape: tuple[int, ...], initializer: Any
+) -> keras.Variable:
+    """Adds a float32 variable under the layer's own path, whatever its policy."""
+    return layer.add_weight(
+        name=name, shape=shape, initializer=initializer, dtype="float32"
+    )
+
+
+def kernel_shape(layer: keras.layers.Layer) -> tuple[int, ...]:
+    """Logical shape of a kernel; an int4 kernel is stored packed and flat."""
+    if layer.quantization_mode == "int4":
+        return tuple(layer.original_kernel_shape)
+    return tuple(layer._kernel.shape)
+
+
+def fresh_seed() -> int:
+    """A new seed that follows `keras.utils.set_random_seed`."""
+    return int(make_default_seed())
+
+
+class BaseVariablesCheck:
+    """Replaces the count of variables that stock layers make when loading.
+
+    Stock layers compare a file with *all* their variables. Adapted layers keep
+    their tables apart, so only the others are counted.
+    """
+
+    def _check_load_own_variables(self, store: Any) -> None:
+        own = self._trainable_variables + self._non_trainable_variables
+        tables = {id(v) for v in self._adapter.named_variables.values()}
+        expected = sum(id(v) not in tables for v in own)
+        if len(store.keys()) != expected:
+            raise ValueError(
+                f"The weights of layer {self.path!r} must be {expected} base "
+                f"variables. Received: {len(store.keys())} variables. Load a "
+                "file saved from the same architecture."
+            )
+
+
+def flatten_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """All layers below a model, each once, itself excluded."""
+    return list(model._flatten_layers(include_self=False, recursive=True))
+
+
+def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """The variables of a layer without those of its sublayers."""
+    return layer._trainable_variables + layer._non_trainable_variables
+
+
+def clone_plain(model: keras.Model, base_class: type, clone_layer: Any) -> Any:
+    """A functional model's copy, its layers made by `clone_layer`."""
+    if not is_functional(model) and not isinstance(model, keras.Sequential):
+        raise ValueError(
+            "Only KerasHub models, functional and Sequential ones can be copied. "
+            f"Received: a subclassed {base_class.__name__}. Add "
+            "`layer.kernel_delta(...)` to the kernels of a model of your own."
+        )
+    adapted_class = type(model)
+    model.__class__ = base_class
+    try:
+        return keras.models.clone_model(model, clone_function=clone_layer)
+    finally:
+        model.__class__ = adapted_class
+
+
+def freeze(
+    model: keras.Model,
+    adapted: Sequence[keras.layers.Layer],
+    tables: Sequence[keras.Variable],
+) -> None:
+    """Leaves only the tables trainable.
+
+    The setter of `Layer.trainable` reaches all sublayers, so the flags of the
+    model and of the adapted layers are set past it.
+    """
+    model.trainable = False
+    model._trainable = True
+    for layer in adapted:
+        layer._trainable = True
+    for variable in tables:
+        variable.trainable = True
+
+
+def reset_functions(model: keras.Model) -> dict[str, Any]:
+    """Drops the compiled functions, which know nothing of a change.
+
+    Returns:
+        The functions that were there, by attribute.
+    """
+    names = [*DATA_FUNCTIONS, "generate_function"]
+    old = {name: getattr(model, name, None) for name in names if hasattr(model, name)}
+    for name in old:
+        setattr(model, name, None)
+    return old
+
+
+def track_torch_parameters(model: keras.Model) -> None:
+    """Lists new variables among `model.parameters()`, before the first `fit`."""
+    if keras.config.backend() != "torch":
+        return
+    for layer in [*flatten_layers(model), model]:
+        if hasattr(layer, "_torch_params"):
+            layer._track_variables()
+
+
+def dry_run(model: keras.Model, inputs: Any) -> None:
+    """Runs `call` of every layer on shapes only.
+
+    `Functional.compute_output_spec` asks layers for shapes and skips `call`;
+    the backend's own tracing does not.
+    """
+    backend.compute_output_spec(lambda x: model(x, training=False), inputs)
+
+
+def is_functional(model: keras.Model) -> bool:
+    """Whether the model is a graph of layers that tells its inputs."""
+    return hasattr(model, "_inputs_struct")
+
+
+def wrap_rematerialization(
+    model: keras.Model, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> None:
+    """Passes what rematerialized layers run, and run again, through `wrapper`."""
+
+    def wrap(layer: keras.layers.Layer) -> None:
+        original = layer.rematerialized_call
+
+        def rematerialized_call(call: Any, *args: Any, **kwargs: Any) -> Any:
+            return original(wrapper(call), *args, **kwargs)
+
+        object.__setattr__(layer, "rematerialized_call", rematerialized_call)
+
+    for layer in flatten_layers(model):
+        if layer._remat_mode is not None:
+            wrap(layer)
+
+
+def symbolic_inputs(model: keras.Model) -> Any | None:
+    """Stand-ins for a model's inputs, or `None` if it does not tell them."""
+    if hasattr(model, "_inputs_struct"):
+        return tree.map_structure(
+            lambda x: keras.KerasTensor(x.shape, dtype=x.dtype), model._inputs_struct
+        )
+    shapes = getattr(model, "_build_shapes_dict", None)
+    if not shapes or len(shapes) != 1:
+        return None
+    (shape,) = shapes.values()
+    return tree.map_shape_structure(
+        lambda s: keras.KerasTensor(s, dtype="float32"), shape
+    )
+
+
+def takes_dict(model: keras.Model) -> bool:
+    """Whether the model's own input is a dict."""
+    if hasattr(model, "_inputs_struct"):
+        return isinstance(model._inputs_struct, dict)
+    shapes = getattr(model, "_build_shapes_dict", None) or {}
+    return len(shapes) != 1 or isinstance(next(iter(shapes.values())), dict)
+
+
+def input_names(model: keras.Model) -> list[str]:
+    """Names of a functional model's inputs; empty for others."""
+    names = list(getattr(model, "input_names", None) or [])
+    struct = getattr(model, "_inputs_struct", None)
+    return [*names, *struct] if isinstance(struct, dict) else names
+
+
+def host_value(x: Any) -> Any:
+    """`x` as numpy or Python data; `None` for a traced or symbolic tensor.
+
+    Backends are only looked up, never imported, so any mix of them may be
+    installed.
+    """
+    package = type(x).__module__.partition(".")[0]
+    if isinstance(x, keras.KerasTensor):
+        return None
+    if package in ("jax", "jaxlib"):
+        import jax
+
+        return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
+    if package == "tensorflow":
+        if hasattr(x, "to_list"):  # a RaggedTensor
+            return x.to_list() if hasattr(x.flat_values, "numpy") else None
+        return x.numpy() if hasattr(x, "numpy") else None
+    if package == "torch":
+        import torch
+
+        if torch.compiler.is_compiling() or x.is_meta or type(x) is not torch.Tensor:
+            return None
+        return x.detach().cpu().numpy()
+    if hasattr(x, "__array__") and not isinstance(x, (np.ndarray, np.generic)):
+        return np.asarray(x)
+    return x
+
+
+def is_tf_symbolic(x: Any) -> bool:
+    """Whether `x` is a TensorFlow tensor without a value, on any backend."""
+    if type(x).__module__.partition(".")[0] != "tensorflow":
+        return False
+    return host_value(x) is None
+
+
+def source_kind(x: Any) -> str:
+    """Which kind of data source `x` is, by Keras' own criteria."""
+    if isinstance(x, keras.utils.PyDataset):
+        return "py_dataset"
+    if data_adapters.is_tf_dataset(x):
+        return "tf"
+    if data_adapters.is_torch_dataloader(x):
+        return "torch"
+    if data_adapters.is_grain_dataset(x):
+        return "grain_dataset" if hasattr(x, "map") else "grain_loader"
+    if inspect.isgenerator(x) or (hasattr(x, "__next__") and hasattr(x, "__iter__")):
+        return "generator"
+    return "arrays"

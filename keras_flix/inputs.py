@@ -1,0 +1,177 @@
+"""Feature entries among a model's inputs: taking them out, turning them to ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from keras import ops, tree
+
+from keras_flix import _compat
+from keras_flix.features import FeatureSchema
+from keras_flix.low_rank import Tensor
+
+
+def split_entries(inputs: Any, schema: FeatureSchema) -> tuple[Any, dict[str, Any]]:
+    """Takes the feature entries out of an input dict.
+
+    Args:
+        inputs: What the model was called with.
+        schema: The model's schema.
+
+    Returns:
+        The model's own inputs and the feature entries. Never changes `inputs`.
+    """
+    if not isinstance(inputs, Mapping):
+        return inputs, {}
+    names = {feature.name for feature in schema.routed}
+    own = {key: value for key, value in inputs.items() if key not in names}
+    return own, {key: value for key, value in inputs.items() if key in names}
+
+
+def leading_size(inputs: Any) -> Any:
+    """The batch length of a model's own inputs, or `None` if they tell none."""
+    if isinstance(inputs, Mapping):
+        values = list(inputs.values())
+    elif isinstance(inputs, tuple):
+        values = list(inputs)
+    else:
+        values = [inputs]
+    for value in values:
+        if isinstance(value, (str, bytes)):
+            return 1
+        if isinstance(value, tuple):
+            return leading_size(value)
+        if isinstance(value, list):
+            return len(value)
+        shape = getattr(value, "shape", None)
+        if shape is not None and len(shape):
+            return shape[0]
+    return None
+
+
+def encode_inputs(
+    schema: FeatureSchema, entries: Mapping[str, Any], batch_size: Any = None
+) -> dict[str, Any]:
+    """Turns feature entries into ids, as far as their values are known.
+
+    Entries with values become numpy ids, checked against the vocabulary.
+    Traced and symbolic integer tensors pass as they are: their range is checked
+    by the layers, which answer with NaN.
+
+    Args:
+        schema: The model's schema.
+        entries: One entry per axis, without `always` axes.
+        batch_size: Number of examples, or `None` to read it from the entries.
+
+    Returns:
+        Ids by axis: int32, of shape `(batch,)` or `(batch, k)`.
+    """
+    schema.check_entries(entries)
+    known: dict[str, np.ndarray] = {}
+    traced: dict[str, Tensor] = {}
+    for feature in schema.routed:
+        entry = entries[feature.name]
+        value = _compat.host_value(entry)
+        if value is None and entry is not None:
+            traced[feature.name] = _check_traced(feature, entry)
+        else:
+            known[feature.name] = feature.encoder()(value)
+    size = batch_size if isinstance(batch_size, int) else None
+    for name, entry in traced.items():
+        if size is not None and entry.shape[0] not in (None, size):
+            raise ValueError(
+                "Every feature must have one entry per example. Received: "
+                f"{entry.shape[0]} entries of {name!r} for a batch of {size}. "
+                "Pass one value for the whole batch, or one per example."
+            )
+    ids: dict[str, Any] = {}
+    if size is None and batch_size is not None:
+        # A batch of unknown length: what holds for all examples is repeated.
+        for name, value in known.items():
+            if not value.ndim:
+                ids[name] = ops.broadcast_to(value, (batch_size,))
+        known = {name: value for name, value in known.items() if value.ndim}
+    ids |= schema.with_batch(known, size) if known else {}
+    ids |= traced
+    return {feature.name: ids[feature.name] for feature in schema.routed}
+
+
+def _check_traced(feature: Any, entry: Tensor) -> Tensor:
+    dtype = str(getattr(entry, "dtype", "")).rpartition(".")[2]
+    if "int" not in dtype:
+        raise ValueError(
+            f"The entry of feature {feature.name!r} must hold integer ids inside "
+            f"a compiled function. Received: {feature.name} of dtype {dtype}. "
+            "Cast ids to int32; encode strings with `schema.encode(...)`."
+        )
+    rank = len(entry.shape)
+    if rank != 1 and not (feature.multiple and rank == 2):
+        wanted = "(batch,) or (batch, k)" if feature.multiple else "(batch,)"
+        raise ValueError(
+            f"The ids of feature {feature.name!r} must have the shape {wanted}. "
+            f"Received: {feature.name} of shape {tuple(entry.shape)}. Pass one "
+            "entry per example."
+        )
+    return entry
+
+
+def layer_ids(
+    schema: FeatureSchema, features: Mapping[str, Any], batch_size: Any
+) -> dict[str, Tensor]:
+    """Ids as tensors, for a layer or model that is about to use them."""
+    ids = encode_inputs(schema, features, batch_size)
+    return {name: ops.convert_to_tensor(value, "int32") for name, value in ids.items()}
+
+
+def encode_in_tf(
+    schema: FeatureSchema, entries: Mapping[str, Any], batch_size: Any
+) -> dict[str, Any]:
+    """`encode_inputs` for a `tf.data` pipeline, which is traced by TensorFlow.
+
+    Runs the same numpy code from inside the pipeline, so unknown strings and
+    ids out of range raise there too.
+    """
+    import tensorflow as tf
+
+    schema.check_entries(entries)
+    routed = schema.routed
+
+    def encode(batch: Any, *values: Any) -> list[np.ndarray]:
+        named = {f.name: value for f, value in zip(routed, values)}
+        ids = encode_inputs(schema, named, None if batch < 0 else int(batch))
+        return [ids[f.name] for f in routed]
+
+    values = []
+    for feature in routed:
+        entry = entries[feature.name]
+        if isinstance(entry, tf.RaggedTensor):
+            entry = entry.to_tensor(
+                default_value="" if entry.dtype == tf.string else -1
+            )
+        values.append(entry)
+    outputs = tf.numpy_function(
+        encode,
+        [-1 if batch_size is None else batch_size, *values],
+        [tf.int32] * len(routed),
+    )
+    for feature, ids in zip(routed, outputs):
+        ids.set_shape((None, None) if feature.multiple else (None,))
+    return {feature.name: ids for feature, ids in zip(routed, outputs)}
+
+
+def encode_batch(schema: FeatureSchema, inputs: Any) -> Any:
+    """A model's input dict with its feature entries encoded, from any source."""
+    own, entries = split_entries(inputs, schema)
+    if not schema.routed or not isinstance(inputs, Mapping):
+        return inputs
+    size = leading_size(own)
+    if any(_compat.is_tf_symbolic(x) for x in tree.flatten((own, entries))):
+        if size is None:
+            import tensorflow as tf
+
+            first = tree.flatten(own)[0] if own else None
+            size = tf.shape(first)[0] if first is not None else None
+        return {**own, **encode_in_tf(schema, entries, size)}
+    return {**own, **encode_inputs(schema, entries, size)}

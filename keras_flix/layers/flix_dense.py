@@ -1,0 +1,78 @@
+"""`FlixDense`: a `Dense` whose kernel depends on features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_flix.layers.low_rank_layer import DENSE_EQUATION, LowRankLayer
+from keras_flix.low_rank import Tensor
+
+
+@keras.saving.register_keras_serializable(package="keras_flix")
+class FlixDense(LowRankLayer, keras.layers.Dense):
+    """`keras.layers.Dense` with a low-rank update per feature value.
+
+    See `FlixEinsumDense` for the formula.
+
+    Args:
+        units: Size of the output, as for `Dense`.
+        features: A `FeatureSchema`, a list of `Feature`, or a dict from name
+            to values.
+        rank: Rank of the axes that state none: a number or a dict by axis.
+        alpha: A value's scale is `alpha / rank`; `None` means 1.
+        dropout: Feature dropout of the axes that state none.
+        **kwargs: Arguments of `Dense`, such as `activation`.
+
+    Call arguments:
+        inputs: Activations of shape `(batch, ..., input_dim)`.
+        features: As for `FlixEinsumDense`.
+        training: Whether feature dropout applies.
+
+    Example:
+
+    >>> layer = FlixDense(8, features={"task": ["qa", "parse"]}, rank=2)
+    >>> tuple(layer(keras.ops.ones((2, 16)), features={"task": "qa"}).shape)
+    (2, 8)
+    """
+
+    def __init__(
+        self,
+        units: int,
+        *,
+        features: Any,
+        rank: Any = 4,
+        alpha: float | None = None,
+        dropout: Any = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(units, **kwargs)
+        self._configure_features(features, rank, alpha, dropout)
+
+    @property
+    def _low_rank_equation(self) -> str:
+        return DENSE_EQUATION
+
+    def build(self, input_shape: Any) -> None:
+        super().build(input_shape)
+        self._kernel.trainable = False
+        self._add_tables()
+
+    def call(
+        self,
+        inputs: Tensor,
+        features: Mapping[str, Any] | None = None,
+        training: bool | None = None,
+    ) -> Tensor:
+        x = ops.matmul(inputs, self.kernel)
+        delta = self.low_rank_output(inputs, features, training)
+        if delta is not None:
+            x = ops.add(x, delta)
+        if self.bias is not None:
+            x = ops.add(x, self.bias)
+        if self.activation is not None:
+            x = self.activation(x)
+        return x

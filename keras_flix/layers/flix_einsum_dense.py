@@ -1,0 +1,94 @@
+"""`FlixEinsumDense`: an `EinsumDense` whose kernel depends on features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_flix.layers.low_rank_layer import LowRankLayer
+from keras_flix.low_rank import Tensor
+
+
+@keras.saving.register_keras_serializable(package="keras_flix")
+class FlixEinsumDense(LowRankLayer, keras.layers.EinsumDense):
+    """`keras.layers.EinsumDense` with a low-rank update per feature value.
+
+    The kernel of an example is `W_0 + sum over f of s_f * A_f @ B_f`, where
+    `f` runs over the example's feature values and the kernel is flattened to
+    a matrix, contracted axes against produced ones (Lin et al., arXiv
+    2402.17934). `W_0` is frozen, and `B_f` starts at zero.
+
+    Args:
+        equation: As for `EinsumDense`. The batch is the activation's first axis.
+        output_shape: As for `EinsumDense`.
+        features: A `FeatureSchema`, a list of `Feature`, or a dict from name
+            to values.
+        rank: Rank of the axes that state none: a number or a dict by axis.
+        alpha: A value's scale is `alpha / rank`; `None` means 1.
+        dropout: Feature dropout of the axes that state none.
+        **kwargs: Arguments of `EinsumDense`, such as `bias_axes`.
+
+    Call arguments:
+        inputs: The activations, as `equation` has them.
+        features: Dict with values or ids per axis: one for the whole batch, or
+            one per example (`int32`, shape `(batch,)`; `(batch, k)` for
+            `multiple` axes). Not needed inside a model that `enable_flix`
+            adapted.
+        training: Whether feature dropout applies.
+
+    Example:
+
+    >>> layer = FlixEinsumDense(
+    ...     "btd,ndh->btnh",
+    ...     output_shape=(None, 2, 8),
+    ...     features={"language": ["en", "sw"]},
+    ...     rank=2,
+    ... )
+    >>> x = keras.ops.ones((3, 5, 16))
+    >>> tuple(layer(x, features={"language": ["en", None, "sw"]}).shape)
+    (3, 5, 2, 8)
+    >>> tuple(layer.kernel_delta({"language": "sw"}).shape)
+    (2, 16, 8)
+    """
+
+    def __init__(
+        self,
+        equation: str,
+        output_shape: Any,
+        *,
+        features: Any,
+        rank: Any = 4,
+        alpha: float | None = None,
+        dropout: Any = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(equation, output_shape, **kwargs)
+        self._configure_features(features, rank, alpha, dropout)
+
+    @property
+    def _low_rank_equation(self) -> str:
+        return self.equation
+
+    def build(self, input_shape: Any) -> None:
+        super().build(input_shape)
+        self._kernel.trainable = False
+        self._add_tables()
+
+    def call(
+        self,
+        inputs: Tensor,
+        features: Mapping[str, Any] | None = None,
+        training: bool | None = None,
+    ) -> Tensor:
+        x = ops.einsum(self.equation, inputs, self.kernel)
+        delta = self.low_rank_output(inputs, features, training)
+        if delta is not None:
+            x = ops.add(x, delta)
+        if self.bias is not None:
+            x = ops.add(x, self.bias)
+        if self.activation is not None:
+            x = self.activation(x)
+        return x

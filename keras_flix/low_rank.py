@@ -1,0 +1,165 @@
+"""The FLix update, written once: layers, merging and export all call it.
+
+For an example whose active values are `F`, the flattened kernel is
+`W = W_0 + sum over f in F of s_f * A_f @ B_f` (Lin et al., Featurized Low-rank
+Mixtures, arXiv 2402.17934). An example pays for the ranks of its own values,
+however many values there are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_flix.encoding import ABSENT
+
+Tensor = Any
+"""A tensor of the current Keras backend."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ActiveValues:
+    """The active values of one axis in each example of a batch.
+
+    Attributes:
+        rows: int32 `(batch, k)`: rows to look up, a harmless one where absent.
+        present: bool `(batch, k)`: whether there is a value.
+        filler: float32 `(batch, k)`: what stands for a table where there is
+            no value: 0, or NaN where an id that could not be checked is out
+            of range. So it is never another value's table, nor unnoticed.
+    """
+
+    rows: Tensor
+    present: Tensor
+    filler: Tensor
+
+    @classmethod
+    def from_ids(cls, ids: Tensor, num_values: int) -> ActiveValues:
+        """Reads ids of shape `(batch,)` or `(batch, k)`; -1 is absent."""
+        ids = ops.cast(ids, "int32")
+        if len(ids.shape) == 1:
+            ids = ops.expand_dims(ids, -1)
+        present = ops.logical_and(ids >= 0, ids < num_values)
+        return cls(
+            rows=ops.where(present, ids, 0),
+            present=present,
+            filler=ops.where(
+                ops.logical_or(present, ops.equal(ids, ABSENT)), 0.0, float("nan")
+            ),
+        )
+
+    @property
+    def batch_size(self) -> Tensor:
+        """Number of examples."""
+        return ops.shape(self.rows)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureTables:
+    """The low-rank tables of one axis in one layer.
+
+    Attributes:
+        name: The axis' name.
+        a: `(values, d_in, rank)`.
+        b: `(values, rank, d_out)`. Values of a lower rank than the axis'
+            highest have zeros beyond it in both, where gradients stay zero.
+        scales: `s_f` of each value.
+        shared: Whether all examples use the one value (`always`), so that no
+            look-up per example is needed.
+    """
+
+    name: str
+    a: Tensor
+    b: Tensor
+    scales: Sequence[float]
+    shared: bool = False
+
+    def gather(self, active: ActiveValues, dtype: str) -> tuple[Tensor, Tensor]:
+        """`A` of shape `(batch, d_in, k * rank)`, `B` `(batch, k * rank, d_out)`."""
+        # Selecting, not multiplying by 0: a NaN in one table must not reach
+        # an example that does not use it.
+        a, b = (
+            ops.where(
+                active.present[..., None, None],
+                ops.cast(ops.take(table, active.rows, axis=0), dtype),
+                ops.cast(active.filler, dtype)[..., None, None],
+            )
+            for table in (self.a, self.b)
+        )
+        if set(self.scales) != {1.0}:
+            scales = ops.take(ops.convert_to_tensor(self.scales, dtype), active.rows)
+            a = a * scales[..., None, None]
+        k, d_in, rank = a.shape[1:]
+        if k == 1:
+            return ops.squeeze(a, 1), ops.squeeze(b, 1)
+        a = ops.reshape(ops.transpose(a, (0, 2, 1, 3)), (-1, d_in, k * rank))
+        return a, ops.reshape(b, (-1, k * rank, b.shape[-1]))
+
+
+def low_rank_update(
+    x: Tensor,
+    tables: Sequence[FeatureTables],
+    active: Mapping[str, ActiveValues],
+) -> Tensor:
+    """The update of each example, applied to its activations.
+
+    Args:
+        x: Activations of shape `(batch, positions, d_in)`.
+        tables: The tables of all axes.
+        active: The active values by axis. Axes whose tables are `shared` may
+            be missing: they are then active in every example.
+
+    Returns:
+        `sum over f in F(x) of s_f * x @ A_f @ B_f`, of shape
+        `(batch, positions, d_out)`.
+    """
+    dtype = x.dtype
+    routed = [
+        table.gather(active[table.name], dtype) for table in tables if not table.shared
+    ]
+    deltas = []
+    if routed:
+        # One pair of products for all axes: ranks side by side.
+        a, b = (
+            pair[0] if len(pair) == 1 else ops.concatenate(pair, axis=axis)
+            for pair, axis in zip(zip(*routed), (-1, 1))
+        )
+        deltas.append(ops.matmul(ops.matmul(x, a), b))
+    for table in tables:
+        if table.shared:
+            a, b = (ops.cast(t, dtype)[0] for t in (table.a, table.b))
+            delta = ops.matmul(ops.matmul(x, a * table.scales[0]), b)
+            if table.name in active:
+                one = active[table.name]
+                delta = ops.where(
+                    one.present[..., None],
+                    delta,
+                    ops.cast(one.filler, dtype)[..., None],
+                )
+            deltas.append(delta)
+    return sum(deltas[1:], deltas[0])
+
+
+def combined_matrix(
+    tables: Sequence[FeatureTables], ids: Mapping[str, np.ndarray], d_in: int
+) -> Tensor:
+    """The update of one combination as a `(d_in, d_out)` matrix, in float32.
+
+    Args:
+        tables: The tables of all axes.
+        ids: Ids of one example by axis, of shape `(1,)` or `(1, k)`.
+        d_in: The flattened kernel's input dimension.
+    """
+    active = {
+        table.name: ActiveValues.from_ids(
+            ops.convert_to_tensor(ids[table.name], "int32"), len(table.scales)
+        )
+        for table in tables
+        if table.name in ids
+    }
+    identity = ops.expand_dims(ops.eye(d_in, dtype="float32"), 0)
+    return low_rank_update(identity, tables, active)[0]

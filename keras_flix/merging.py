@@ -1,0 +1,100 @@
+"""`merge_features`: one combination of values as a plain model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import keras_hub
+from keras import ops
+
+from keras_flix import _compat
+from keras_flix.routed_model import surgery_of
+
+
+def merge_features(model: keras.Model, combination: Mapping[str, Any]) -> keras.Model:
+    """A plain model that computes what the adapted one does for one combination.
+
+    Args:
+        model: A model adapted by `enable_flix`. It is not changed.
+        combination: One value (or id) per feature, such as
+            `{"task": "qa", "language": "sw"}`; `None` is absent. The values
+            need not have been seen together in training.
+
+    Returns:
+        A new model of the original class, without adapters, whose kernels hold
+        the sum of the base and the combination's updates. It shares the
+        preprocessor of a task, and can be saved with `save_to_preset`.
+    """
+    surgery = surgery_of(model)
+    ids = surgery.schema.encode_one(combination)
+    deltas = {
+        id(layer): layer.kernel_delta({name: _plain(v) for name, v in ids.items()})
+        for layer in surgery.layers.values()
+    }
+    merged = _plain_copy(model)
+    old_layers = [model, *_compat.flatten_layers(model)]
+    new_layers = [merged, *_compat.flatten_layers(merged)]
+    if len(old_layers) != len(new_layers):
+        raise ValueError(
+            "A model must be rebuilt by its config to be merged. Received: a "
+            f"{type(model).__name__} with {len(old_layers)} layers, whose config "
+            f"builds {len(new_layers)}. Merge its backbone instead."
+        )
+    for old, new in zip(old_layers, new_layers):
+        tables = getattr(old, "_flix", None)
+        skip = (
+            {id(v) for v in tables.named_variables.values()}
+            if id(old) in deltas
+            else set()
+        )
+        sources = [v for v in _compat.own_variables(old) if id(v) not in skip]
+        for source, target in zip(sources, _compat.own_variables(new), strict=True):
+            value = source.value
+            if id(old) in deltas and source is old._kernel:
+                total = ops.add(ops.cast(value, "float32"), deltas[id(old)])
+                value = ops.cast(total, source.dtype)
+            target.assign(value)
+    return merged
+
+
+def _plain(ids: Any) -> Any:
+    """Ids of a batch of one, as the entry of one example."""
+    return ids[0].tolist() if ids.ndim > 1 else int(ids[0])
+
+
+def _plain_copy(model: keras.Model) -> keras.Model:
+    base_class = surgery_of(model).base_class
+    if isinstance(model, (keras_hub.models.Task, keras_hub.models.Backbone)):
+        config = _plain_config(model)
+        copied = base_class.from_config(config)
+    else:
+        copied = _compat.clone_plain(model, base_class, _plain_layer)
+    copied.trainable = True
+    return copied
+
+
+def _plain_config(model: Any) -> dict[str, Any]:
+    config = model.get_config()
+    if isinstance(model, keras_hub.models.Task):
+        backbone = model.backbone
+        config["backbone"] = surgery_of(backbone).base_class.from_config(
+            _plain_config(backbone)
+        )
+        # Its tokenizer's vocabulary is not in its config, and it has no weights.
+        config["preprocessor"] = model.preprocessor
+    return config
+
+
+def _plain_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
+    from keras_flix.layers import FlixDense, FlixEinsumDense
+
+    plain = {
+        FlixEinsumDense: keras.layers.EinsumDense,
+        FlixDense: keras.layers.Dense,
+    }.get(type(layer), type(layer))
+    config = layer.get_config()
+    if plain is not type(layer):
+        config = {k: v for k, v in config.items() if k not in ("features", "alpha")}
+    return plain.from_config(config)

@@ -1,0 +1,106 @@
+"""`generate` with features: ids travel with the batch into the compiled step."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from keras_flix import _compat, preprocessing
+from keras_flix.inputs import encode_inputs, layer_ids, leading_size, split_entries
+from keras_flix.routing import Routing, routing_scope
+
+# Between `generate` and the compiled step lies KerasHub's own code, which knows
+# two tensors. What it must not see waits here, for this call on this thread.
+_waiting: contextvars.ContextVar[dict[str, np.ndarray] | None] = contextvars.ContextVar(
+    "keras_flix_generation", default=None
+)
+
+
+class RoutedGeneration:
+    """The part of an adapted model that generates."""
+
+    def generate(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the model's own `generate`, with feature entries in a dict.
+
+        Args:
+            inputs: A dict of prompts (`"prompts"`, or `"text"`), or of
+                `token_ids` and `padding_mask` where no preprocessor is
+                attached, with one entry per feature; or a `tf.data.Dataset`
+                of such dicts.
+            *args: As for the model's own `generate`.
+            **kwargs: As for the model's own `generate`.
+        """
+        if _compat.source_kind(inputs) == "tf":
+            batches = [
+                self.generate(batch, *args, **kwargs)
+                for batch in inputs.as_numpy_iterator()
+            ]
+            return _concatenate(batches)
+        state = self._flix
+        own, entries = split_entries(inputs, state.schema)
+        if state.disabled:
+            ids = {}
+        else:
+            prompt = own
+            if isinstance(own, Mapping) and self.preprocessor is not None:
+                prompt = next(iter(own.values()), None)
+            ids = encode_inputs(state.schema, entries, leading_size(prompt))
+        if self.preprocessor is not None:
+            own = _python_strings(own)
+            if preprocessing.takes_plain_strings(self.preprocessor):
+                own = preprocessing.plain_input(own)
+        token = _waiting.set(ids)
+        try:
+            return super().generate(own, *args, **kwargs)
+        finally:
+            _waiting.reset(token)
+
+    def make_generate_function(self) -> Any:
+        function = super().make_generate_function()
+
+        def with_ids(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            ids = _waiting.get()
+            return function({**inputs, **ids} if ids else inputs, *args, **kwargs)
+
+        return with_ids
+
+    def generate_step(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        state = self._flix
+        own, entries = split_entries(inputs, state.schema)
+        if state.disabled:
+            routing = Routing(state.schema, None)
+        else:
+            size = leading_size(own)
+            routing = Routing.from_ids(
+                state.schema, layer_ids(state.schema, entries, size)
+            )
+        with routing_scope(routing):
+            return super().generate_step(own, *args, **kwargs)
+
+
+def _python_strings(inputs: Any) -> Any:
+    """Prompts of a numpy iterator as Python strings, in a new dict."""
+
+    def convert(x: Any) -> Any:
+        if isinstance(x, np.ndarray) and x.dtype.kind in "OSU":
+            x = x.tolist()
+        if isinstance(x, bytes):
+            return x.decode("utf-8")
+        if isinstance(x, list):
+            return [convert(item) for item in x]
+        return x
+
+    if isinstance(inputs, Mapping):
+        return {key: convert(value) for key, value in inputs.items()}
+    return convert(inputs)
+
+
+def _concatenate(batches: list[Any]) -> Any:
+    if isinstance(batches[0], dict):
+        return {key: _concatenate([b[key] for b in batches]) for key in batches[0]}
+    if isinstance(batches[0], list):
+        return [item for batch in batches for item in batch]
+    return np.concatenate(batches, axis=0)

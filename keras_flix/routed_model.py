@@ -1,0 +1,367 @@
+"""What `enable_flix` makes of a model: one that routes features.
+
+`routed_class(cls)` derives from the model's own class and overrides its entry
+points. All of them come down to one thing: ids are inputs of the model, taken
+out of the input dict inside `call` and put in the routing scope.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import keras_hub
+import numpy as np
+from keras import ops, tree
+
+from keras_flix import _compat, preprocessing
+from keras_flix.features import FeatureSchema
+from keras_flix.inputs import encode_batch, layer_ids, leading_size, split_entries
+from keras_flix.layers.low_rank_layer import LowRankLayer
+from keras_flix.routed_generation import RoutedGeneration
+from keras_flix.routing import Routing, current_routing, routing_scope
+from keras_flix.sources import map_batches
+
+
+@dataclasses.dataclass
+class Surgery:
+    """What `enable_flix` did to a model.
+
+    Attributes:
+        schema: The axes, with ranks and dropout rates resolved.
+        alpha: As given to `enable_flix`.
+        layers: The adapted layers by path.
+        base_class: The model's class before.
+        dropout_seed: Drives feature dropout; `None` if there is none.
+        takes_training: Whether the model's own `call` takes `training`.
+        unwraps: Whether the model's own input is not a dict.
+        verified: Whether every adapted layer is known to run.
+        disabled: Whether the adapters are off.
+    """
+
+    schema: FeatureSchema
+    alpha: float | None
+    layers: dict[str, LowRankLayer]
+    base_class: type
+    dropout_seed: keras.random.SeedGenerator | None = None
+    takes_training: bool = True
+    unwraps: bool = False
+    verified: bool = False
+    disabled: bool = False
+
+
+class RoutedModel(RoutedGeneration):
+    """Mixin of adapted models; the model's own class comes after it."""
+
+    _flix: Surgery
+
+    # Entry points of a forward pass. -------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        name, inputs, args, kwargs = _take_inputs(args, kwargs)
+        own, entries = split_entries(inputs, self._flix.schema)
+        if entries and not any(map(_is_symbolic, entries.values())):
+            ids = layer_ids(self._flix.schema, entries, _size(own))
+            # Keras refuses arrays beside tensors in one dict.
+            inputs = {**tree.map_structure(_as_tensor, own), **ids}
+        return super().__call__(
+            *_put_back(name, inputs, args), **kwargs, **({name: inputs} if name else {})
+        )
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        name, inputs, args, kwargs = _take_inputs(args, kwargs)
+        state = self._flix
+        own, entries = split_entries(inputs, state.schema)
+        routing = self._routing(own, entries, kwargs.get("training"))
+        if not state.takes_training:
+            kwargs.pop("training", None)
+        own = self._own_inputs(own)
+        with routing_scope(routing):
+            outputs = super().call(
+                *_put_back(name, own, args), **kwargs, **({name: own} if name else {})
+            )
+        self._check_all_ran(routing)
+        return outputs
+
+    def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        # Shapes do not depend on the features, but those must be stated.
+        own, entries = split_entries(inputs, self._flix.schema)
+        if current_routing(self._flix.schema) is None and not self._flix.disabled:
+            self._flix.schema.check_entries(entries)
+        if not self._flix.takes_training:
+            kwargs.pop("training", None)
+        with routing_scope(Routing(self._flix.schema, None)):
+            return super().compute_output_spec(self._own_inputs(own), *args, **kwargs)
+
+    def _assert_input_compatibility(self, *args: Any) -> None:
+        own, _ = split_entries(args[0], self._flix.schema)
+        super()._assert_input_compatibility(self._own_inputs(own), *args[1:])
+
+    def _own_inputs(self, own: Any) -> Any:
+        if self._flix.unwraps and isinstance(own, Mapping) and len(own) == 1:
+            return next(iter(own.values()))
+        return own
+
+    def _routing(
+        self, own: Any, entries: Mapping[str, Any], training: bool | None
+    ) -> Routing | None:
+        """The routing of one call; `None` inherits that of an outer model."""
+        state = self._flix
+        if state.disabled:
+            return Routing(state.schema, None)
+        if not entries and current_routing(state.schema) is not None:
+            return None
+        size = _size(own)
+        return Routing.from_ids(
+            state.schema,
+            layer_ids(state.schema, entries, size),
+            batch_size=size,
+            dropout_seed=state.dropout_seed if training else None,
+        )
+
+    def _check_all_ran(self, routing: Routing | None) -> None:
+        state = self._flix
+        if state.verified or routing is None or routing.active is None:
+            return
+        idle = [p for p, layer in state.layers.items() if id(layer) not in routing.ran]
+        if idle:
+            raise ValueError(never_runs(idle))
+        state.verified = True
+
+    # Data. ---------------------------------------------------------------
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        self._check_optimizer()
+        x, pipeline = self._feed(x)
+        if kwargs.get("validation_data") is not None:
+            kwargs["validation_data"] = self._feed_validation(
+                kwargs["validation_data"], pipeline
+            )
+        return self._data_method("fit", pipeline)(x, *args, **kwargs)
+
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("_use_cached_eval_dataset"):
+            return super().evaluate(x, *args, **kwargs)
+        x, pipeline = self._feed(x)
+        return self._data_method("evaluate", pipeline)(x, *args, **kwargs)
+
+    def predict(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        x, pipeline = self._feed(x)
+        return self._data_method("predict", pipeline)(x, *args, **kwargs)
+
+    def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        self._check_optimizer()
+        return super().train_on_batch(self._encode(x), *args, **kwargs)
+
+    def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().test_on_batch(self._encode(x), *args, **kwargs)
+
+    def predict_on_batch(self, x: Any, **kwargs: Any) -> Any:
+        return super().predict_on_batch(self._encode(x), **kwargs)
+
+    def preprocess_samples(
+        self, x: Any, y: Any = None, sample_weight: Any = None
+    ) -> Any:
+        """The seam of KerasHub tasks between raw samples and the model."""
+        x = self._encode(x)
+        own, ids = split_entries(x, self._flix.schema)
+        preprocessor = self.preprocessor
+        if preprocessor is None:
+            outputs = keras.utils.pack_x_y_sample_weight(own, y, sample_weight)
+        else:
+            own = preprocessing.plain_input(own)
+            if isinstance(own, Mapping) and preprocessing.takes_plain_strings(
+                preprocessor
+            ):
+                outputs = preprocessing.preprocess_prompts(preprocessor, own)
+            else:
+                outputs = super().preprocess_samples(own, y, sample_weight)
+        if not ids:
+            return outputs
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(outputs)
+        own = x if isinstance(x, Mapping) else {"inputs": x}
+        return keras.utils.pack_x_y_sample_weight({**own, **ids}, y, sample_weight)
+
+    def _encode(self, x: Any) -> Any:
+        _, entries = split_entries(x, self._flix.schema)
+        if self._flix.disabled and not entries:
+            return x
+        return encode_batch(self._flix.schema, x)
+
+    def _encode_batch(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self._encode(batch[0]), *batch[1:])
+
+    def _preprocess_batch(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+        outputs = self.preprocess_samples(*batch)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    def _feed(self, x: Any) -> tuple[Any, bool]:
+        """Encodes a data source.
+
+        Returns:
+            The source, and whether KerasHub's pipeline is still to preprocess
+            it: that takes arrays, tf.data and grain datasets, and is led
+            around for all others.
+        """
+        kind = _compat.source_kind(x)
+        has_pipeline = isinstance(self, keras_hub.models.Task)
+        if kind == "arrays":
+            return self._encode(x), has_pipeline
+        if has_pipeline and kind in ("tf", "grain_dataset"):
+            return x, True
+        function = self._preprocess_batch if has_pipeline else self._encode_batch
+        return map_batches(x, function), False
+
+    def _feed_validation(self, data: Any, pipeline: bool) -> Any:
+        if isinstance(data, (tuple, list)):
+            data = (self._encode(data[0]), *data[1:])
+            if not pipeline and isinstance(self, keras_hub.models.Task):
+                return self._preprocess_batch(data)
+            return data
+        data, still_pipeline = self._feed(data)
+        if still_pipeline and not pipeline:
+            return map_batches(data, self._preprocess_batch)
+        if pipeline and not still_pipeline:
+            raise ValueError(
+                "Training and validation data of a KerasHub task must both go "
+                "through its preprocessing pipeline (arrays, tf.data, grain "
+                "datasets), or neither. Received: validation_data of type "
+                f"{type(data).__name__}. Use sources of the same kind."
+            )
+        return data
+
+    def _data_method(self, name: str, pipeline: bool) -> Any:
+        if pipeline or not isinstance(self, keras_hub.models.Task):
+            return getattr(super(), name)
+        return functools.partial(getattr(keras.Model, name), self)
+
+    def _check_optimizer(self) -> None:
+        optimizer = getattr(self, "optimizer", None)
+        if optimizer is None or not optimizer.built:
+            return
+        known = {id(v) for v in optimizer._trainable_variables}
+        if any(id(v) not in known for v in self.trainable_variables):
+            raise ValueError(
+                "The optimizer must know the adapters' variables. Received: a "
+                "model whose optimizer was built before `enable_flix`. Call "
+                "`model.compile(...)` again before training."
+            )
+
+    def save_to_preset(self, *args: Any, **kwargs: Any) -> None:
+        raise ValueError(
+            "A preset holds a plain model, and would lose the adapters. Received: "
+            "a model adapted by `enable_flix`. Use `save_adapters(model, path)`, "
+            "or `merge_features(model, ...).save_to_preset(...)`."
+        )
+
+
+def _is_symbolic(x: Any) -> bool:
+    return isinstance(x, keras.KerasTensor)
+
+
+def _as_tensor(x: Any) -> Any:
+    is_numeric = isinstance(x, np.ndarray) and x.dtype.kind in "biuf"
+    return ops.convert_to_tensor(x) if is_numeric else x
+
+
+def _size(own: Any) -> Any:
+    """Batch length of a model's own inputs, as a tensor where it is unknown."""
+    size = leading_size(own)
+    if size is None:
+        leaves = [x for x in tree.flatten(own) if x is not None]
+        size = ops.shape(leaves[0])[0] if leaves and hasattr(leaves[0], "shape") else 1
+    return size
+
+
+def _take_inputs(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[str | None, Any, tuple[Any, ...], dict[str, Any]]:
+    """The first argument, whether it came by position or by keyword."""
+    if args:
+        return None, args[0], args, kwargs
+    kwargs = dict(kwargs)
+    for name in kwargs:
+        if name not in ("training", "mask"):
+            return name, kwargs.pop(name), (), kwargs
+    return None, None, args, kwargs
+
+
+def _put_back(name: str | None, inputs: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return args if name else (inputs, *args[1:])
+
+
+def never_runs(paths: list[str]) -> str:
+    """The error for targets whose `call` is bypassed."""
+    return (
+        "Every target must be a layer that runs in the model's forward pass. "
+        f"Received: {paths[:4]}, which the model never calls (it may read their "
+        "kernels directly). Leave them out of `targets`."
+    )
+
+
+@functools.cache
+def routed_class(cls: type) -> type:
+    """The class of adapted models of class `cls`: the same name, a subclass."""
+    names = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+    }
+    return type(cls.__name__, (RoutedModel, cls), names)
+
+
+@contextlib.contextmanager
+def adapters_disabled(model: keras.Model) -> Iterator[keras.Model]:
+    """Within the block, the model is exactly its base model.
+
+    Feature entries may then be left out of the inputs.
+
+    Args:
+        model: A model adapted by `enable_flix`.
+
+    Example:
+
+    ```python
+    with keras_flix.adapters_disabled(model):
+        base_logits = model.predict({"token_ids": ..., "padding_mask": ...})
+    ```
+    """
+    routed = [m for m in [model, getattr(model, "backbone", None)] if is_adapted(m)]
+    if not routed:
+        raise ValueError(not_adapted(model))
+    before = [(m, m._flix.disabled, _compat.reset_functions(m)) for m in routed]
+    for m in routed:
+        m._flix.disabled = True
+    try:
+        yield model
+    finally:
+        for m, disabled, functions in before:
+            m._flix.disabled = disabled
+            _compat.reset_functions(m)
+            for name, function in functions.items():
+                setattr(m, name, function)
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether `enable_flix` adapted this model."""
+    return isinstance(model, RoutedModel)
+
+
+def not_adapted(model: Any) -> str:
+    """The error for a model that must be adapted."""
+    return (
+        "The model must have been adapted by `enable_flix`. Received: a "
+        f"{type(model).__name__} without adapters. Call `enable_flix(model, ...)` "
+        "first."
+    )
+
+
+def surgery_of(model: Any) -> Surgery:
+    """What `enable_flix` did to a model; raises if it did nothing."""
+    if not is_adapted(model):
+        raise ValueError(not_adapted(model))
+    return model._flix

@@ -1,0 +1,133 @@
+"""The scope that carries the active values from a model's input to its layers.
+
+A model opens the scope inside its `call`, with ids that are tensors among its
+own inputs, so that they are traced like any other input and never frozen into
+a compiled function. Layers read the innermost scope of their own schema.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_flix.encoding import ABSENT
+from keras_flix.features import FeatureSchema
+from keras_flix.low_rank import ActiveValues, Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Routing:
+    """What one forward pass of one model tells its adapted layers.
+
+    Attributes:
+        schema: The schema the ids belong to.
+        active: The active values by axis, or `None` where adapters are off.
+        ran: Ids of the layers that asked, filled in as they run.
+    """
+
+    schema: FeatureSchema
+    active: Mapping[str, ActiveValues] | None
+    ran: set[int] = dataclasses.field(default_factory=set)
+
+    @classmethod
+    def from_ids(
+        cls,
+        schema: FeatureSchema,
+        ids: Mapping[str, Tensor],
+        *,
+        batch_size: Tensor = None,
+        dropout_seed: keras.random.SeedGenerator | None = None,
+    ) -> Routing:
+        """The routing of a batch.
+
+        Args:
+            schema: The axes.
+            ids: Ids by axis, of shape `(batch,)` or `(batch, k)`.
+            batch_size: Needed only to drop `always` axes.
+            dropout_seed: Turns feature dropout on and draws from this seed.
+        """
+        if dropout_seed is not None:
+            ids = drop_features(schema, ids, batch_size, dropout_seed)
+        return cls(
+            schema,
+            {
+                name: ActiveValues.from_ids(value, len(schema[name].values))
+                for name, value in ids.items()
+            },
+        )
+
+
+def drop_features(
+    schema: FeatureSchema,
+    ids: Mapping[str, Tensor],
+    batch_size: Tensor,
+    seed: keras.random.SeedGenerator,
+) -> dict[str, Tensor]:
+    """Feature dropout: makes axes absent at random, per example and axis.
+
+    An axis' rate is its probability of being dropped from an example, for the
+    whole forward pass. Survivors are not rescaled.
+    """
+    kept = dict(ids)
+    for feature in schema:
+        if not feature.dropout:
+            continue
+        if feature.always:
+            axis_ids = ops.zeros((batch_size,), "int32")
+        else:
+            axis_ids = ops.cast(ids[feature.name], "int32")
+        shape = (ops.shape(axis_ids)[0],) + (1,) * (len(axis_ids.shape) - 1)
+        keep = keras.random.uniform(shape, seed=seed) >= feature.dropout
+        kept[feature.name] = ops.where(keep, axis_ids, ABSENT)
+    return kept
+
+
+# A ContextVar, not a global: threads, and tasks of one thread, never share it.
+_stack: contextvars.ContextVar[tuple[Routing, ...]] = contextvars.ContextVar(
+    "keras_flix_routing", default=()
+)
+
+
+@contextlib.contextmanager
+def routing_scope(routing: Routing | None) -> Iterator[None]:
+    """Makes `routing` current within the block, also when it raises."""
+    if routing is None:
+        yield
+        return
+    token = _stack.set((*_stack.get(), routing))
+    try:
+        yield
+    finally:
+        _stack.reset(token)
+
+
+def current_routing(schema: FeatureSchema) -> Routing | None:
+    """The innermost routing of this schema, or `None` outside of any."""
+    for routing in reversed(_stack.get()):
+        if routing.schema is schema or routing.schema == schema:
+            return routing
+    return None
+
+
+def carry_routing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that runs under the routing of now, whenever it is called.
+
+    Rematerialization runs a layer's `call` again in the backward pass, when the
+    scope of the forward pass is closed.
+    """
+    stack = _stack.get()
+
+    def carried(*args: Any, **kwargs: Any) -> Any:
+        token = _stack.set(stack)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _stack.reset(token)
+
+    return carried

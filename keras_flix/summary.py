@@ -1,0 +1,82 @@
+"""`flix_summary`: what was adapted, and how much of it trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_flix import _compat
+from keras_flix.routed_model import surgery_of
+
+
+@dataclasses.dataclass(frozen=True)
+class FlixSummary:
+    """What `flix_summary` returns.
+
+    Attributes:
+        layers: Path of each adapted layer, with its kernel's shape.
+        parameters: Number of adapter parameters by feature.
+        trainable: Number of trainable parameters.
+        total: Number of all parameters, the adapters included.
+    """
+
+    layers: dict[str, tuple[int, ...]]
+    parameters: dict[str, int]
+    trainable: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """Trainable parameters over all parameters."""
+        return self.trainable / self.total
+
+
+def flix_summary(
+    model: keras.Model, print_fn: Callable[[str], Any] | None = print
+) -> FlixSummary:
+    """Prints and returns what `enable_flix` adapted.
+
+    Args:
+        model: An adapted model.
+        print_fn: Takes the text line by line; `None` prints nothing.
+
+    Returns:
+        A `FlixSummary`.
+    """
+    surgery = surgery_of(model)
+    parameters = {feature.name: 0 for feature in surgery.schema}
+    for layer in surgery.layers.values():
+        for name, pair in layer._flix.variables.items():
+            parameters[name] += sum(math.prod(v.shape) for v in pair)
+    summary = FlixSummary(
+        layers={p: _compat.kernel_shape(lyr) for p, lyr in surgery.layers.items()},
+        parameters=parameters,
+        trainable=sum(math.prod(v.shape) for v in model.trainable_variables),
+        total=sum(math.prod(v.shape) for v in model.weights),
+    )
+    if print_fn is not None:
+        for line in _lines(surgery, summary):
+            print_fn(line)
+    return summary
+
+
+def _lines(surgery: Any, summary: FlixSummary) -> list[str]:
+    lines = [f"FLix adapters in {len(summary.layers)} layers:"]
+    lines += [f"  {path} {shape}" for path, shape in summary.layers.items()]
+    for feature in surgery.schema:
+        ranks = sorted(set(feature.ranks))
+        rank = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+        always = ", always active" if feature.always else ""
+        lines.append(
+            f"  {feature.name}: {len(feature.values)} values of rank {rank}{always}, "
+            f"dropout {feature.dropout}: {summary.parameters[feature.name]:,} parameters"
+        )
+    lines.append(
+        f"Trainable: {summary.trainable:,} of {summary.total:,} parameters "
+        f"({summary.share:.2%})."
+    )
+    return lines

@@ -1,0 +1,230 @@
+"""`enable_flix`: gives a model's layers low-rank updates per feature value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import keras_hub
+
+from keras_flix import _compat
+from keras_flix.features import Feature, FeatureSchema
+from keras_flix.layers import FlixDense, FlixEinsumDense
+from keras_flix.layers.low_rank_layer import LowRankLayer, check_alpha, check_ranks
+from keras_flix.routed_model import Surgery, is_adapted, never_runs, routed_class
+from keras_flix.routing import carry_routing
+from keras_flix.targets import find_targets
+
+ADAPTED_CLASSES: dict[type, type[LowRankLayer]] = {
+    keras.layers.EinsumDense: FlixEinsumDense,
+    keras.layers.Dense: FlixDense,
+}
+
+
+def enable_flix(
+    model: keras.Model,
+    features: FeatureSchema | Sequence[Feature] | Mapping[str, Sequence[Any]],
+    *,
+    rank: Any = 4,
+    alpha: float | None = None,
+    dropout: Any = 0.0,
+    targets: str | Sequence[str] | None = None,
+    seed: int | None = None,
+) -> keras.Model:
+    """Gives every feature value a low-rank update of the model's layers.
+
+    The model is changed in place and stays the same object; its layer names,
+    variable paths and base variables stay too. Everything but the adapters is
+    frozen. Afterwards, all entry points (`model(...)`, `fit`, `evaluate`,
+    `predict`, `generate`, ...) expect one more entry per feature in the input
+    dict: ids (`int32`, shape `(batch,)`, -1 is absent), strings (`None` is
+    absent), or one scalar for the whole batch. Compile the model again if it
+    has been trained before.
+
+    Args:
+        model: A KerasHub `Backbone` or `Task`, or any built `keras.Model`
+            holding `EinsumDense` or `Dense` layers.
+        features: A `FeatureSchema`, a list of `Feature`, or a dict from name
+            to values.
+        rank: Rank of a value's update: a number, a dict by feature
+            (`{"task": 8, "language": 2}`), or by value
+            (`{"language": {"en": 2, "*": 4}}`). A feature's own rank wins.
+        alpha: The scale of an update is `alpha / rank`; `None` means 1.
+        dropout: Probability of dropping a feature from an example in
+            training: a number or a dict by feature. A feature's own wins.
+        targets: Which layers: `None` for the attention projections,
+            `"all-linear"`, or a list of layer names or of regexes that match
+            a layer's whole path.
+        seed: Seeds the initial tables and feature dropout. `None` draws a seed
+            that follows `keras.utils.set_random_seed`.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: If an argument or a target is not valid. The model is then
+            left as it was.
+
+    Example:
+
+    >>> inputs = keras.Input((16,), name="x")
+    >>> hidden = keras.layers.Dense(32, activation="relu", name="hidden")(inputs)
+    >>> outputs = keras.layers.Dense(4, name="head")(hidden)
+    >>> model = keras.Model({"x": inputs}, outputs)
+    >>> model = enable_flix(
+    ...     model, {"language": ["en", "sw"]}, rank=2, targets=["hidden"]
+    ... )
+    >>> batch = {"x": np.ones((3, 16)), "language": ["en", None, "sw"]}
+    >>> tuple(model(batch).shape)
+    (3, 4)
+    """
+    schema = FeatureSchema(features).resolve(rank, dropout)
+    check_alpha(alpha)
+    _check_model(model, schema)
+    layers = find_targets(model, targets)
+    for layer in layers.values():
+        check_ranks(layer, schema)
+        _check_stock(layer)
+    verified = _check_runs(model, layers)
+    seed = _compat.fresh_seed() if seed is None else seed
+
+    for layer in layers.values():
+        ADAPTED_CLASSES[type(layer)].from_layer(layer, schema, alpha=alpha, seed=seed)
+    tables = [
+        variable
+        for layer in layers.values()
+        for variable in layer._flix.named_variables.values()
+    ]
+    _compat.freeze(model, list(layers.values()), tables)
+    dropout_seed = None
+    if any(feature.dropout for feature in schema):
+        dropout_seed = keras.random.SeedGenerator(seed)
+    routed_models = _routed_models(model)
+    for routed in routed_models:
+        _route(routed, schema, alpha, layers, dropout_seed, verified)
+    if dropout_seed is not None:
+        # Its state must be among the variables of each routed model, once.
+        with _compat.unlocked(routed_models[0]):
+            routed_models[0]._flix_dropout_seed = dropout_seed
+    _compat.wrap_rematerialization(model, carry_routing)
+    _compat.track_torch_parameters(model)
+    return model
+
+
+def _routed_models(model: keras.Model) -> list[keras.Model]:
+    """The model and its backbone, which people also call on its own."""
+    backbone = getattr(model, "backbone", None)
+    if isinstance(model, keras_hub.models.Task) and isinstance(backbone, keras.Model):
+        return [backbone, model]
+    return [model]
+
+
+def _route(
+    model: keras.Model,
+    schema: FeatureSchema,
+    alpha: float | None,
+    layers: dict[str, Any],
+    dropout_seed: keras.random.SeedGenerator | None,
+    verified: bool,
+) -> None:
+    surgery = Surgery(
+        schema=schema,
+        alpha=alpha,
+        layers=layers,
+        base_class=type(model),
+        dropout_seed=dropout_seed,
+        unwraps=not _compat.takes_dict(model),
+        verified=verified,
+    )
+    _compat.change_class(model, routed_class(type(model)))
+    with _compat.unlocked(model):
+        surgery.takes_training = _compat.accept_training(model)
+        # A namespace, which Keras does not look into: the layers are the
+        # model's already, and tracking them twice would rename their paths.
+        object.__setattr__(model, "_flix", surgery)
+    _compat.reset_functions(model)
+
+
+def _check_model(model: Any, schema: FeatureSchema) -> None:
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "`model` must be a keras.Model. Received: an object of type "
+            f"{type(model).__name__}. For a single layer, use FlixEinsumDense or "
+            "FlixDense."
+        )
+    adapted = [m for m in _compat.flatten_layers(model) if isinstance(m, LowRankLayer)]
+    if is_adapted(model) or adapted:
+        raise ValueError(
+            "A model can be adapted once. Received: a model that `enable_flix` has "
+            "adapted already. Start from a fresh model, or use "
+            "`merge_features(model, ...)`, which returns a plain one."
+        )
+    if not model.built:
+        raise ValueError(
+            "`model` must be built, since adapters take their shapes from its "
+            f"kernels. Received: an unbuilt {type(model).__name__}. Call it on a "
+            "batch first."
+        )
+    names = _compat.input_names(model)
+    taken = [feature.name for feature in schema.routed if feature.name in names]
+    if taken:
+        raise ValueError(
+            "A feature must not be called like one of the model's own inputs "
+            f"{names}. Received: feature {taken[0]!r}. Rename the feature."
+        )
+
+
+def _check_stock(layer: Any) -> None:
+    if getattr(layer, "lora_enabled", False):
+        raise ValueError(
+            "A target must not have a LoRA of Keras' own. Received: layer "
+            f"{layer.path!r}, on which `enable_lora` was called. Start from a "
+            "model without it; FLix with one always-on feature is a LoRA."
+        )
+    if layer.quantization_mode is not None:
+        raise ValueError(
+            "A target must not be quantized: this version adapts floating-point "
+            f"kernels only. Received: layer {layer.path!r} with "
+            f"quantization_mode={layer.quantization_mode!r}. Load the model "
+            "without quantization."
+        )
+
+
+def _check_runs(model: keras.Model, layers: dict[str, Any]) -> bool:
+    """Raises if a target's `call` never runs in the model.
+
+    Returns:
+        Whether that could be found out here. If not, the first real call of
+        the model does.
+    """
+    inputs = _compat.symbolic_inputs(model)
+    if inputs is None:
+        return False
+    ran: set[str] = set()
+
+    def spy(path: str, layer: Any) -> Any:
+        call = layer.call
+
+        def spied(*args: Any, **kwargs: Any) -> Any:
+            ran.add(path)
+            return call(*args, **kwargs)
+
+        return spied
+
+    try:
+        for path, layer in layers.items():
+            object.__setattr__(layer, "call", spy(path, layer))
+        _compat.dry_run(model, inputs)
+    except Exception:
+        if _compat.is_functional(model):
+            raise
+        # A subclassed model does not tell the dtypes of its inputs.
+        return False
+    finally:
+        for layer in layers.values():
+            object.__delattr__(layer, "call")
+    idle = [path for path in layers if path not in ran]
+    if idle:
+        raise ValueError(never_runs(idle))
+    return True
