@@ -1,9 +1,10 @@
 """Featurized Low-rank Mixtures (FLix) for Keras 3."""
 
-from keras_flix.features import Feature, FeatureSchema
+from keras_flix.disabling import adapters_disabled
+from keras_flix.feature import Feature
+from keras_flix.features import FeatureSchema
 from keras_flix.layers import FlixDense, FlixEinsumDense
 from keras_flix.merging import merge_features
-from keras_flix.routed_model import adapters_disabled
 from keras_flix.saving import load_adapters, save_adapters
 from keras_flix.summary import flix_summary
 from keras_flix.surgery import enable_flix

@@ -7,10 +7,9 @@ out of the input dict inside `call` and put in the routing scope.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -312,38 +311,6 @@ def routed_class(cls: type) -> type:
         "__doc__": cls.__doc__,
     }
     return type(cls.__name__, (RoutedModel, cls), names)
-
-
-@contextlib.contextmanager
-def adapters_disabled(model: keras.Model) -> Iterator[keras.Model]:
-    """Within the block, the model is exactly its base model.
-
-    Feature entries may then be left out of the inputs.
-
-    Args:
-        model: A model adapted by `enable_flix`.
-
-    Example:
-
-    ```python
-    with keras_flix.adapters_disabled(model):
-        base_logits = model.predict({"token_ids": ..., "padding_mask": ...})
-    ```
-    """
-    routed = [m for m in [model, getattr(model, "backbone", None)] if is_adapted(m)]
-    if not routed:
-        raise ValueError(not_adapted(model))
-    before = [(m, m._flix.disabled, _compat.reset_functions(m)) for m in routed]
-    for m in routed:
-        m._flix.disabled = True
-    try:
-        yield model
-    finally:
-        for m, disabled, functions in before:
-            m._flix.disabled = disabled
-            _compat.reset_functions(m)
-            for name, function in functions.items():
-                setattr(m, name, function)
 
 
 def is_adapted(model: Any) -> bool:

@@ -71,9 +71,10 @@ def _lines(surgery: Any, summary: FlixSummary) -> list[str]:
         ranks = sorted(set(feature.ranks))
         rank = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
         always = ", always active" if feature.always else ""
+        count = summary.parameters[feature.name]
         lines.append(
             f"  {feature.name}: {len(feature.values)} values of rank {rank}{always}, "
-            f"dropout {feature.dropout}: {summary.parameters[feature.name]:,} parameters"
+            f"dropout {feature.dropout}: {count:,} parameters"
         )
     lines.append(
         f"Trainable: {summary.trainable:,} of {summary.total:,} parameters "

@@ -9,7 +9,8 @@ import keras
 import keras_hub
 
 from keras_flix import _compat
-from keras_flix.features import Feature, FeatureSchema
+from keras_flix.feature import Feature
+from keras_flix.features import FeatureSchema
 from keras_flix.layers import FlixDense, FlixEinsumDense
 from keras_flix.layers.low_rank_layer import LowRankLayer, check_alpha, check_ranks
 from keras_flix.routed_model import Surgery, is_adapted, never_runs, routed_class

@@ -1,0 +1,242 @@
+"""`Feature`: one axis of a mixture, with its values, ranks and dropout."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from keras_flix.encoding import ABSENT, Encoder
+
+Value = str | int
+Rank = int | Mapping[Any, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """One feature axis of a mixture, such as its tasks or its languages.
+
+    Args:
+        name: The axis' name, which is also its key in a model's input dict.
+        values: The vocabulary: unique strings, or unique integers. The
+            position of a value is its id. May be left out if `always=True`.
+        rank: Rank of each value's low-rank update: an integer, or a dict from
+            value to rank in which `"*"` stands for all others. `None` takes
+            the rank given where the schema is used.
+        dropout: Probability in `[0, 1)` of dropping this axis from an
+            example in training. `None` takes the rate given where the schema
+            is used.
+        multiple: Whether an example may have several values of this axis.
+        always: Whether the axis is active in every example. It then has one
+            value and no entry in the input dict. A schema with only such an
+            axis is LoRA; next to other axes it is what they share.
+
+    Example:
+
+    >>> language = Feature("language", ["en", "sw", "yo"], rank={"en": 2, "*": 4})
+    >>> language.ranks
+    (2, 4, 4)
+    >>> language.id_of("sw")
+    1
+    """
+
+    name: str
+    values: Sequence[Value] = ()
+    rank: Rank | None = None
+    dropout: float | None = None
+    multiple: bool = False
+    always: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(
+                "A feature's name must be a non-empty string. "
+                f"Received: name={self.name!r}. Name the axis after what it "
+                'describes, such as "task" or "language".'
+            )
+        if "/" in self.name:
+            raise ValueError(
+                "A feature's name must not contain '/', which separates parts "
+                f"of a variable's path. Received: name={self.name!r}. Use "
+                "another character, such as '_'."
+            )
+        object.__setattr__(self, "values", self._checked_values())
+        if self.rank is not None:
+            object.__setattr__(self, "rank", self._checked_rank(self.rank))
+        if self.dropout is not None:
+            object.__setattr__(self, "dropout", self._checked_dropout(self.dropout))
+
+    def _checked_values(self) -> tuple[Value, ...]:
+        if isinstance(self.values, (str, bytes)):
+            raise ValueError(
+                f"The values of feature {self.name!r} must be a list. "
+                f"Received: values={self.values!r}, a single string. "
+                f"Write [{self.values!r}]."
+            )
+        values = tuple(
+            int(v)
+            if isinstance(v, numbers.Integral) and not isinstance(v, bool)
+            else str(v)
+            if isinstance(v, str)
+            else v
+            for v in self.values
+        )
+        if self.always and not values:
+            values = (self.name,)
+        if not values:
+            raise ValueError(
+                f"Feature {self.name!r} must have at least one value. "
+                "Received: values=[]. List the values that occur in the "
+                "mixture."
+            )
+        kinds = {type(v) for v in values}
+        if not (kinds <= {str} or kinds <= {int}):
+            raise ValueError(
+                f"The values of feature {self.name!r} must be all strings or "
+                f"all integers. Received: values={list(values)!r}. Convert "
+                "them to strings."
+            )
+        duplicates = sorted({v for v in values if values.count(v) > 1}, key=str)
+        if duplicates:
+            raise ValueError(
+                f"The values of feature {self.name!r} must be unique. "
+                f"Received: values={list(values)!r}, where {duplicates!r} "
+                "occur more than once. Remove the repeated ones."
+            )
+        if self.always and len(values) != 1:
+            raise ValueError(
+                f"Feature {self.name!r} has always=True and must have exactly "
+                f"one value. Received: values={list(values)!r}. Leave `values` "
+                "out, or set always=False."
+            )
+        if self.always and self.multiple:
+            raise ValueError(
+                f"Feature {self.name!r} cannot have both always=True and "
+                "multiple=True. Received: always=True, multiple=True. Choose "
+                "one of them."
+            )
+        return values
+
+    def _checked_rank(self, rank: Rank) -> int | dict[Value, int]:
+        if isinstance(rank, Mapping):
+            unknown = [v for v in rank if v != "*" and v not in self.values]
+            if unknown:
+                raise ValueError(
+                    f"A rank by value of feature {self.name!r} must name its "
+                    f"values or '*'. Received: rank={dict(rank)!r}, where "
+                    f"{unknown[0]!r} is unknown.{self._nearest(unknown[0])}"
+                )
+            missing = [v for v in self.values if v not in rank]
+            if missing and "*" not in rank:
+                raise ValueError(
+                    f"A rank by value of feature {self.name!r} must cover every "
+                    f"value. Received: rank={dict(rank)!r}, without "
+                    f"{missing!r}. Add them, or '*' for all others."
+                )
+            return {v: self._checked_int_rank(r) for v, r in rank.items()}
+        return self._checked_int_rank(rank)
+
+    def _checked_int_rank(self, rank: Any) -> int:
+        if isinstance(rank, bool) or not isinstance(rank, numbers.Integral):
+            raise ValueError(
+                f"The rank of feature {self.name!r} must be an integer. "
+                f"Received: rank={rank!r}. Pass a positive integer such as 4."
+            )
+        if rank < 1:
+            raise ValueError(
+                f"The rank of feature {self.name!r} must be at least 1. "
+                f"Received: rank={rank}. To leave a feature out, remove it "
+                "from the schema."
+            )
+        return int(rank)
+
+    def _checked_dropout(self, dropout: Any) -> float:
+        if isinstance(dropout, bool) or not isinstance(dropout, numbers.Real):
+            dropout_is_valid = False
+        else:
+            dropout_is_valid = 0.0 <= dropout < 1.0
+        if not dropout_is_valid:
+            raise ValueError(
+                f"The dropout of feature {self.name!r} must be a number in "
+                f"[0, 1). Received: dropout={dropout!r}. Pass 0.0 for none."
+            )
+        return float(dropout)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The rank of each value, in the order of `values`."""
+        if self.rank is None:
+            raise ValueError(
+                f"The rank of feature {self.name!r} must be known here. "
+                "Received: rank=None. Pass rank= to the Feature or to the layer."
+            )
+        if isinstance(self.rank, Mapping):
+            rank = self.rank
+            return tuple(rank[v] if v in rank else rank["*"] for v in self.values)
+        return (self.rank,) * len(self.values)
+
+    def id_of(self, value: Value | None) -> int:
+        """The id of a value; -1 for `None`. Raises for an unknown value."""
+        if value is None:
+            return ABSENT
+        try:
+            return self.values.index(value)
+        except ValueError:
+            raise ValueError(
+                f"A value of feature {self.name!r} must be one of its "
+                f"{len(self.values)} values. Received: {self.name}={value!r}."
+                f"{self._nearest(value)} State absence as None."
+            ) from None
+
+    def encoder(
+        self, ints_are_ids: bool = True, unknown_is_absent: bool = False
+    ) -> Encoder:
+        """What turns an entry of this axis into ids.
+
+        Args:
+            ints_are_ids: Whether integers are ids, as in a model's inputs, or
+                values to look up.
+            unknown_is_absent: Whether unknown values become -1 or raise.
+        """
+        lookup = {value: i for i, value in enumerate(self.values)}
+        return Encoder(
+            self.name,
+            len(self.values),
+            (lambda value: lookup.get(value, ABSENT))
+            if unknown_is_absent
+            else self.id_of,
+            multiple=self.multiple,
+            ints_are_ids=ints_are_ids,
+        )
+
+    def _nearest(self, value: Any) -> str:
+        names = [str(v) for v in self.values]
+        near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.0)
+        known = ", ".join(repr(v) for v in self.values[:8])
+        more = ", ..." if len(self.values) > 8 else ""
+        hint = f" The nearest known value is {near[0]!r}." if near else ""
+        return f"{hint} Known values: {known}{more}."
+
+    def get_config(self) -> dict[str, Any]:
+        """The feature as a dict of JSON types."""
+        rank: Any = self.rank
+        if isinstance(rank, Mapping):
+            rank = [[value, r] for value, r in rank.items()]
+        return {
+            "name": self.name,
+            "values": list(self.values),
+            "rank": rank,
+            "dropout": self.dropout,
+            "multiple": self.multiple,
+            "always": self.always,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Feature:
+        """The feature that `get_config` described."""
+        config = dict(config)
+        if isinstance(config.get("rank"), list):
+            config["rank"] = {value: rank for value, rank in config["rank"]}
+        return cls(**config)
