@@ -209,17 +209,26 @@ def wrap_rematerialization(
 
 
 def symbolic_inputs(model: keras.Model) -> Any | None:
-    """Stand-ins for a model's inputs, or `None` if it does not tell them."""
+    """Stand-ins for a model's inputs, or `None` if it does not tell them.
+
+    Axes of unknown length get a small one, since layers such as position
+    embeddings compare it with a limit.
+    """
+
+    def sized(shape: Any) -> tuple[int, ...]:
+        return tuple(8 if size is None else size for size in shape)
+
     if hasattr(model, "_inputs_struct"):
         return tree.map_structure(
-            lambda x: keras.KerasTensor(x.shape, dtype=x.dtype), model._inputs_struct
+            lambda x: keras.KerasTensor(sized(x.shape), dtype=x.dtype),
+            model._inputs_struct,
         )
     shapes = getattr(model, "_build_shapes_dict", None)
     if not shapes or len(shapes) != 1:
         return None
     (shape,) = shapes.values()
     return tree.map_shape_structure(
-        lambda s: keras.KerasTensor(s, dtype="float32"), shape
+        lambda s: keras.KerasTensor(sized(s), dtype="float32"), shape
     )
 
 
