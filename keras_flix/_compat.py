@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -17,6 +17,12 @@ from keras import tree
 from keras.src import backend
 from keras.src.random.seed_generator import make_default_seed
 from keras.src.trainers import data_adapters
+
+if TYPE_CHECKING:
+    Mixin: Any
+else:
+    Mixin = object
+"""Base of the mixins, whose Keras class comes later in the order of bases."""
 
 DATA_FUNCTIONS = ("train_function", "test_function", "predict_function")
 
@@ -91,7 +97,7 @@ def fresh_seed() -> int:
     return int(make_default_seed())
 
 
-class BaseVariablesCheck:
+class BaseVariablesCheck(Mixin):
     """Replaces the count of variables that stock layers make when loading.
 
     Stock layers compare a file with *all* their variables. Adapted layers keep
@@ -111,8 +117,20 @@ class BaseVariablesCheck:
 
 
 def flatten_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """All layers below a model, each once, itself excluded."""
-    return list(model._flatten_layers(include_self=False, recursive=True))
+    """All layers below a model, each once, itself excluded, in their order.
+
+    `Layer._flatten_layers` gives the same ones, the inner ones backwards.
+    """
+    found: dict[int, keras.layers.Layer] = {}
+
+    def visit(parent: keras.layers.Layer) -> None:
+        for layer in parent._layers:
+            if id(layer) not in found:
+                found[id(layer)] = layer
+                visit(layer)
+
+    visit(model)
+    return list(found.values())
 
 
 def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:

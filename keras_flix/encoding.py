@@ -63,15 +63,9 @@ class Encoder:
         """Raises unless all ids are -1 or those of a value."""
         bad = (ids < ABSENT) | (ids >= self.num_values)
         if np.any(bad):
-            raise ValueError(
-                f"The ids of feature {self.name!r} must be in [0, "
-                f"{self.num_values}), or -1 for absent. Received: "
-                f"{self.name}={int(ids[bad][0])} (at example "
-                f"{int(np.argwhere(bad)[0][0])}). Encode values with "
-                "`schema.encode(...)`."
-            )
+            raise self._range_error(ids[bad][0], int(np.argwhere(bad)[0][0]))
 
-    def _one(self, value: Any) -> int:
+    def _one(self, value: Any, example: int | None = None) -> int:
         if isinstance(value, np.ndarray):
             value = value.item()
         if isinstance(value, bytes):
@@ -83,7 +77,8 @@ class Encoder:
         if isinstance(value, numbers.Integral) and (
             self.ints_are_ids or value == ABSENT
         ):
-            self.check_range(np.asarray([value]))
+            if not ABSENT <= int(value) < self.num_values:
+                raise self._range_error(value, example)
             return int(value)
         if value is not None and not isinstance(value, (str, numbers.Integral)):
             raise self._dtype_error(type(value).__name__)
@@ -97,14 +92,15 @@ class Encoder:
                     f"Received: {self.name}={entry!r} for one example. Pass a "
                     "single value, or declare the feature with multiple=True."
                 )
-        return np.asarray([self._one(entry) for entry in entries], "int64")
+        ids = [self._one(entry, example) for example, entry in enumerate(entries)]
+        return np.asarray(ids, "int64")
 
     def _several(self, entries: list[Any]) -> np.ndarray:
         rows = [
-            [self._one(e) for e in entry]
+            [self._one(e, example) for e in entry]
             if isinstance(entry, (list, tuple, np.ndarray))
-            else [self._one(entry)]
-            for entry in entries
+            else [self._one(entry, example)]
+            for example, entry in enumerate(entries)
         ]
         width = max([1, *map(len, rows)])
         return np.asarray(
@@ -140,6 +136,14 @@ class Encoder:
                     "Remove the repeated one."
                 )
 
+    def _range_error(self, value: Any, example: int | None) -> ValueError:
+        where = "" if example is None else f" (at example {example})"
+        return ValueError(
+            f"The ids of feature {self.name!r} must be in [0, {self.num_values}), "
+            f"or -1 for absent. Received: {self.name}={int(value)}{where}. Encode "
+            "values with `schema.encode(...)`."
+        )
+
     def _dtype_error(self, dtype: Any) -> ValueError:
         return ValueError(
             f"The entry of feature {self.name!r} must hold strings, integer ids "
@@ -155,7 +159,8 @@ def _is_scalar(entry: Any) -> bool:
 
 
 def _from_unsigned(ids: np.ndarray) -> np.ndarray:
-    return np.minimum(ids, np.iinfo("int64").max).astype("int64")
+    highest = np.uint64(np.iinfo("int64").max)
+    return np.minimum(ids.astype("uint64"), highest).astype("int64")
 
 
 def broadcast(ids: dict[str, np.ndarray], batch_size: int | None) -> dict:
@@ -177,7 +182,8 @@ def broadcast(ids: dict[str, np.ndarray], batch_size: int | None) -> dict:
                 f"{len(value)} entries of {name!r} for a batch of {batch_size}. "
                 "Pass one value for the whole batch, or one per example."
             )
+    length = 1 if batch_size is None else batch_size
     return {
-        name: value if value.ndim else np.full((batch_size or 1,), value, "int32")
+        name: value if value.ndim else np.full((length,), value, "int32")
         for name, value in ids.items()
     }

@@ -85,8 +85,8 @@ def split_equation(equation: str, input_rank: int) -> KernelSplit:
     Returns:
         A `KernelSplit`.
     """
-    activation, kernel, output = _terms(equation)
-    activation, output = _expand_ellipsis(equation, activation, output, input_rank)
+    input_term, kernel, output_term = _terms(equation)
+    activation, output = _expand_ellipsis(equation, input_term, output_term, input_rank)
     contracted = [c for c in kernel if c in activation and c not in output]
     produced = [c for c in kernel if c in output and c not in activation]
     positions = [c for c in activation if c not in contracted]
@@ -123,6 +123,10 @@ def _terms(equation: str) -> tuple[str, str, str]:
             f"an ellipsis in the activation and output only. Received: "
             f"equation={equation!r}. An example is 'btd,ndh->btnh'."
         )
+    for term in (activation, kernel, output):
+        axes = term.replace("...", "")
+        if len(set(axes)) < len(axes):
+            raise _refusal(equation, f"an axis repeats in {term!r}", "takes a diagonal")
     return activation, kernel, output
 
 
@@ -138,7 +142,7 @@ def _expand_ellipsis(
             f"{'at least ' if has_ellipsis else ''}{named} axes. Received: an "
             f"activation with {input_rank} axes. Check the layer's input."
         )
-    used = set(activation + output)
+    used = set(equation)
     spare = [c for c in string.ascii_letters if c not in used][:extra]
 
     def expand(term: str) -> list[str]:

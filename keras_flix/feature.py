@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import numbers
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from keras_flix.encoding import ABSENT, Encoder
 
 Value = str | int
 Rank = int | Mapping[Any, int]
+
+# What every backend takes in the names of variables.
+NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +60,12 @@ class Feature:
                 f"Received: name={self.name!r}. Name the axis after what it "
                 'describes, such as "task" or "language".'
             )
-        if "/" in self.name:
+        if not NAME.fullmatch(self.name):
             raise ValueError(
-                "A feature's name must not contain '/', which separates parts "
-                f"of a variable's path. Received: name={self.name!r}. Use "
-                "another character, such as '_'."
+                "A feature's name must consist of ASCII letters, digits, '_' and "
+                "'-', since its variables are named after it. Received: "
+                f"name={self.name!r}. Use '_' for other characters; values may be "
+                "any strings."
             )
         object.__setattr__(self, "values", self._checked_values())
         if self.rank is not None:
@@ -74,6 +79,15 @@ class Feature:
                 f"The values of feature {self.name!r} must be a list. "
                 f"Received: values={self.values!r}, a single string. "
                 f"Write [{self.values!r}]."
+            )
+        if not isinstance(self.values, Iterable) or isinstance(
+            self.values, (Set, Mapping)
+        ):
+            raise ValueError(
+                f"The values of feature {self.name!r} must be a list, whose order "
+                f"gives their ids. Received: values={self.values!r} of type "
+                f"{type(self.values).__name__}. Pass a list; for a set, "
+                "sorted(values)."
             )
         values = tuple(
             int(v)
@@ -96,6 +110,12 @@ class Feature:
             raise ValueError(
                 f"The values of feature {self.name!r} must be all strings or "
                 f"all integers. Received: values={list(values)!r}. Convert "
+                "them to strings."
+            )
+        if ABSENT in values:
+            raise ValueError(
+                f"The values of feature {self.name!r} must not contain {ABSENT}, "
+                f"which means absent. Received: values={list(values)!r}. Convert "
                 "them to strings."
             )
         duplicates = sorted({v for v in values if values.count(v) > 1}, key=str)
@@ -156,7 +176,7 @@ class Feature:
         if isinstance(dropout, bool) or not isinstance(dropout, numbers.Real):
             dropout_is_valid = False
         else:
-            dropout_is_valid = 0.0 <= dropout < 1.0
+            dropout_is_valid = 0.0 <= float(dropout) < 1.0
         if not dropout_is_valid:
             raise ValueError(
                 f"The dropout of feature {self.name!r} must be a number in "

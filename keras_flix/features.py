@@ -211,6 +211,12 @@ class FeatureSchema:
 
     def check_entries(self, entries: Mapping[str, Any]) -> None:
         """Raises unless a dict has one entry per axis, and none besides."""
+        if not isinstance(entries, Mapping):
+            raise ValueError(
+                "Feature values must be a dict from the name of an axis to its "
+                f"entry. Received: {entries!r}. Write such as "
+                f"{{{self.names[0]!r}: ...}}."
+            )
         for name in entries:
             if name not in self or self[name].always:
                 raise ValueError(

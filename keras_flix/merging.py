@@ -10,6 +10,7 @@ import keras_hub
 from keras import ops
 
 from keras_flix import _compat
+from keras_flix.layers import FlixDense, FlixEinsumDense
 from keras_flix.routed_model import surgery_of
 
 
@@ -43,16 +44,13 @@ def merge_features(model: keras.Model, combination: Mapping[str, Any]) -> keras.
             f"builds {len(new_layers)}. Merge its backbone instead."
         )
     for old, new in zip(old_layers, new_layers):
-        tables = getattr(old, "_flix", None)
-        skip = (
-            {id(v) for v in tables.named_variables.values()}
-            if id(old) in deltas
-            else set()
-        )
+        skip: set[int] = set()
+        if id(old) in deltas:
+            skip = {id(v) for v in old._adapter.named_variables.values()}
         sources = [v for v in _compat.own_variables(old) if id(v) not in skip]
         for source, target in zip(sources, _compat.own_variables(new), strict=True):
             value = source.value
-            if id(old) in deltas and source is old._kernel:
+            if id(old) in deltas and source is old.kernel:
                 total = ops.add(ops.cast(value, "float32"), deltas[id(old)])
                 value = ops.cast(total, source.dtype)
             target.assign(value)
@@ -88,8 +86,6 @@ def _plain_config(model: Any) -> dict[str, Any]:
 
 
 def _plain_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
-    from keras_flix.layers import FlixDense, FlixEinsumDense
-
     plain = {
         FlixEinsumDense: keras.layers.EinsumDense,
         FlixDense: keras.layers.Dense,

@@ -19,7 +19,7 @@ _waiting: contextvars.ContextVar[dict[str, np.ndarray] | None] = contextvars.Con
 )
 
 
-class RoutedGeneration:
+class RoutedGeneration(_compat.Mixin):
     """The part of an adapted model that generates."""
 
     def generate(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:

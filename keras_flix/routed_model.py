@@ -45,7 +45,7 @@ class Surgery:
     schema: FeatureSchema
     alpha: float | None
     layers: dict[str, LowRankLayer]
-    base_class: type
+    base_class: Any
     dropout_seed: keras.random.SeedGenerator | None = None
     takes_training: bool = True
     unwraps: bool = False

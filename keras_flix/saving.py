@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import safetensors.numpy
 from keras import ops
 
 from keras_flix.features import FeatureSchema
+from keras_flix.layers.low_rank_layer import check_alpha, matrix_shape
 from keras_flix.routed_model import is_adapted, surgery_of
 from keras_flix.surgery import enable_flix
+from keras_flix.targets import linear_layers
 
 SUFFIX = ".flix.safetensors"
 FORMAT_VERSION = 1
@@ -74,8 +77,7 @@ def load_adapters(model: keras.Model, path: str | os.PathLike[str]) -> keras.Mod
         ValueError: If the file is not such a file, or does not fit the model.
             The model is then left as it was.
     """
-    header, tensors = _read(_checked_path(path))
-    schema = FeatureSchema.from_config(header["schema"])
+    header, schema, tensors = _read(_checked_path(path))
     if is_adapted(model):
         _check_schema(surgery_of(model).schema, schema, path)
         _check_alpha(surgery_of(model).alpha, header["alpha"], path)
@@ -93,7 +95,7 @@ def _named_tables(model: keras.Model) -> dict[str, keras.Variable]:
     return {
         f"{path}/{name}": variable
         for path, layer in surgery_of(model).layers.items()
-        for name, variable in layer._flix.named_variables.items()
+        for name, variable in layer._adapter.named_variables.items()
     }
 
 
@@ -110,7 +112,7 @@ def _checked_path(path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _read(path: Path) -> tuple[dict[str, Any], FeatureSchema, dict[str, np.ndarray]]:
     if not path.is_file():
         raise ValueError(
             f"`path` must be an existing file. Received: path={str(path)!r}, which "
@@ -121,19 +123,23 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         header = json.loads(metadata["keras_flix"])
-        version, _, _ = header["version"], header["schema"], header["layers"]
+        version, schema = header["version"], None
+        if version == FORMAT_VERSION:
+            schema = FeatureSchema.from_config(header["schema"])
+            check_alpha(header["alpha"])
+            header["layers"] = [str(layer) for layer in header["layers"]]
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             "An adapter file must have been written by `save_adapters` and be "
             f"whole. Received: path={str(path)!r}, which cannot be read "
             f"({type(error).__name__}: {error}). Save it again."
         ) from error
-    if version != FORMAT_VERSION:
+    if schema is None:
         raise ValueError(
             f"An adapter file must have format version {FORMAT_VERSION}. Received: "
             f"version {version} in {str(path)!r}. Update keras_flix."
         )
-    return header, tensors
+    return header, schema, tensors
 
 
 def _check_schema(own: FeatureSchema, saved: FeatureSchema, path: Any) -> None:
@@ -188,9 +194,6 @@ def _check_layers(
     path: Any,
 ) -> None:
     """Compares a file with the plain model it is about to adapt."""
-    from keras_flix.layers.low_rank_layer import matrix_shape
-    from keras_flix.targets import linear_layers
-
     by_path = {layer.path: layer for layer in linear_layers(model)}
     expected: dict[str, tuple[int, ...]] = {}
     for name in header["layers"]:
@@ -209,6 +212,4 @@ def _check_layers(
 
 
 def _escape(path: str) -> str:
-    import re
-
     return re.escape(path)

@@ -50,7 +50,7 @@ def flix_summary(
     surgery = surgery_of(model)
     parameters = {feature.name: 0 for feature in surgery.schema}
     for layer in surgery.layers.values():
-        for name, pair in layer._flix.variables.items():
+        for name, pair in layer._adapter.variables.items():
             parameters[name] += sum(math.prod(v.shape) for v in pair)
     summary = FlixSummary(
         layers={p: _compat.kernel_shape(lyr) for p, lyr in surgery.layers.items()},

@@ -95,7 +95,7 @@ def enable_flix(
     tables = [
         variable
         for layer in layers.values()
-        for variable in layer._flix.named_variables.values()
+        for variable in layer._adapter.named_variables.values()
     ]
     _compat.freeze(model, list(layers.values()), tables)
     dropout_seed = None
@@ -138,7 +138,7 @@ def _route(
         unwraps=not _compat.takes_dict(model),
         verified=verified,
     )
-    _compat.change_class(model, routed_class(type(model)))
+    _compat.change_class(model, routed_class(type(model)))  # type: ignore[arg-type]
     with _compat.unlocked(model):
         surgery.takes_training = _compat.accept_training(model)
         # A namespace, which Keras does not look into: the layers are the

@@ -88,7 +88,7 @@ def linear_layers(model: keras.Model) -> list[keras.layers.Layer]:
     stock = (keras.layers.EinsumDense, keras.layers.Dense)
     return [
         layer
-        for layer in reversed(_compat.flatten_layers(model))
+        for layer in _compat.flatten_layers(model)
         if type(layer) in stock and layer.built
     ]
 
@@ -164,7 +164,8 @@ def _no_match(
         )
     names = sorted({layer.name for layer in candidates})
     paths = [layer.path for layer in candidates]
-    near = difflib.get_close_matches(target, [*names, *paths], n=3, cutoff=0.3)
+    known = list(dict.fromkeys([*names, *paths]))
+    near = difflib.get_close_matches(target, known, n=3, cutoff=0.3)
     return (
         "A target must match a layer's name, or its whole path as a regex. "
         f"Received: {target!r}, which matches nothing. The nearest are "

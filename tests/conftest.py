@@ -62,7 +62,7 @@ def make_gemma(spm_proto):
         return keras_hub.models.GemmaCausalLM(
             backbone=backbone,
             preprocessor=keras_hub.models.GemmaCausalLMPreprocessor(
-                tokenizer, sequence_length=12
+                tokenizer, sequence_length=24
             )
             if preprocessor
             else None,

@@ -58,7 +58,7 @@ class FlixDense(LowRankLayer, keras.layers.Dense):
 
     def build(self, input_shape: Any) -> None:
         super().build(input_shape)
-        self._kernel.trainable = False
+        self.kernel.trainable = False
         self._add_tables()
 
     def call(

@@ -74,7 +74,7 @@ class FlixEinsumDense(LowRankLayer, keras.layers.EinsumDense):
 
     def build(self, input_shape: Any) -> None:
         super().build(input_shape)
-        self._kernel.trainable = False
+        self.kernel.trainable = False
         self._add_tables()
 
     def call(

@@ -2,68 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import zlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import keras
-import numpy as np
-from keras import ops
+from keras import ops, tree
 
 from keras_flix import _compat
 from keras_flix.equations import KernelSplit, split_equation
 from keras_flix.features import FeatureSchema
 from keras_flix.inputs import layer_ids
-from keras_flix.low_rank import (
-    ActiveValues,
-    FeatureTables,
-    Tensor,
-    combined_matrix,
-    low_rank_update,
-)
+from keras_flix.layers.adapter import Adapter, Constant, initial_a
+from keras_flix.low_rank import ActiveValues, Tensor, combined_matrix, low_rank_update
 from keras_flix.routing import Routing, current_routing
-
-
-@dataclasses.dataclass
-class Adapter:
-    """The low-rank tables of one layer.
-
-    Attributes:
-        schema: The axes, with ranks and dropout rates resolved.
-        alpha: The scale of a value's update is `alpha / rank`, or 1 if `None`.
-        variables: By axis, the variables `A` and `B`.
-    """
-
-    schema: FeatureSchema
-    alpha: float | None
-    variables: dict[str, tuple[keras.Variable, keras.Variable]] = dataclasses.field(
-        default_factory=dict
-    )
-
-    @property
-    def named_variables(self) -> dict[str, keras.Variable]:
-        """The variables by a name that is unique in the layer."""
-        return {
-            f"flix_{name}_{part}": variable
-            for name, pair in self.variables.items()
-            for part, variable in zip("ab", pair)
-        }
-
-    def tables(self) -> list[FeatureTables]:
-        """What the update reads."""
-        return [
-            FeatureTables(
-                feature.name,
-                *self.variables[feature.name],
-                scales=[
-                    1.0 if self.alpha is None else self.alpha / rank
-                    for rank in feature.ranks
-                ],
-                shared=feature.always,
-            )
-            for feature in self.schema
-        ]
 
 
 class LowRankLayer(_compat.BaseVariablesCheck):
@@ -93,6 +45,14 @@ class LowRankLayer(_compat.BaseVariablesCheck):
         dropout: Any,
     ) -> None:
         schema = FeatureSchema(features).resolve(rank, dropout)
+        if self.lora_rank:
+            raise ValueError(two_loras(self))
+        if isinstance(self.dtype_policy, keras.dtype_policies.QuantizedDTypePolicy):
+            raise ValueError(
+                f"A {type(self).__name__} must have a floating-point dtype policy. "
+                f"Received: dtype={self.dtype_policy.name!r}. Pass such as "
+                "'float32' or 'mixed_bfloat16'."
+            )
         self._flix = Adapter(schema, check_alpha(alpha))
         self._dropout_seed = None
         if any(feature.dropout for feature in schema):
@@ -131,6 +91,7 @@ class LowRankLayer(_compat.BaseVariablesCheck):
 
     def _add_tables(self, seed: int | None = None) -> None:
         """Creates `A` and `B` of every axis; `B` starts at zero."""
+        check_ranks(self, self.features)
         shape = _compat.kernel_shape(self)
         d_in, d_out = self._split().matrix_shape(shape)
         adapter = self._adapter
@@ -146,7 +107,7 @@ class LowRankLayer(_compat.BaseVariablesCheck):
                     initializer=initializer,
                 )
                 for part, table_shape, initializer in (
-                    ("a", (count, d_in, rank), _Constant(a)),
+                    ("a", (count, d_in, rank), Constant(a)),
                     ("b", (count, rank, d_out), "zeros"),
                 )
             )
@@ -156,6 +117,24 @@ class LowRankLayer(_compat.BaseVariablesCheck):
         if input_rank is None:
             input_rank = len(equation.split(",")[0].replace("...", "b"))
         return split_equation(equation, input_rank)
+
+    def __call__(
+        self,
+        inputs: Tensor,
+        *args: Any,
+        features: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        if features is not None:
+            leaves = tree.flatten([inputs, features])
+            if not any(isinstance(leaf, keras.KerasTensor) for leaf in leaves):
+                # Keras refuses arrays of strings, and tensors beside scalars.
+                features = layer_ids(self.features, features, ops.shape(inputs)[0])
+            kwargs["features"] = features
+        return super().__call__(inputs, *args, **kwargs)
+
+    def enable_lora(self, *args: Any, **kwargs: Any) -> None:
+        raise ValueError(two_loras(self))
 
     def low_rank_output(
         self, inputs: Tensor, features: Mapping[str, Any] | None, training: bool | None
@@ -182,7 +161,7 @@ class LowRankLayer(_compat.BaseVariablesCheck):
             inputs = ops.transpose(inputs, split.input_axes)
         positions = ops.shape(inputs)[: split.num_positions]
         d_in, _ = split.matrix_shape(kernel_shape)
-        x = ops.reshape(inputs, (self._examples(positions[0], active), -1, d_in))
+        x = ops.reshape(inputs, self._by_example(positions, active, d_in))
         delta = low_rank_update(x, adapter.tables(), active)
         delta = ops.reshape(delta, (*positions, *split.output_sizes(kernel_shape)))
         if split.output_axes != tuple(range(len(split.output_axes))):
@@ -215,22 +194,27 @@ class LowRankLayer(_compat.BaseVariablesCheck):
         routing.ran.add(id(self))
         return routing.active
 
-    def _examples(self, rows: Tensor, active: Mapping[str, ActiveValues]) -> Tensor:
-        """How many examples the leading axis holds.
+    def _by_example(
+        self, positions: Any, active: Mapping[str, ActiveValues], d_in: int
+    ) -> tuple[Tensor, Tensor, int]:
+        """The shape `(batch, positions, d_in)` that gives each example its rows.
 
         Samplers and expert layers repeat examples side by side: the leading
         axis is then a multiple of the batch, example-major.
         """
+        rows = batch = positions[0]
         for values in active.values():
             batch = values.batch_size
-            if isinstance(rows, int) and isinstance(batch, int) and rows % batch:
-                raise ValueError(
-                    "The features must have one entry per example. Received: "
-                    f"{batch} entries for a batch of {rows} in layer "
-                    f"{self.path!r}. Pass one entry per example."
-                )
-            return batch
-        return rows
+            break
+        if isinstance(rows, int) and isinstance(batch, int) and rows % batch:
+            raise ValueError(
+                "The features must have one entry per example. Received: "
+                f"{batch} entries for a batch of {rows} in layer {self.path!r}. "
+                "Pass one entry per example."
+            )
+        # Not -1: where lengths are only known as the graph runs, it would take
+        # a batch that is no multiple of the entries.
+        return batch, math.prod(positions[1:], start=rows // batch), d_in
 
     def kernel_delta(self, combination: Mapping[str, Any]) -> Tensor:
         """The update of one combination of values.
@@ -271,44 +255,30 @@ class LowRankLayer(_compat.BaseVariablesCheck):
 
     def load_own_variables(self, store: Any) -> None:
         saved = {name: store[name] for name in store.keys()}
-        super().load_own_variables(
-            {n: v for n, v in saved.items() if not n.startswith("flix_")}
-        )
+        base = {n: v for n, v in saved.items() if not n.startswith("flix_")}
         tables = {n: v for n, v in saved.items() if n.startswith("flix_")}
-        if not tables:
-            return  # Plain base weights: the adapters stay as they are.
-        expected = {n: v.shape for n, v in self._adapter.named_variables.items()}
+        own = self._adapter.named_variables
+        expected = {n: tuple(v.shape) for n, v in own.items()}
         found = {n: tuple(v.shape) for n, v in tables.items()}
-        if {n: tuple(s) for n, s in expected.items()} != found:
+        # Without any, these are plain base weights: the adapters stay as they are.
+        if tables and expected != found:
             raise ValueError(
                 f"The adapters in a weights file must match layer {self.path!r}. "
                 f"Expected: {expected}. Received: {found}. Load it into a model "
                 "adapted with the same features and ranks."
             )
-        for name, variable in self._adapter.named_variables.items():
-            variable.assign(tables[name])
+        super().load_own_variables(base)
+        for name in tables:
+            own[name].assign(tables[name])
 
 
-class _Constant(keras.initializers.Initializer):
-    """An initial value computed in numpy: the same on every backend."""
-
-    def __init__(self, value: np.ndarray) -> None:
-        self.value = value
-
-    def __call__(self, shape: Any, dtype: Any = None) -> Tensor:
-        return ops.convert_to_tensor(self.value, dtype=dtype)
-
-
-def initial_a(ranks: tuple[int, ...], d_in: int, seed: tuple[int, str]) -> np.ndarray:
-    """Initial `A` of one axis, `(values, d_in, rank)`: normal, std `d_in**-0.5`.
-
-    Columns beyond a value's own rank are zero, and as `B` starts at zero too,
-    they never get a gradient.
-    """
-    generator = np.random.default_rng([seed[0], zlib.crc32(seed[1].encode())])
-    a = generator.normal(size=(len(ranks), d_in, max(ranks))) / np.sqrt(d_in)
-    beyond = np.arange(max(ranks)) >= np.asarray(ranks)[:, None]
-    return np.where(beyond[:, None, :], 0.0, a).astype("float32")
+def two_loras(layer: Any) -> str:
+    """The error for a LoRA of Keras' own on an adapted layer."""
+    return (
+        "A layer with feature adapters must not have a LoRA of Keras' own. "
+        f"Received: a LoRA rank for layer {layer.name!r}. Add a feature with "
+        "always=True, which is a LoRA, to `features`."
+    )
 
 
 def check_ranks(layer: Any, features: FeatureSchema) -> None:
@@ -342,7 +312,7 @@ DENSE_EQUATION = "...d,df->...f"
 def check_alpha(alpha: Any) -> float | None:
     if alpha is None:
         return None
-    if isinstance(alpha, bool) or not np.isscalar(alpha) or not alpha > 0:
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not alpha > 0:
         raise ValueError(
             f"`alpha` must be a positive number or None. Received: alpha={alpha!r}. "
             "None means a scale of 1."

@@ -31,7 +31,10 @@ def token_inputs(batch=4, length=7):
 
 
 def causal_lm():
-    model = keras_hub.models.GemmaCausalLM(make_backbone(), preprocessor=None)
+    # Compiled by default, it would keep its accuracy, which takes token ids.
+    model = keras_hub.models.GemmaCausalLM(
+        make_backbone(), preprocessor=None, compile=False
+    )
     return model, token_inputs(), None
 
 
@@ -51,6 +54,7 @@ def text_classifier():
         num_classes=3,
         preprocessor=None,
         dropout=0.0,
+        compile=False,
     )
     tokens = token_inputs()
     return model, {**tokens, "segment_ids": np.zeros((4, 7), "int32")}, None
@@ -225,7 +229,8 @@ def test_fit_with_strings_equals_fit_with_ids(adapted):
         model.fit({**own, **features}, target, epochs=2, shuffle=False, verbose=0)
         ends.append([to_numpy(v) for v in model.trainable_variables])
     for with_ids, with_strings in zip(*ends):
-        np.testing.assert_array_equal(with_ids, with_strings)
+        # Threads add up gradients in no fixed order.
+        np.testing.assert_allclose(with_ids, with_strings, atol=1e-6)
 
 
 def test_missing_feature_is_refused_everywhere(adapted):
@@ -347,6 +352,7 @@ def test_always_feature_needs_no_entry():
 
 def test_feature_dropout_only_in_training_and_reproducible():
     def losses(dropout, seed):
+        keras.utils.set_random_seed(0)
         model, own, _ = causal_lm()
         keras_flix.enable_flix(model, FEATURES, rank=2, dropout=dropout, seed=seed)
         randomize(model)

@@ -1,0 +1,77 @@
+"""The tables of one adapted layer, and their initial values."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_flix.features import FeatureSchema
+from keras_flix.low_rank import FeatureTables, Tensor
+
+
+@dataclasses.dataclass
+class Adapter:
+    """The low-rank tables of one layer.
+
+    Attributes:
+        schema: The axes, with ranks and dropout rates resolved.
+        alpha: The scale of a value's update is `alpha / rank`, or 1 if `None`.
+        variables: By axis, the variables `A` and `B`.
+    """
+
+    schema: FeatureSchema
+    alpha: float | None
+    variables: dict[str, tuple[keras.Variable, keras.Variable]] = dataclasses.field(
+        default_factory=dict
+    )
+
+    @property
+    def named_variables(self) -> dict[str, keras.Variable]:
+        """The variables by a name that is unique in the layer."""
+        return {
+            f"flix_{name}_{part}": variable
+            for name, pair in self.variables.items()
+            for part, variable in zip("ab", pair)
+        }
+
+    def tables(self) -> list[FeatureTables]:
+        """What the update reads."""
+        return [
+            FeatureTables(
+                feature.name,
+                *self.variables[feature.name],
+                scales=[
+                    1.0 if self.alpha is None else self.alpha / rank
+                    for rank in feature.ranks
+                ],
+                shared=feature.always,
+            )
+            for feature in self.schema
+        ]
+
+
+class Constant(keras.initializers.Initializer):
+    """An initial value computed in numpy: the same on every backend."""
+
+    def __init__(self, value: np.ndarray) -> None:
+        self.value = value
+
+    def __call__(self, shape: Any, dtype: Any = None) -> Tensor:
+        return ops.convert_to_tensor(self.value, dtype=dtype)
+
+
+def initial_a(ranks: tuple[int, ...], d_in: int, seed: tuple[int, str]) -> np.ndarray:
+    """Initial `A` of one axis, `(values, d_in, rank)`: normal, std `d_in**-0.5`.
+
+    Columns beyond a value's own rank are zero, and as `B` starts at zero too,
+    they never get a gradient.
+    """
+    generator = np.random.default_rng([seed[0], zlib.crc32(seed[1].encode())])
+    a = generator.normal(size=(len(ranks), d_in, max(ranks))) / np.sqrt(d_in)
+    beyond = np.arange(max(ranks)) >= np.asarray(ranks)[:, None]
+    return np.where(beyond[:, None, :], 0.0, a).astype("float32")
