@@ -123,7 +123,8 @@ def xla_temporary(arm: Arm) -> float:
     )
     step = jax.jit(arm.model.train_step, donate_argnums=0)
     compiled = step.lower(state, (arm.x, arm.y, None)).compile()
-    return compiled.memory_analysis().temp_size_in_bytes / MIB
+    analysis: Any = compiled.memory_analysis()
+    return analysis.temp_size_in_bytes / MIB
 
 
 def measure_in_process(name: str, workload: Workload, warm_up: int) -> dict[str, float]:

@@ -150,8 +150,7 @@ def take(examples, count, seed=0):
     """`count` examples in random order, as often as it takes."""
     generator = np.random.default_rng(seed)
     rounds = [
-        generator.permutation(len(examples))
-        for _ in range(-(-count // len(examples)))
+        generator.permutation(len(examples)) for _ in range(-(-count // len(examples)))
     ]
     return [examples[i] for i in np.concatenate(rounds)[:count]]
 
@@ -169,7 +168,7 @@ gemma.compile(
     sampler="greedy",
 )
 training_set = take(mixture.train, STEPS * BATCH_SIZE)
-history = gemma.fit(training_inputs(training_set), batch_size=BATCH_SIZE)
+history = gemma.fit(training_inputs(training_set), batch_size=BATCH_SIZE, shuffle=False)
 
 # %% [markdown]
 # ## How good is it?
@@ -177,6 +176,7 @@ history = gemma.fit(training_inputs(training_set), batch_size=BATCH_SIZE)
 # Exact match: the whole answer, character by character. *Seen* cells are tested
 # with inputs that were not in training; *unseen* cells are (task, language) pairs
 # without a single training example.
+
 
 # %%
 def exact_match(examples, batch_size=112):

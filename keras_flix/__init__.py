@@ -5,6 +5,7 @@ from keras_flix.feature import Feature
 from keras_flix.features import FeatureSchema
 from keras_flix.layers import FlixDense, FlixEinsumDense
 from keras_flix.merging import merge_features
+from keras_flix.restoring import AdaptedModel as _AdaptedModel  # noqa: F401
 from keras_flix.saving import load_adapters, save_adapters
 from keras_flix.summary import flix_summary
 from keras_flix.surgery import enable_flix

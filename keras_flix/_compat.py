@@ -16,6 +16,7 @@ import numpy as np
 from keras import tree
 from keras.src import backend
 from keras.src.random.seed_generator import make_default_seed
+from keras.src.saving import object_registration
 from keras.src.trainers import data_adapters
 
 if TYPE_CHECKING:
@@ -38,6 +39,14 @@ def change_class(instance: Any, cls: type) -> None:
         return
     instance._call_signature = inspect.signature(instance.call)
     instance.call_signature_parameters = list(instance._call_signature.parameters)
+
+
+def register_class_name(cls: type, name: str) -> None:
+    """Makes Keras' files name a class that has no place of its own to import.
+
+    `register_keras_serializable` would also prefix the class' own name.
+    """
+    object_registration.GLOBAL_CUSTOM_NAMES[cls] = name
 
 
 def accept_training(model: keras.Model) -> bool:
@@ -88,6 +97,8 @@ def add_table(
 def kernel_shape(layer: keras.layers.Layer) -> tuple[int, ...]:
     """Logical shape of a kernel; an int4 kernel is stored packed and flat."""
     if layer.quantization_mode == "int4":
+        if isinstance(layer, keras.layers.Dense):
+            return (layer._orig_input_dim, layer.units)
         return tuple(layer.original_kernel_shape)
     return tuple(layer._kernel.shape)
 
@@ -138,20 +149,15 @@ def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     return layer._trainable_variables + layer._non_trainable_variables
 
 
-def clone_plain(model: keras.Model, base_class: type, clone_layer: Any) -> Any:
-    """A functional model's copy, its layers made by `clone_layer`."""
+def clone(model: keras.Model) -> keras.Model:
+    """A copy of a plain functional or Sequential model, with fresh weights."""
     if not is_functional(model) and not isinstance(model, keras.Sequential):
         raise ValueError(
             "Only KerasHub models, functional and Sequential ones can be copied. "
-            f"Received: a subclassed {base_class.__name__}. Add "
+            f"Received: a subclassed {type(model).__name__}. Add "
             "`layer.kernel_delta(...)` to the kernels of a model of your own."
         )
-    adapted_class = type(model)
-    model.__class__ = base_class
-    try:
-        return keras.models.clone_model(model, clone_function=clone_layer)
-    finally:
-        model.__class__ = adapted_class
+    return keras.models.clone_model(model)
 
 
 def freeze(
@@ -192,6 +198,20 @@ def track_torch_parameters(model: keras.Model) -> None:
     for layer in [*flatten_layers(model), model]:
         if hasattr(layer, "_torch_params"):
             layer._track_variables()
+
+
+def optimizer_knows(model: keras.Model, variables: Sequence[keras.Variable]) -> bool:
+    """Whether a model's optimizer, if it is built, was built with these variables."""
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None or not optimizer.built:
+        return True
+    known = {id(v) for v in optimizer._trainable_variables}
+    return all(id(v) in known for v in variables)
+
+
+def unpickle_function() -> Callable[..., keras.Model]:
+    """What Keras' pickles call. It is found by name, so not on a made class."""
+    return keras.Model._unpickle_model
 
 
 def dry_run(model: keras.Model, inputs: Any) -> None:

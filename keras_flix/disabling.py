@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import keras
 
 from keras_flix import _compat
-from keras_flix.routed_model import is_adapted, not_adapted
+from keras_flix.plain_view import routed_parts
+from keras_flix.routed_model import not_adapted
 
 
 @contextlib.contextmanager
@@ -27,7 +28,7 @@ def adapters_disabled(model: keras.Model) -> Iterator[keras.Model]:
         base_logits = model.predict({"token_ids": ..., "padding_mask": ...})
     ```
     """
-    routed = [m for m in [model, getattr(model, "backbone", None)] if is_adapted(m)]
+    routed = routed_parts(model)
     if not routed:
         raise ValueError(not_adapted(model))
     before = [(m, m._flix.disabled, _compat.reset_functions(m)) for m in routed]

@@ -139,7 +139,7 @@ def encode_in_tf(
     routed = schema.routed
 
     def encode(batch: Any, *values: Any) -> list[np.ndarray]:
-        named = {f.name: value for f, value in zip(routed, values)}
+        named = {f.name: _none_for_empty(v) for f, v in zip(routed, values)}
         ids = encode_inputs(schema, named, None if batch < 0 else int(batch))
         return [ids[f.name] for f in routed]
 
@@ -147,9 +147,8 @@ def encode_in_tf(
     for feature in routed:
         entry = entries[feature.name]
         if isinstance(entry, tf.RaggedTensor):
-            entry = entry.to_tensor(
-                default_value="" if entry.dtype == tf.string else -1
-            )
+            filler = "" if entry.dtype == tf.string else -1
+            entry = entry.to_tensor(default_value=filler)
         values.append(entry)
     outputs = tf.numpy_function(
         encode,
@@ -159,6 +158,14 @@ def encode_in_tf(
     for feature, ids in zip(routed, outputs):
         ids.set_shape((None, None) if feature.multiple else (None,))
     return {feature.name: ids for feature, ids in zip(routed, outputs)}
+
+
+def _none_for_empty(values: np.ndarray) -> np.ndarray:
+    """String tensors cannot hold `None`: there, the empty string is absent."""
+    if values.dtype.kind == "O":
+        values = values.copy()
+        values[values == b""] = None
+    return values
 
 
 def encode_batch(schema: FeatureSchema, inputs: Any) -> Any:

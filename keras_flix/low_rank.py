@@ -94,7 +94,9 @@ class FeatureTables:
             scales = ops.take(ops.convert_to_tensor(self.scales, dtype), active.rows)
             a = a * scales[..., None, None]
         k, d_in, rank = a.shape[1:]
-        if k == 1:
+        if k is None:  # TensorFlow, where examples have any number of values.
+            k = ops.shape(a)[1]
+        elif k == 1:
             return ops.squeeze(a, 1), ops.squeeze(b, 1)
         a = ops.reshape(ops.transpose(a, (0, 2, 1, 3)), (-1, d_in, k * rank))
         return a, ops.reshape(b, (-1, k * rank, b.shape[-1]))

@@ -10,7 +10,7 @@ import keras_hub
 from keras import ops
 
 from keras_flix import _compat
-from keras_flix.layers import FlixDense, FlixEinsumDense
+from keras_flix.plain_view import plain_view
 from keras_flix.routed_model import surgery_of
 
 
@@ -63,34 +63,19 @@ def _plain(ids: Any) -> Any:
 
 
 def _plain_copy(model: keras.Model) -> keras.Model:
-    base_class = surgery_of(model).base_class
-    if isinstance(model, (keras_hub.models.Task, keras_hub.models.Backbone)):
-        config = _plain_config(model)
-        copied = base_class.from_config(config)
-    else:
-        copied = _compat.clone_plain(model, base_class, _plain_layer)
+    with plain_view(model):
+        if isinstance(model, (keras_hub.models.Task, keras_hub.models.Backbone)):
+            copied = _hub_copy(model)
+        else:
+            copied = _compat.clone(model)
     copied.trainable = True
     return copied
 
 
-def _plain_config(model: Any) -> dict[str, Any]:
+def _hub_copy(model: Any) -> Any:
     config = model.get_config()
     if isinstance(model, keras_hub.models.Task):
-        backbone = model.backbone
-        config["backbone"] = surgery_of(backbone).base_class.from_config(
-            _plain_config(backbone)
-        )
+        config["backbone"] = _hub_copy(model.backbone)
         # Its tokenizer's vocabulary is not in its config, and it has no weights.
         config["preprocessor"] = model.preprocessor
-    return config
-
-
-def _plain_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
-    plain = {
-        FlixEinsumDense: keras.layers.EinsumDense,
-        FlixDense: keras.layers.Dense,
-    }.get(type(layer), type(layer))
-    config = layer.get_config()
-    if plain is not type(layer):
-        config = {k: v for k, v in config.items() if k not in ("features", "alpha")}
-    return plain.from_config(config)
+    return type(model).from_config(config)

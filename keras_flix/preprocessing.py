@@ -19,6 +19,10 @@ PLAIN_KEYS = ("text", "prompts", "inputs")
 """Keys under which a preprocessor's single input may be given."""
 
 
+TEXT_KEYS = ("text", "prompts", "responses")
+"""Keys of what a task's preprocessor takes; no feature can be called so."""
+
+
 def takes_plain_strings(preprocessor: Any) -> bool:
     """Whether a causal LM's preprocessor takes whole strings, not prompts."""
     base = keras_hub.models.CausalLMPreprocessor

@@ -21,9 +21,13 @@ from keras_flix import _compat, preprocessing
 from keras_flix.features import FeatureSchema
 from keras_flix.inputs import encode_batch, layer_ids, leading_size, split_entries
 from keras_flix.layers.low_rank_layer import LowRankLayer
+from keras_flix.plain_view import PlainView
 from keras_flix.routed_generation import RoutedGeneration
 from keras_flix.routing import Routing, current_routing, routing_scope
 from keras_flix.sources import map_batches
+
+REGISTERED_NAME = "keras_flix>AdaptedModel"
+"""What Keras' files call an adapted model."""
 
 
 @dataclasses.dataclass
@@ -35,6 +39,7 @@ class Surgery:
         alpha: As given to `enable_flix`.
         layers: The adapted layers by path.
         base_class: The model's class before.
+        seed: As given to `enable_flix`, or the one it drew.
         dropout_seed: Drives feature dropout; `None` if there is none.
         takes_training: Whether the model's own `call` takes `training`.
         unwraps: Whether the model's own input is not a dict.
@@ -46,6 +51,7 @@ class Surgery:
     alpha: float | None
     layers: dict[str, LowRankLayer]
     base_class: Any
+    seed: int = 0
     dropout_seed: keras.random.SeedGenerator | None = None
     takes_training: bool = True
     unwraps: bool = False
@@ -53,7 +59,7 @@ class Surgery:
     disabled: bool = False
 
 
-class RoutedModel(RoutedGeneration):
+class RoutedModel(RoutedGeneration, PlainView):
     """Mixin of adapted models; the model's own class comes after it."""
 
     _flix: Surgery
@@ -63,7 +69,9 @@ class RoutedModel(RoutedGeneration):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         name, inputs, args, kwargs = _take_inputs(args, kwargs)
         own, entries = split_entries(inputs, self._flix.schema)
-        if entries and not any(map(_is_symbolic, entries.values())):
+        if self._flix.disabled:
+            inputs = own
+        elif entries and not any(map(_is_symbolic, entries.values())):
             ids = layer_ids(self._flix.schema, entries, _size(own))
             # Keras refuses arrays beside tensors in one dict.
             inputs = {**tree.map_structure(_as_tensor, own), **ids}
@@ -121,6 +129,11 @@ class RoutedModel(RoutedGeneration):
             batch_size=size,
             dropout_seed=state.dropout_seed if training else None,
         )
+
+    def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
+        # Run again in the backward pass, `call` would drop other features than
+        # in the forward pass. The layers below are rematerialized each.
+        return layer_call
 
     def _check_all_ran(self, routing: Routing | None) -> None:
         state = self._flix
@@ -186,9 +199,8 @@ class RoutedModel(RoutedGeneration):
         return keras.utils.pack_x_y_sample_weight({**own, **ids}, y, sample_weight)
 
     def _encode(self, x: Any) -> Any:
-        _, entries = split_entries(x, self._flix.schema)
-        if self._flix.disabled and not entries:
-            return x
+        if self._flix.disabled:
+            return split_entries(x, self._flix.schema)[0]
         return encode_batch(self._flix.schema, x)
 
     def _encode_batch(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -239,11 +251,7 @@ class RoutedModel(RoutedGeneration):
         return functools.partial(getattr(keras.Model, name), self)
 
     def _check_optimizer(self) -> None:
-        optimizer = getattr(self, "optimizer", None)
-        if optimizer is None or not optimizer.built:
-            return
-        known = {id(v) for v in optimizer._trainable_variables}
-        if any(id(v) not in known for v in self.trainable_variables):
+        if not _compat.optimizer_knows(self, self.trainable_variables):
             raise ValueError(
                 "The optimizer must know the adapters' variables. Received: a "
                 "model whose optimizer was built before `enable_flix`. Call "
@@ -310,7 +318,9 @@ def routed_class(cls: type) -> type:
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
     }
-    return type(cls.__name__, (RoutedModel, cls), names)
+    routed = type(cls.__name__, (RoutedModel, cls), names)
+    _compat.register_class_name(routed, REGISTERED_NAME)
+    return routed
 
 
 def is_adapted(model: Any) -> bool:

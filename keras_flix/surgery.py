@@ -13,6 +13,7 @@ from keras_flix.feature import Feature
 from keras_flix.features import FeatureSchema
 from keras_flix.layers import FlixDense, FlixEinsumDense
 from keras_flix.layers.low_rank_layer import LowRankLayer, check_alpha, check_ranks
+from keras_flix.preprocessing import TEXT_KEYS
 from keras_flix.routed_model import Surgery, is_adapted, never_runs, routed_class
 from keras_flix.routing import carry_routing
 from keras_flix.targets import find_targets
@@ -85,8 +86,8 @@ def enable_flix(
     _check_model(model, schema)
     layers = find_targets(model, targets)
     for layer in layers.values():
-        check_ranks(layer, schema)
         _check_stock(layer)
+        check_ranks(layer, schema)
     verified = _check_runs(model, layers)
     seed = _compat.fresh_seed() if seed is None else seed
 
@@ -103,7 +104,17 @@ def enable_flix(
         dropout_seed = keras.random.SeedGenerator(seed)
     routed_models = _routed_models(model)
     for routed in routed_models:
-        _route(routed, schema, alpha, layers, dropout_seed, verified)
+        routed_surgery = Surgery(
+            schema=schema,
+            alpha=alpha,
+            layers=layers,
+            base_class=type(routed),
+            seed=seed,
+            dropout_seed=dropout_seed,
+            unwraps=not _compat.takes_dict(routed),
+            verified=verified,
+        )
+        _route(routed, routed_surgery)
     if dropout_seed is not None:
         # Its state must be among the variables of each routed model, once.
         with _compat.unlocked(routed_models[0]):
@@ -121,23 +132,7 @@ def _routed_models(model: keras.Model) -> list[keras.Model]:
     return [model]
 
 
-def _route(
-    model: keras.Model,
-    schema: FeatureSchema,
-    alpha: float | None,
-    layers: dict[str, Any],
-    dropout_seed: keras.random.SeedGenerator | None,
-    verified: bool,
-) -> None:
-    surgery = Surgery(
-        schema=schema,
-        alpha=alpha,
-        layers=layers,
-        base_class=type(model),
-        dropout_seed=dropout_seed,
-        unwraps=not _compat.takes_dict(model),
-        verified=verified,
-    )
+def _route(model: keras.Model, surgery: Surgery) -> None:
     _compat.change_class(model, routed_class(type(model)))  # type: ignore[arg-type]
     with _compat.unlocked(model):
         surgery.takes_training = _compat.accept_training(model)
@@ -168,6 +163,8 @@ def _check_model(model: Any, schema: FeatureSchema) -> None:
             "batch first."
         )
     names = _compat.input_names(model)
+    if isinstance(model, keras_hub.models.Task):
+        names = [*names, *TEXT_KEYS]
     taken = [feature.name for feature in schema.routed if feature.name in names]
     if taken:
         raise ValueError(

@@ -41,7 +41,9 @@ def check(name: str, command: list[str], **environment: str) -> bool:
     )
     minutes = (time.monotonic() - start) / 60
     verdict = "ok" if result.returncode == 0 else f"FAILED ({result.returncode})"
-    print(f"===== {name}: {verdict}, {minutes:.1f} minutes\n{result.stdout}", flush=True)
+    print(
+        f"===== {name}: {verdict}, {minutes:.1f} minutes\n{result.stdout}", flush=True
+    )
     return result.returncode == 0
 
 
@@ -57,7 +59,12 @@ def main() -> int:
         check("ruff format", ["ruff", "format", "--check", "."]),
         check("mypy", ["mypy"]),
     ]
-    pytest = ["pytest", "--durations=8", "-m", "not slow" if options.fast else "not guide"]
+    pytest = [
+        "pytest",
+        "--durations=8",
+        "-m",
+        "not slow" if options.fast else "not guide",
+    ]
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         runs = [
             pool.submit(

@@ -1,6 +1,6 @@
 """Draws the README's picture: one batch, each example with its own updates.
 
-    python guides/figures/draw_method.py
+python guides/figures/draw_method.py
 """
 
 from pathlib import Path
@@ -23,7 +23,9 @@ BATCH = [
 def box(axes, x, y, width, text, color):
     """A rounded box with a centred text."""
     style = "round,pad=0.02,rounding_size=0.08"
-    patch = FancyBboxPatch((x, y), width, 0.5, style, facecolor=color, edgecolor="#37474f")
+    patch = FancyBboxPatch(
+        (x, y), width, 0.5, style, facecolor=color, edgecolor="#37474f"
+    )
     axes.add_patch(patch)
     axes.text(x + width / 2, y + 0.25, text, ha="center", va="center", fontsize=11)
 

@@ -39,6 +39,8 @@ class FlixDense(LowRankLayer, keras.layers.Dense):
     (2, 8)
     """
 
+    plain_class = keras.layers.Dense
+
     def __init__(
         self,
         units: int,

@@ -54,6 +54,8 @@ class FlixEinsumDense(LowRankLayer, keras.layers.EinsumDense):
     (2, 16, 8)
     """
 
+    plain_class = keras.layers.EinsumDense
+
     def __init__(
         self,
         equation: str,

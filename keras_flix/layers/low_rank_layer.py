@@ -22,6 +22,7 @@ class LowRankLayer(_compat.BaseVariablesCheck):
     """Mixin of the adapted layers; the layer class comes after it."""
 
     _flix: Adapter | None = None
+    plain_class: type
 
     @property
     def features(self) -> FeatureSchema:
@@ -206,7 +207,9 @@ class LowRankLayer(_compat.BaseVariablesCheck):
         for values in active.values():
             batch = values.batch_size
             break
-        if isinstance(rows, int) and isinstance(batch, int) and rows % batch:
+        static = isinstance(rows, int) and isinstance(batch, int)
+        batch_or_one = max(batch, 1) if static else ops.maximum(batch, 1)
+        if static and rows % batch_or_one:
             raise ValueError(
                 "The features must have one entry per example. Received: "
                 f"{batch} entries for a batch of {rows} in layer {self.path!r}. "
@@ -214,7 +217,7 @@ class LowRankLayer(_compat.BaseVariablesCheck):
             )
         # Not -1: where lengths are only known as the graph runs, it would take
         # a batch that is no multiple of the entries.
-        return batch, math.prod(positions[1:], start=rows // batch), d_in
+        return batch, math.prod(positions[1:], start=rows // batch_or_one), d_in
 
     def kernel_delta(self, combination: Mapping[str, Any]) -> Tensor:
         """The update of one combination of values.

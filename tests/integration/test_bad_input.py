@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import FEATURES, randomize
+from conftest import FEATURES, make_backbone, randomize
 from keras import ops
 from models import make_mlp, rows, state
 
@@ -127,10 +127,7 @@ GEMMA_BATCHES = {
 
 
 @pytest.fixture(scope="module")
-def gemma(request):
-    # A fixture of the session cannot use `make_gemma`, which is of a function.
-    from conftest import make_backbone
-
+def gemma():
     keras.utils.set_random_seed(0)
     return randomize(keras_flix.enable_flix(make_backbone(), FEATURES, rank=2))
 

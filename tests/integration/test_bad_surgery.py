@@ -107,7 +107,7 @@ def check_that_enabling_works(model, before):
         ops.convert_to_numpy(model(inputs)), before["outputs"]
     )
     for variable in model.trainable_variables:
-        variable.assign(ops.ones_like(variable) * 0.3)
+        variable.assign(np.full(variable.shape, 0.3))
     changed = ops.convert_to_numpy(model(inputs)) != before["outputs"]
     assert changed.any(axis=-1).all()
 

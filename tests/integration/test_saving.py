@@ -67,7 +67,9 @@ def test_saving_replaces_a_file_at_once(tmp_path, monkeypatch):
     model = adapted()
     keras_flix.save_adapters(model, path)
     before = path.read_bytes()
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(
+        os, "replace", lambda *_: (_ for _ in ()).throw(OSError("full"))
+    )
     with pytest.raises(OSError, match="full"):
         keras_flix.save_adapters(randomize(model, seed=9), path)
     assert path.read_bytes() == before
@@ -207,3 +209,68 @@ def test_one_file_on_three_backends(tmp_path):
             env={**os.environ, "KERAS_BACKEND": backend},
         )
         np.testing.assert_allclose(np.load(result), outputs(model), atol=1e-5)
+
+
+def small_functional():
+    inputs = keras.Input((6,), name="x")
+    hidden = keras.layers.Dense(16, activation="relu", name="hidden")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(5, name="head")(hidden))
+    keras_flix.enable_flix(
+        model, FEATURES, targets=["hidden"], rank=2, dropout=0.2, alpha=3
+    )
+    return randomize(model)
+
+
+def assert_same(found, model, inputs):
+    assert type(found) is type(model) and found is not model
+    assert found._flix.schema == model._flix.schema
+    np.testing.assert_allclose(
+        to_numpy(found(inputs)), to_numpy(model(inputs)), atol=1e-6
+    )
+    trained = {v.path for v in found.trainable_variables}
+    assert trained == {v.path for v in model.trainable_variables}
+
+
+def test_keras_file_of_a_functional_model(tmp_path):
+    model = small_functional()
+    model.compile(optimizer="adam", loss="mse")
+    inputs = {"x": np.ones((2, 6), "float32"), "task": "qa", "language": ["sw", None]}
+    model.fit(inputs, np.zeros((2, 5)), verbose=0)
+    model.save(tmp_path / "model.keras")
+    found = keras.models.load_model(tmp_path / "model.keras")
+    assert_same(found, model, inputs)
+    # The optimizer's state came along: both go on to the same weights.
+    seed = to_numpy(model._flix.dropout_seed.state)
+    for one in (model, found):
+        one._flix.dropout_seed.state.assign(seed)
+        one.fit(inputs, np.zeros((2, 5)), verbose=0)
+    assert_same(found, model, inputs)
+
+
+def test_keras_file_and_copies_of_a_task(tmp_path, make_gemma):
+    import copy
+    import pickle
+
+    model = randomize(keras_flix.enable_flix(make_gemma(), FEATURES, rank=2))
+    path = str(tmp_path / "best.keras")
+    data = {"prompts": ["the", "dog"], "responses": ["fox", "the"]}
+    data |= {"task": ["qa", "list"], "language": "sw"}
+    model.compile(optimizer=keras.optimizers.SGD(0.1), sampler="greedy")
+    model.fit(data, callbacks=[keras.callbacks.ModelCheckpoint(path)], verbose=0)
+    inputs = {
+        "token_ids": INPUTS["token_ids"],
+        "padding_mask": INPUTS["padding_mask"],
+        "task": ["qa", None, "list"],
+        "language": "yo",
+    }
+    for found in (
+        keras.models.load_model(path),
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+    ):
+        assert_same(found, model, inputs)
+        assert type(found.backbone).__name__ == "GemmaBackbone"
+        prompts = {"prompts": ["the dog"], "task": "list", "language": "en"}
+        assert found.generate(dict(prompts), max_length=12) == model.generate(
+            dict(prompts), max_length=12
+        )

@@ -136,7 +136,9 @@ def start(backbone):
 def test_plain_model_predicts(backbone, source, features):
     expected = to_numpy(backbone({**TOKENS, **IDS}))
     x, _ = source({**TOKENS, **features})
-    found = backbone.predict(x, verbose=0, batch_size=2 if source is as_arrays else None)
+    found = backbone.predict(
+        x, verbose=0, batch_size=2 if source is as_arrays else None
+    )
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -275,3 +277,41 @@ def test_classifier_takes_text():
     expected = to_numpy(model({**tokens, "task": ["qa", "list"], "language": "sw"}))
     np.testing.assert_allclose(found, expected, atol=1e-5)
     model.fit(inputs, np.array([0, 1]), epochs=1, verbose=0)
+
+
+def test_several_values_per_example_from_ragged_strings():
+    tf = pytest.importorskip("tensorflow")
+    features = [keras_flix.Feature("language", FEATURES["language"], multiple=True)]
+    model = randomize(keras_flix.enable_flix(make_backbone(), features, rank=2))
+    rows = [["sw", "en"], ["yo"], [], ["en"], ["sw"], ["en", "sw", "yo"]]
+    expected = to_numpy(model({**TOKENS, "language": rows}))
+    data = {**TOKENS, "language": tf.ragged.constant(rows)}
+    dataset = tf.data.Dataset.from_tensor_slices(data).batch(3)
+    found = model.predict(dataset, verbose=0)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("source", [as_arrays, pytest.param(as_tf, marks=needs_tf)])
+def test_task_without_grain(make_gemma, monkeypatch, source):
+    """KerasHub's pipeline is `tf.data` where grain is not installed."""
+    pytest.importorskip("tensorflow")
+    from keras_hub.src.utils import pipeline_model
+
+    model = randomize(keras_flix.enable_flix(make_gemma(), FEATURES, rank=2))
+    with_grain = model.predict({**TEXTS, **STRINGS}, batch_size=2, verbose=0)
+    monkeypatch.setattr(pipeline_model, "grain", None)
+    x, _ = source({**TEXTS, **STRINGS})
+    kwargs = {"batch_size": 2} if source is as_arrays else {}
+    found = model.predict(x, verbose=0, **kwargs)
+    np.testing.assert_allclose(found, with_grain, atol=1e-5)
+
+
+def test_empty_strings_of_tf_data_are_absent(backbone):
+    tf = pytest.importorskip("tensorflow")
+    expected = to_numpy(
+        backbone({**TOKENS, "task": [None, *["qa"] * 5], "language": -1})
+    )
+    data = {**TOKENS, "task": ["", *["qa"] * 5], "language": [""] * N}
+    dataset = tf.data.Dataset.from_tensor_slices(data).batch(3)
+    found = backbone.predict(dataset, verbose=0)
+    np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -189,9 +189,39 @@ def test_a_batch_that_is_no_multiple_raises():
     ) in str(error.value)
 
 
-@pytest.mark.skipif(
+def test_an_empty_batch():
+    layer, shape = make_layer("btd,df->btf")
+    found = call(
+        layer, np.zeros((0, *shape[1:]), "float32"), {"task": [], "language": []}
+    )
+    assert found.shape == (0, 4, 6)
+
+
+ONLY_TF = pytest.mark.skipif(
     keras.config.backend() != "tensorflow", reason="only TF traces unknown lengths"
 )
+
+
+@ONLY_TF
+def test_any_number_of_values_per_example():
+    import tensorflow as tf
+
+    layer, shape = make_layer("btd,df->btf")
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None), tf.int32)])
+    def run(language):
+        return layer(x, features={"task": IDS["task"], "language": language})
+
+    x = activations(shape)
+    for k in (1, 2):
+        language = IDS["language"][:, :k]
+        expected = call(layer, x, {**IDS, "language": language})
+        np.testing.assert_allclose(
+            run(language).numpy(), expected, rtol=1e-5, atol=1e-5
+        )
+
+
+@ONLY_TF
 def test_a_batch_of_unknown_length_that_is_no_multiple_raises():
     import tensorflow as tf
 
