@@ -30,6 +30,8 @@ ARMS = {
 class Workload:
     """Sizes of the model, the batch and the adapters.
 
+    The model has the proportions of Gemma 2B at a quarter of its width.
+
     Attributes:
         rank: Active rank of an example, and the LoRA's rank.
         values: Values per axis.
@@ -39,8 +41,9 @@ class Workload:
     layers: int = 4
     width: int = 512
     heads: int = 8
+    key_value_heads: int = 1
     head_dim: int = 64
-    intermediate: int = 2048
+    intermediate: int = 8192
     vocabulary: int = 1024
     batch: int = 16
     length: int = 128
@@ -75,7 +78,7 @@ class Workload:
             vocabulary_size=self.vocabulary,
             num_layers=self.layers,
             num_query_heads=self.heads,
-            num_key_value_heads=self.heads,
+            num_key_value_heads=self.key_value_heads,
             hidden_dim=self.width,
             intermediate_dim=self.intermediate,
             head_dim=self.head_dim,

@@ -6,13 +6,13 @@ CLDR writes it in that language. `build_mixture` keeps a few cells of every
 language out of training, so that unseen (task, language) pairs can be scored.
 
 `raw_documents` yields the text for pretraining the small base model of the
-guides. A document is one locale's record of one date, weekday, quantity,
-amount or list: a language tag, the neutral form, and a few of its CLDR renderings in
-random order. The base model therefore knows the *substance* of all cells, the
-held-out ones too, as a real pretrained model has met month names and date
-formats of many languages in ordinary text. It has never met a prompt or a
-task tag, and nothing in a document says which rendering is which: what a task
-tag asks for is left to the adapters.
+guides. A document is one locale's record of one date, weekday, quantity, amount
+or list: a language tag, the neutral form, and a few of its CLDR renderings in
+random order. So the base model knows the *substance* of all cells, the held-out
+ones too, as a real pretrained model has met month names and date formats of
+many languages in ordinary text. It has never met a prompt or a task tag, and
+nothing in a document says which rendering is which: what a task tag asks for is
+left to the adapters.
 """
 
 import copy
@@ -214,8 +214,7 @@ _ANSWERS: dict[str, Callable[[str, str], str]] = {
 # Renderings that no task asks for; they fill the raw documents only.
 _OTHERS: dict[str, tuple[Callable[[str, str], str], ...]] = {
     "date": (_pattern("short"), _pattern("medium")),
-    # The bare list of weekday names, without which a small model takes very long
-    # to see that the last digit of a date is its weekday.
+    # The bare list of weekday names.
     "day": (
         lambda neutral, language: get_day_names("wide", "stand-alone", language)[
             int(neutral) - 1
@@ -329,12 +328,6 @@ def raw_documents(seed: int = 0) -> Iterator[str]:
 
     A document looks like `[fr] 2024-03-05 2 = mardi | 5 mars 2024`: up to
     four renderings in random order, never a prompt and never a task tag.
-
-    Args:
-        seed: fixes the stream.
-
-    Yields:
-        One document.
     """
     rng = random.Random(f"raw/{seed}")
     families = ("date", "day", "quantity", "offset", "amount", "items")
@@ -346,4 +339,8 @@ def raw_documents(seed: int = 0) -> Iterator[str]:
         neutral = sample_neutral(family, rng)
         forms = renderings(family, language, neutral)
         forms = rng.sample(forms, min(len(forms), rng.randint(1, 4)))
+        if family == "date" and rng.random() < 0.5:
+            # Weekdays more often: a small model is slow to find their digit.
+            name = answer("weekday", language, neutral)
+            forms = [name, *(form for form in forms[:-1] if form != name)]
         yield f"{language_tag(language)}{neutral}{ANSWER}{NEXT.join(forms)}"

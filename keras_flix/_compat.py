@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
-import numpy as np
 from keras import tree
 from keras.src import backend
 from keras.src.random.seed_generator import make_default_seed
@@ -36,6 +35,8 @@ def change_class(instance: Any, cls: type) -> None:
     """
     instance.__class__ = cls
     if isinstance(instance, keras.Model):
+        # Made with the object, it would hide that of the new class.
+        instance.__dict__.pop("quantize", None)
         return
     instance._call_signature = inspect.signature(instance.call)
     instance.call_signature_parameters = list(instance._call_signature.parameters)
@@ -162,17 +163,16 @@ def clone(model: keras.Model) -> keras.Model:
 
 def freeze(
     model: keras.Model,
-    adapted: Sequence[keras.layers.Layer],
+    trained: Sequence[keras.layers.Layer],
     tables: Sequence[keras.Variable],
 ) -> None:
     """Leaves only the tables trainable.
 
     The setter of `Layer.trainable` reaches all sublayers, so the flags of the
-    model and of the adapted layers are set past it.
+    given layers and models are set past it.
     """
     model.trainable = False
-    model._trainable = True
-    for layer in adapted:
+    for layer in trained:
         layer._trainable = True
     for variable in tables:
         variable.trainable = True
@@ -200,6 +200,31 @@ def track_torch_parameters(model: keras.Model) -> None:
             layer._track_variables()
 
 
+@contextlib.contextmanager
+def variables_survive(model: keras.Model) -> Iterator[None]:
+    """Puts variables back if a data source raises while Keras loops over it.
+
+    Keras' JAX trainer takes the values out of the variables for the loop, and an
+    exception, such as that of an unknown feature value, would lose them.
+    """
+    if keras.config.backend() != "jax":
+        yield
+        return
+    optimizer = getattr(model, "optimizer", None)
+    variables = [*model.variables, *model.metrics_variables]
+    variables += optimizer.variables if optimizer is not None else []
+    before = [(variable, variable._value) for variable in variables]
+    try:
+        yield
+    except BaseException:
+        if getattr(model, "_jax_state", None):
+            model.jax_state_sync()
+        for variable, value in before:
+            if variable._value is None:
+                variable._value = value
+        raise
+
+
 def optimizer_knows(model: keras.Model, variables: Sequence[keras.Variable]) -> bool:
     """Whether a model's optimizer, if it is built, was built with these variables."""
     optimizer = getattr(model, "optimizer", None)
@@ -221,6 +246,12 @@ def dry_run(model: keras.Model, inputs: Any) -> None:
     the backend's own tracing does not.
     """
     backend.compute_output_spec(lambda x: model(x, training=False), inputs)
+
+
+def input_keys(model: keras.Model) -> list[str] | None:
+    """The keys of a functional model's input dict; `None` if it takes no dict."""
+    struct = getattr(model, "_inputs_struct", None)
+    return list(struct) if isinstance(struct, dict) else None
 
 
 def is_functional(model: keras.Model) -> bool:
@@ -283,41 +314,6 @@ def input_names(model: keras.Model) -> list[str]:
     names = list(getattr(model, "input_names", None) or [])
     struct = getattr(model, "_inputs_struct", None)
     return [*names, *struct] if isinstance(struct, dict) else names
-
-
-def host_value(x: Any) -> Any:
-    """`x` as numpy or Python data; `None` for a traced or symbolic tensor.
-
-    Backends are only looked up, never imported, so any mix of them may be
-    installed.
-    """
-    package = type(x).__module__.partition(".")[0]
-    if isinstance(x, keras.KerasTensor):
-        return None
-    if package in ("jax", "jaxlib"):
-        import jax
-
-        return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
-    if package == "tensorflow":
-        if hasattr(x, "to_list"):  # a RaggedTensor
-            return x.to_list() if hasattr(x.flat_values, "numpy") else None
-        return x.numpy() if hasattr(x, "numpy") else None
-    if package == "torch":
-        import torch
-
-        if torch.compiler.is_compiling() or x.is_meta or type(x) is not torch.Tensor:
-            return None
-        return x.detach().cpu().numpy()
-    if hasattr(x, "__array__") and not isinstance(x, (np.ndarray, np.generic)):
-        return np.asarray(x)
-    return x
-
-
-def is_tf_symbolic(x: Any) -> bool:
-    """Whether `x` is a TensorFlow tensor without a value, on any backend."""
-    if type(x).__module__.partition(".")[0] != "tensorflow":
-        return False
-    return host_value(x) is None
 
 
 def source_kind(x: Any) -> str:

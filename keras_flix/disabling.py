@@ -8,15 +8,16 @@ from collections.abc import Iterator
 import keras
 
 from keras_flix import _compat
-from keras_flix.plain_view import routed_parts
-from keras_flix.routed_model import not_adapted
+from keras_flix.routed_model import surgery_of
 
 
 @contextlib.contextmanager
 def adapters_disabled(model: keras.Model) -> Iterator[keras.Model]:
     """Within the block, the model is exactly its base model.
 
-    Feature entries may then be left out of the inputs.
+    Feature entries may then be left out of the inputs. What other models or
+    functions compiled of this model beforehand, or compile within the block,
+    does not follow: make those of the plain model.
 
     Args:
         model: A model adapted by `enable_flix`.
@@ -28,9 +29,8 @@ def adapters_disabled(model: keras.Model) -> Iterator[keras.Model]:
         base_logits = model.predict({"token_ids": ..., "padding_mask": ...})
     ```
     """
-    routed = routed_parts(model)
-    if not routed:
-        raise ValueError(not_adapted(model))
+    # A task and its backbone share layers, so they go together.
+    routed = surgery_of(model).parts
     before = [(m, m._flix.disabled, _compat.reset_functions(m)) for m in routed]
     for m in routed:
         m._flix.disabled = True

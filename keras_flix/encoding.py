@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,8 @@ class Encoder:
             raise self._dtype_error(entry.dtype)
         elif _is_scalar(entry):
             return np.asarray(self._one(entry), "int32")
+        elif isinstance(entry, (Set, Mapping)):
+            raise self._dtype_error(type(entry).__name__)
         else:
             entries = entry.tolist() if isinstance(entry, np.ndarray) else list(entry)
             ids = self._several(entries) if self.multiple else self._each(entries)

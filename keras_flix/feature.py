@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import difflib
 import numbers
@@ -99,6 +100,12 @@ class Feature:
         )
         if self.always and not values:
             values = (self.name,)
+        if "" in values:
+            raise ValueError(
+                f"The values of feature {self.name!r} must not be empty strings, "
+                "which stand for absence in string tensors. Received: "
+                f"values={list(values)!r}. Give the value a name."
+            )
         if not values:
             raise ValueError(
                 f"Feature {self.name!r} must have at least one value. "
@@ -118,7 +125,9 @@ class Feature:
                 f"which means absent. Received: values={list(values)!r}. Convert "
                 "them to strings."
             )
-        duplicates = sorted({v for v in values if values.count(v) > 1}, key=str)
+        duplicates = [
+            v for v, count in collections.Counter(values).items() if count > 1
+        ]
         if duplicates:
             raise ValueError(
                 f"The values of feature {self.name!r} must be unique. "
@@ -184,6 +193,9 @@ class Feature:
             )
         return float(dropout)
 
+    def __hash__(self) -> int:
+        return hash((self.name, self.values))
+
     @property
     def ranks(self) -> tuple[int, ...]:
         """The rank of each value, in the order of `values`."""
@@ -226,7 +238,8 @@ class Feature:
             len(self.values),
             (lambda value: lookup.get(value, ABSENT))
             if unknown_is_absent
-            else self.id_of,
+            # `id_of` says what is wrong with an unknown one.
+            else lambda value: lookup[value] if value in lookup else self.id_of(value),
             multiple=self.multiple,
             ints_are_ids=ints_are_ids,
         )

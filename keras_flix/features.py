@@ -140,9 +140,12 @@ class FeatureSchema:
                 else rank,
                 dropout=feature.dropout
                 if feature.dropout is not None
-                else dropout.get(feature.name, 0.0)
-                if isinstance(dropout, Mapping)
-                else dropout,
+                else (
+                    dropout.get(feature.name)
+                    if isinstance(dropout, Mapping)
+                    else dropout
+                )
+                or 0.0,
             )
             for feature in self._features
         )

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from keras import ops, tree
 
-from keras_flix import _compat
 from keras_flix.features import FeatureSchema
+from keras_flix.host import host_value, is_tf_symbolic
 from keras_flix.low_rank import Tensor
+
+TEXT_KEYS = ("prompts", "text", "responses")
+"""Keys of what a task's preprocessor takes; no feature can be called so."""
 
 
 def split_entries(inputs: Any, schema: FeatureSchema) -> tuple[Any, dict[str, Any]]:
@@ -25,7 +28,8 @@ def split_entries(inputs: Any, schema: FeatureSchema) -> tuple[Any, dict[str, An
     """
     if not isinstance(inputs, Mapping):
         return inputs, {}
-    names = {feature.name for feature in schema.routed}
+    # `always` axes too: an entry for one of them is refused, not passed on.
+    names = set(schema.names)
     own = {key: value for key, value in inputs.items() if key not in names}
     return own, {key: value for key, value in inputs.items() if key in names}
 
@@ -33,7 +37,9 @@ def split_entries(inputs: Any, schema: FeatureSchema) -> tuple[Any, dict[str, An
 def leading_size(inputs: Any) -> Any:
     """The batch length of a model's own inputs, or `None` if they tell none."""
     if isinstance(inputs, Mapping):
-        values = list(inputs.values())
+        # Prompts first: an image beside them may have no batch axis yet.
+        texts = [inputs[key] for key in TEXT_KEYS if key in inputs]
+        values = texts or list(inputs.values())
     elif isinstance(inputs, tuple):
         values = list(inputs)
     else:
@@ -41,7 +47,9 @@ def leading_size(inputs: Any) -> Any:
     for value in values:
         if isinstance(value, (str, bytes)):
             return 1
-        if isinstance(value, tuple):
+        if isinstance(value, tuple) and value and isinstance(value[0], str):
+            return len(value)
+        if isinstance(value, (tuple, Mapping)):
             return leading_size(value)
         if isinstance(value, list):
             return len(value)
@@ -49,6 +57,16 @@ def leading_size(inputs: Any) -> Any:
         if shape is not None and len(shape):
             return shape[0]
     return None
+
+
+def batch_length(own: Any) -> Any:
+    """Batch length of a model's own inputs, as a tensor where it is unknown."""
+    leaves = tree.flatten(own)
+    shaped = [x for x in leaves if len(getattr(x, "shape", None) or ())]
+    if not shaped or any(isinstance(x, (str, bytes)) for x in leaves):
+        return leading_size(own) or 1
+    size = shaped[0].shape[0]
+    return ops.shape(shaped[0])[0] if size is None else size
 
 
 def encode_inputs(
@@ -73,7 +91,7 @@ def encode_inputs(
     traced: dict[str, Tensor] = {}
     for feature in schema.routed:
         entry = entries[feature.name]
-        value = _compat.host_value(entry)
+        value = host_value(entry)
         if value is None and entry is not None:
             traced[feature.name] = _check_traced(feature, entry)
         else:
@@ -122,7 +140,12 @@ def layer_ids(
 ) -> dict[str, Tensor]:
     """Ids as tensors, for a layer or model that is about to use them."""
     ids = encode_inputs(schema, features, batch_size)
-    return {name: ops.convert_to_tensor(value, "int32") for name, value in ids.items()}
+    return {
+        name: ops.convert_to_tensor(value, "int32")
+        if isinstance(value, np.ndarray)
+        else value
+        for name, value in ids.items()
+    }
 
 
 def encode_in_tf(
@@ -139,7 +162,7 @@ def encode_in_tf(
     routed = schema.routed
 
     def encode(batch: Any, *values: Any) -> list[np.ndarray]:
-        named = {f.name: _none_for_empty(v) for f, v in zip(routed, values)}
+        named = {f.name: none_for_empty(v) for f, v in zip(routed, values)}
         ids = encode_inputs(schema, named, None if batch < 0 else int(batch))
         return [ids[f.name] for f in routed]
 
@@ -160,7 +183,7 @@ def encode_in_tf(
     return {feature.name: ids for feature, ids in zip(routed, outputs)}
 
 
-def _none_for_empty(values: np.ndarray) -> np.ndarray:
+def none_for_empty(values: np.ndarray) -> np.ndarray:
     """String tensors cannot hold `None`: there, the empty string is absent."""
     if values.dtype.kind == "O":
         values = values.copy()
@@ -174,7 +197,7 @@ def encode_batch(schema: FeatureSchema, inputs: Any) -> Any:
     if not schema.routed or not isinstance(inputs, Mapping):
         return inputs
     size = leading_size(own)
-    if any(_compat.is_tf_symbolic(x) for x in tree.flatten((own, entries))):
+    if any(is_tf_symbolic(x) for x in tree.flatten((own, entries))):
         if size is None:
             import tensorflow as tf
 

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -19,6 +20,14 @@ from keras_flix.encoding import ABSENT
 
 Tensor = Any
 """A tensor of the current Keras backend."""
+
+
+def narrow_ids(ids: Tensor, num_values: int) -> Tensor:
+    """Ids as int32; those out of range become `num_values`, not what they wrap to."""
+    if keras.backend.standardize_dtype(ids.dtype).startswith("uint"):
+        ids = ops.cast(ids, "int64")
+    valid = ops.logical_and(ids >= ABSENT, ids < num_values)
+    return ops.cast(ops.where(valid, ids, num_values), "int32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +49,7 @@ class ActiveValues:
     @classmethod
     def from_ids(cls, ids: Tensor, num_values: int) -> ActiveValues:
         """Reads ids of shape `(batch,)` or `(batch, k)`; -1 is absent."""
-        ids = ops.cast(ids, "int32")
+        ids = narrow_ids(ids, num_values)
         if len(ids.shape) == 1:
             ids = ops.expand_dims(ids, -1)
         present = ops.logical_and(ids >= 0, ids < num_values)

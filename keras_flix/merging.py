@@ -30,10 +30,7 @@ def merge_features(model: keras.Model, combination: Mapping[str, Any]) -> keras.
     """
     surgery = surgery_of(model)
     ids = surgery.schema.encode_one(combination)
-    deltas = {
-        id(layer): layer.kernel_delta({name: _plain(v) for name, v in ids.items()})
-        for layer in surgery.layers.values()
-    }
+    deltas = {id(layer): layer.delta_of_ids(ids) for layer in surgery.layers.values()}
     merged = _plain_copy(model)
     old_layers = [model, *_compat.flatten_layers(model)]
     new_layers = [merged, *_compat.flatten_layers(merged)]
@@ -53,13 +50,9 @@ def merge_features(model: keras.Model, combination: Mapping[str, Any]) -> keras.
             if id(old) in deltas and source is old.kernel:
                 total = ops.add(ops.cast(value, "float32"), deltas[id(old)])
                 value = ops.cast(total, source.dtype)
-            target.assign(value)
+            # A copy: JAX would share the buffer, and training donates buffers.
+            target.assign(ops.copy(value))
     return merged
-
-
-def _plain(ids: Any) -> Any:
-    """Ids of a batch of one, as the entry of one example."""
-    return ids[0].tolist() if ids.ndim > 1 else int(ids[0])
 
 
 def _plain_copy(model: keras.Model) -> keras.Model:

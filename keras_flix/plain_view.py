@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -29,15 +29,22 @@ class PlainView(_compat.Mixin):
             "base": base,
             "schema": surgery.schema.get_config(),
             "alpha": surgery.alpha,
-            "layers": list(surgery.layers),
+            # By position: paths may change where a model is made again.
+            "layers": layer_positions(self, surgery.layers),
             "seed": surgery.seed,
         }
 
 
-def routed_parts(model: Any) -> list[Any]:
-    """The model and, if it is a task, its backbone: all that `enable_flix` routes."""
-    parts = [getattr(model, "backbone", None), model]
-    return [part for part in parts if isinstance(part, PlainView)]
+def linear_layers(model: Any) -> list[Any]:
+    """All layers of a model that have a kernel, adapted or not, in order."""
+    kinds = (keras.layers.EinsumDense, keras.layers.Dense)
+    return [lyr for lyr in _compat.flatten_layers(model) if isinstance(lyr, kinds)]
+
+
+def layer_positions(model: Any, layers: Mapping[str, Any]) -> list[list[Any]]:
+    """Position and name of adapted layers among all linear layers of a model."""
+    positions = {id(layer): i for i, layer in enumerate(linear_layers(model))}
+    return [[positions[id(layer)], layer.name] for layer in layers.values()]
 
 
 @contextlib.contextmanager
@@ -50,7 +57,7 @@ def plain_view(model: Any) -> Iterator[Any]:
     Args:
         model: A model adapted by `enable_flix`.
     """
-    swaps = [(p, type(p), p._flix.base_class) for p in routed_parts(model)]
+    swaps = [(p, type(p), p._flix.base_class) for p in model._flix.parts]
     swaps += [
         (layer, type(layer), layer.plain_class) for layer in model._flix.layers.values()
     ]

@@ -8,19 +8,15 @@ tokens and length.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import keras_hub
 from keras import tree
 
-PLAIN_KEYS = ("text", "prompts", "inputs")
+PLAIN_KEYS = ("text", "inputs")
 """Keys under which a preprocessor's single input may be given."""
-
-
-TEXT_KEYS = ("text", "prompts", "responses")
-"""Keys of what a task's preprocessor takes; no feature can be called so."""
 
 
 def takes_plain_strings(preprocessor: Any) -> bool:
@@ -29,11 +25,11 @@ def takes_plain_strings(preprocessor: Any) -> bool:
     return isinstance(preprocessor, base) and type(preprocessor).call is base.call
 
 
-def plain_input(inputs: Any) -> Any:
+def plain_input(inputs: Any, keys: Sequence[str] = PLAIN_KEYS) -> Any:
     """The one input of a dict that names it, such as `{"text": [...]}`."""
     if isinstance(inputs, Mapping) and len(inputs) == 1:
         ((key, value),) = inputs.items()
-        if key in PLAIN_KEYS:
+        if key in keys:
             return value
     return inputs
 

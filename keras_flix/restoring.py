@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 
 from keras_flix.features import FeatureSchema
+from keras_flix.plain_view import linear_layers
 from keras_flix.routed_model import REGISTERED_NAME
-from keras_flix.surgery import enable_flix
+from keras_flix.surgery import adapt_layers
 
 
 class AdaptedModel:
@@ -19,12 +19,22 @@ class AdaptedModel:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> keras.Model:
         """The model whose `get_config` gave `config`, with fresh tables."""
-        return enable_flix(
-            keras.saving.deserialize_keras_object(dict(config["base"])),
-            FeatureSchema.from_config(config["schema"]),
-            alpha=config["alpha"],
-            targets=[re.escape(path) for path in config["layers"]],
-            seed=config["seed"],
+        base = keras.saving.deserialize_keras_object(dict(config["base"]))
+        linear = linear_layers(base)
+        layers = {}
+        for position, name in config["layers"]:
+            layer = linear[position] if position < len(linear) else None
+            if layer is None or layer.name != name:
+                raise ValueError(
+                    "A saved model must be built again with the layers it had. "
+                    f"Expected: layer {name!r} at place {position}. Received: "
+                    f"{getattr(layer, 'name', 'none')!r}. Load its weights into a "
+                    "model that you adapt with `enable_flix`."
+                )
+            layers[layer.path] = layer
+        schema = FeatureSchema.from_config(config["schema"])
+        return adapt_layers(
+            base, schema, layers, alpha=config["alpha"], seed=config["seed"]
         )
 
 

@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 
 from keras_flix import _compat, preprocessing
-from keras_flix.inputs import encode_inputs, layer_ids, leading_size, split_entries
+from keras_flix.inputs import (
+    encode_inputs,
+    layer_ids,
+    leading_size,
+    none_for_empty,
+    split_entries,
+)
 from keras_flix.routing import Routing, routing_scope
 
 # Between `generate` and the compiled step lies KerasHub's own code, which knows
@@ -17,6 +23,9 @@ from keras_flix.routing import Routing, routing_scope
 _waiting: contextvars.ContextVar[dict[str, np.ndarray] | None] = contextvars.ContextVar(
     "keras_flix_generation", default=None
 )
+
+
+GENERATE_KEYS = ("prompts", *preprocessing.PLAIN_KEYS)
 
 
 class RoutedGeneration(_compat.Mixin):
@@ -35,23 +44,29 @@ class RoutedGeneration(_compat.Mixin):
         """
         if _compat.source_kind(inputs) == "tf":
             batches = [
-                self.generate(batch, *args, **kwargs)
+                {key: none_for_empty(value) for key, value in batch.items()}
+                if isinstance(batch, Mapping)
+                else batch
                 for batch in inputs.as_numpy_iterator()
             ]
-            return _concatenate(batches)
+            return _concatenate([self.generate(b, *args, **kwargs) for b in batches])
         state = self._flix
         own, entries = split_entries(inputs, state.schema)
         if state.disabled:
             ids = {}
         else:
-            prompt = own
-            if isinstance(own, Mapping) and self.preprocessor is not None:
-                prompt = next(iter(own.values()), None)
-            ids = encode_inputs(state.schema, entries, leading_size(prompt))
+            size = leading_size(own)
+            if not size:
+                raise ValueError(
+                    "`generate` must have at least one prompt, next to the "
+                    f"features. Received: {own!r}. Pass "
+                    '{"prompts": [...], ...}.'
+                )
+            ids = encode_inputs(state.schema, entries, size)
         if self.preprocessor is not None:
             own = _python_strings(own)
             if preprocessing.takes_plain_strings(self.preprocessor):
-                own = preprocessing.plain_input(own)
+                own = preprocessing.plain_input(own, GENERATE_KEYS)
         token = _waiting.set(ids)
         try:
             return super().generate(own, *args, **kwargs)

@@ -19,9 +19,10 @@ from keras import ops, tree
 
 from keras_flix import _compat, preprocessing
 from keras_flix.features import FeatureSchema
-from keras_flix.inputs import encode_batch, layer_ids, leading_size, split_entries
+from keras_flix.inputs import batch_length, encode_batch, layer_ids, split_entries
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.plain_view import PlainView
+from keras_flix.refusals import Refusals
 from keras_flix.routed_generation import RoutedGeneration
 from keras_flix.routing import Routing, current_routing, routing_scope
 from keras_flix.sources import map_batches
@@ -39,10 +40,12 @@ class Surgery:
         alpha: As given to `enable_flix`.
         layers: The adapted layers by path.
         base_class: The model's class before.
+        parts: The models that route: the adapted one, and a task's backbone.
         seed: As given to `enable_flix`, or the one it drew.
         dropout_seed: Drives feature dropout; `None` if there is none.
         takes_training: Whether the model's own `call` takes `training`.
         unwraps: Whether the model's own input is not a dict.
+        input_keys: The keys of the model's own input dict, if they are known.
         verified: Whether every adapted layer is known to run.
         disabled: Whether the adapters are off.
     """
@@ -51,15 +54,17 @@ class Surgery:
     alpha: float | None
     layers: dict[str, LowRankLayer]
     base_class: Any
+    parts: list[Any] = dataclasses.field(default_factory=list)
     seed: int = 0
     dropout_seed: keras.random.SeedGenerator | None = None
     takes_training: bool = True
     unwraps: bool = False
+    input_keys: list[str] | None = None
     verified: bool = False
     disabled: bool = False
 
 
-class RoutedModel(RoutedGeneration, PlainView):
+class RoutedModel(RoutedGeneration, PlainView, Refusals):
     """Mixin of adapted models; the model's own class comes after it."""
 
     _flix: Surgery
@@ -72,7 +77,7 @@ class RoutedModel(RoutedGeneration, PlainView):
         if self._flix.disabled:
             inputs = own
         elif entries and not any(map(_is_symbolic, entries.values())):
-            ids = layer_ids(self._flix.schema, entries, _size(own))
+            ids = layer_ids(self._flix.schema, entries, batch_length(own))
             # Keras refuses arrays beside tensors in one dict.
             inputs = {**tree.map_structure(_as_tensor, own), **ids}
         return super().__call__(
@@ -109,6 +114,14 @@ class RoutedModel(RoutedGeneration, PlainView):
         super()._assert_input_compatibility(self._own_inputs(own), *args[1:])
 
     def _own_inputs(self, own: Any) -> Any:
+        keys = self._flix.input_keys
+        if keys is not None and isinstance(own, Mapping) and set(own) - set(keys):
+            # A functional model would go by the order of the keys.
+            raise ValueError(
+                f"The input dict must hold the model's own inputs {keys} and its "
+                f"features {self._flix.schema.names}. Received: entries "
+                f"{sorted(set(own) - set(keys))} besides. Remove them."
+            )
         if self._flix.unwraps and isinstance(own, Mapping) and len(own) == 1:
             return next(iter(own.values()))
         return own
@@ -122,7 +135,7 @@ class RoutedModel(RoutedGeneration, PlainView):
             return Routing(state.schema, None)
         if not entries and current_routing(state.schema) is not None:
             return None
-        size = _size(own)
+        size = batch_length(own)
         return Routing.from_ids(
             state.schema,
             layer_ids(state.schema, entries, size),
@@ -153,17 +166,20 @@ class RoutedModel(RoutedGeneration, PlainView):
             kwargs["validation_data"] = self._feed_validation(
                 kwargs["validation_data"], pipeline
             )
-        return self._data_method("fit", pipeline)(x, *args, **kwargs)
+        with _compat.variables_survive(self):
+            return self._data_method("fit", pipeline)(x, *args, **kwargs)
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("_use_cached_eval_dataset"):
             return super().evaluate(x, *args, **kwargs)
         x, pipeline = self._feed(x)
-        return self._data_method("evaluate", pipeline)(x, *args, **kwargs)
+        with _compat.variables_survive(self):
+            return self._data_method("evaluate", pipeline)(x, *args, **kwargs)
 
     def predict(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         x, pipeline = self._feed(x)
-        return self._data_method("predict", pipeline)(x, *args, **kwargs)
+        with _compat.variables_survive(self):
+            return self._data_method("predict", pipeline)(x, *args, **kwargs)
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         self._check_optimizer()
@@ -228,6 +244,8 @@ class RoutedModel(RoutedGeneration, PlainView):
         return map_batches(x, function), False
 
     def _feed_validation(self, data: Any, pipeline: bool) -> Any:
+        if isinstance(data, Mapping):
+            data = (data,)
         if isinstance(data, (tuple, list)):
             data = (self._encode(data[0]), *data[1:])
             if not pipeline and isinstance(self, keras_hub.models.Task):
@@ -258,13 +276,6 @@ class RoutedModel(RoutedGeneration, PlainView):
                 "`model.compile(...)` again before training."
             )
 
-    def save_to_preset(self, *args: Any, **kwargs: Any) -> None:
-        raise ValueError(
-            "A preset holds a plain model, and would lose the adapters. Received: "
-            "a model adapted by `enable_flix`. Use `save_adapters(model, path)`, "
-            "or `merge_features(model, ...).save_to_preset(...)`."
-        )
-
 
 def _is_symbolic(x: Any) -> bool:
     return isinstance(x, keras.KerasTensor)
@@ -273,15 +284,6 @@ def _is_symbolic(x: Any) -> bool:
 def _as_tensor(x: Any) -> Any:
     is_numeric = isinstance(x, np.ndarray) and x.dtype.kind in "biuf"
     return ops.convert_to_tensor(x) if is_numeric else x
-
-
-def _size(own: Any) -> Any:
-    """Batch length of a model's own inputs, as a tensor where it is unknown."""
-    size = leading_size(own)
-    if size is None:
-        leaves = [x for x in tree.flatten(own) if x is not None]
-        size = ops.shape(leaves[0])[0] if leaves and hasattr(leaves[0], "shape") else 1
-    return size
 
 
 def _take_inputs(

@@ -18,7 +18,7 @@ from keras import ops
 
 from keras_flix.encoding import ABSENT
 from keras_flix.features import FeatureSchema
-from keras_flix.low_rank import ActiveValues, Tensor
+from keras_flix.low_rank import ActiveValues, Tensor, narrow_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def drop_features(
         if feature.always:
             axis_ids = ops.zeros((batch_size,), "int32")
         else:
-            axis_ids = ops.cast(ids[feature.name], "int32")
+            axis_ids = narrow_ids(ids[feature.name], len(feature.values))
         shape = (ops.shape(axis_ids)[0],) + (1,) * (len(axis_ids.shape) - 1)
         keep = keras.random.uniform(shape, seed=seed) >= feature.dropout
         kept[feature.name] = ops.where(keep, axis_ids, ABSENT)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from keras import ops
 from keras_flix.features import FeatureSchema
 from keras_flix.layers.low_rank_layer import check_alpha, matrix_shape
 from keras_flix.routed_model import is_adapted, surgery_of
-from keras_flix.surgery import enable_flix
+from keras_flix.surgery import adapt_layers
 from keras_flix.targets import linear_layers
 
 SUFFIX = ".flix.safetensors"
@@ -48,16 +46,22 @@ def save_adapters(model: keras.Model, path: str | os.PathLike[str]) -> None:
         "alpha": surgery.alpha,
         "layers": list(surgery.layers),
     }
+    if not path.parent.is_dir():
+        raise ValueError(
+            f"`path` must be in an existing folder. Received: path={str(path)!r}. "
+            "Make the folder first."
+        )
     data = safetensors.numpy.save(tensors, {"keras_flix": json.dumps(header)})
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    # In the same folder, so that it can take the file's place at once.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -83,9 +87,8 @@ def load_adapters(model: keras.Model, path: str | os.PathLike[str]) -> keras.Mod
         _check_alpha(surgery_of(model).alpha, header["alpha"], path)
         _check_tables(_shapes(_named_tables(model)), tensors, path)
     else:
-        _check_layers(model, header, tensors, schema, path)
-        targets = [_escape(layer) for layer in header["layers"]]
-        enable_flix(model, schema, alpha=header["alpha"], targets=targets, seed=0)
+        layers = _check_layers(model, header, tensors, schema, path)
+        adapt_layers(model, schema, layers, alpha=header["alpha"], seed=0)
     for name, variable in _named_tables(model).items():
         variable.assign(tensors[name])
     return model
@@ -192,8 +195,12 @@ def _check_layers(
     tensors: dict[str, np.ndarray],
     schema: FeatureSchema,
     path: Any,
-) -> None:
-    """Compares a file with the plain model it is about to adapt."""
+) -> dict[str, Any]:
+    """Compares a file with the plain model it is about to adapt.
+
+    Returns:
+        The layers to adapt, by path.
+    """
     by_path = {layer.path: layer for layer in linear_layers(model)}
     expected: dict[str, tuple[int, ...]] = {}
     for name in header["layers"]:
@@ -209,7 +216,4 @@ def _check_layers(
             expected[f"{name}/flix_{feature.name}_a"] = (count, d_in, rank)
             expected[f"{name}/flix_{feature.name}_b"] = (count, rank, d_out)
     _check_tables(expected, tensors, path)
-
-
-def _escape(path: str) -> str:
-    return re.escape(path)
+    return {name: by_path[name] for name in header["layers"]}

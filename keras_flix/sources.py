@@ -11,6 +11,7 @@ import numpy as np
 from keras import tree
 
 from keras_flix import _compat
+from keras_flix.host import host_value
 
 BatchFunction = Callable[[tuple[Any, ...]], tuple[Any, ...]]
 """From one batch `(x,)`, `(x, y)` or `(x, y, sample_weight)` to another."""
@@ -56,7 +57,7 @@ def to_numpy(batch: Any) -> Any:
     """A batch with numpy leaves, which every backend and process can take."""
 
     def convert(x: Any) -> Any:
-        return x if x is None else np.asarray(_compat.host_value(x))
+        return x if x is None else np.asarray(host_value(x))
 
     return tree.map_structure(convert, batch)
 
@@ -97,6 +98,8 @@ def _mapped_data_loader(loader: Any, function: BatchFunction) -> Any:
         return tree.map_structure(torch.as_tensor, batch)
 
     mapped = copy.copy(loader)
+    # Persistent workers would go on with the loader's own function.
+    mapped._iterator = None
     mapped.collate_fn = mapped_collate
     return mapped
 

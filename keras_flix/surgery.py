@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,9 @@ import keras_hub
 from keras_flix import _compat
 from keras_flix.feature import Feature
 from keras_flix.features import FeatureSchema
+from keras_flix.inputs import TEXT_KEYS
 from keras_flix.layers import FlixDense, FlixEinsumDense
 from keras_flix.layers.low_rank_layer import LowRankLayer, check_alpha, check_ranks
-from keras_flix.preprocessing import TEXT_KEYS
 from keras_flix.routed_model import Surgery, is_adapted, never_runs, routed_class
 from keras_flix.routing import carry_routing
 from keras_flix.targets import find_targets
@@ -56,8 +57,9 @@ def enable_flix(
         dropout: Probability of dropping a feature from an example in
             training: a number or a dict by feature. A feature's own wins.
         targets: Which layers: `None` for the attention projections,
-            `"all-linear"`, or a list of layer names or of regexes that match
-            a layer's whole path.
+            `"all-linear"` (in a task, those of its backbone; never routers,
+            gates and embeddings), or a list of layer names or of regexes that
+            match a layer's whole path.
         seed: Seeds the initial tables and feature dropout. `None` draws a seed
             that follows `keras.utils.set_random_seed`.
 
@@ -82,14 +84,28 @@ def enable_flix(
     (3, 4)
     """
     schema = FeatureSchema(features).resolve(rank, dropout)
-    check_alpha(alpha)
     _check_model(model, schema)
-    layers = find_targets(model, targets)
+    return adapt_layers(
+        model, schema, find_targets(model, targets), alpha=alpha, seed=seed
+    )
+
+
+def adapt_layers(
+    model: keras.Model,
+    schema: FeatureSchema,
+    layers: dict[str, Any],
+    *,
+    alpha: float | None,
+    seed: int | None,
+) -> keras.Model:
+    """`enable_flix` for layers that are known, with a schema that is resolved."""
+    check_alpha(alpha)
+    seed = _checked_seed(seed)
+    _check_model(model, schema)
     for layer in layers.values():
         _check_stock(layer)
         check_ranks(layer, schema)
     verified = _check_runs(model, layers)
-    seed = _compat.fresh_seed() if seed is None else seed
 
     for layer in layers.values():
         ADAPTED_CLASSES[type(layer)].from_layer(layer, schema, alpha=alpha, seed=seed)
@@ -98,33 +114,46 @@ def enable_flix(
         for layer in layers.values()
         for variable in layer._adapter.named_variables.values()
     ]
-    _compat.freeze(model, list(layers.values()), tables)
+    parts = _parts(model)
+    _compat.freeze(model, [*parts, *layers.values()], tables)
     dropout_seed = None
     if any(feature.dropout for feature in schema):
         dropout_seed = keras.random.SeedGenerator(seed)
-    routed_models = _routed_models(model)
-    for routed in routed_models:
-        routed_surgery = Surgery(
+    for part in parts:
+        surgery = Surgery(
             schema=schema,
             alpha=alpha,
             layers=layers,
-            base_class=type(routed),
+            base_class=type(part),
+            parts=parts,
             seed=seed,
             dropout_seed=dropout_seed,
-            unwraps=not _compat.takes_dict(routed),
+            unwraps=not _compat.takes_dict(part),
+            input_keys=_compat.input_keys(part),
             verified=verified,
         )
-        _route(routed, routed_surgery)
+        _route(part, surgery)
     if dropout_seed is not None:
-        # Its state must be among the variables of each routed model, once.
-        with _compat.unlocked(routed_models[0]):
-            routed_models[0]._flix_dropout_seed = dropout_seed
+        # Its state must be among the variables of each part, once.
+        with _compat.unlocked(parts[0]):
+            parts[0]._flix_dropout_seed = dropout_seed
     _compat.wrap_rematerialization(model, carry_routing)
     _compat.track_torch_parameters(model)
     return model
 
 
-def _routed_models(model: keras.Model) -> list[keras.Model]:
+def _checked_seed(seed: Any) -> int:
+    if seed is None:
+        return _compat.fresh_seed()
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
+        raise ValueError(
+            "`seed` must be a non-negative integer or None. Received: "
+            f"seed={seed!r}. None draws one."
+        )
+    return int(seed)
+
+
+def _parts(model: keras.Model) -> list[keras.Model]:
     """The model and its backbone, which people also call on its own."""
     backbone = getattr(model, "backbone", None)
     if isinstance(model, keras_hub.models.Task) and isinstance(backbone, keras.Model):
@@ -215,9 +244,8 @@ def _check_runs(model: keras.Model, layers: dict[str, Any]) -> bool:
             object.__setattr__(layer, "call", spy(path, layer))
         _compat.dry_run(model, inputs)
     except Exception:
-        if _compat.is_functional(model):
-            raise
-        # A subclassed model does not tell the dtypes of its inputs.
+        # A subclassed model does not tell the dtypes of its inputs, and some
+        # layers need more than the small sizes that stand for unknown ones.
         return False
     finally:
         for layer in layers.values():

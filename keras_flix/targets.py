@@ -46,6 +46,11 @@ def find_targets(
             f"{type(model).__name__} without any. Build the model first, by "
             "calling it on a batch."
         )
+    if targets is not None and not isinstance(targets, (str, list, tuple, set)):
+        raise ValueError(
+            "`targets` must be None, 'all-linear' or a list of layer names or "
+            f"regexes. Received: targets={targets!r}. Pass a list."
+        )
     if targets is None:
         chosen = [layer for layer in candidates if is_attention_projection(layer)]
         chosen = within_backbone(model, chosen)
@@ -98,7 +103,7 @@ def is_attention_projection(layer: keras.layers.Layer) -> bool:
     if not ATTENTION_PROJECTIONS.fullmatch(layer.name):
         return False
     parent = layer.path.rpartition("/")[0]
-    return bool(ATTENTION.fullmatch(parent)) or not parent or "/" in parent
+    return bool(ATTENTION.fullmatch(parent)) or not parent
 
 
 def within_backbone(

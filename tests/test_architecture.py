@@ -15,7 +15,7 @@ import keras_flix
 
 ROOT = Path(keras_flix.__file__).parent
 BACKENDS = ("jax", "tensorflow", "torch")
-IMPORT_BACKENDS = {"keras_flix._compat", "keras_flix.inputs", "keras_flix.sources"}
+IMPORT_BACKENDS = {"keras_flix.host", "keras_flix.inputs", "keras_flix.sources"}
 """Modules that may import a backend, inside of functions."""
 COMPAT = "keras_flix._compat"
 """The one module that may use what Keras does not document."""

@@ -264,7 +264,7 @@ def test_an_example_has_a_value_once(entry):
 
 
 VOCABULARIES = st.one_of(
-    st.lists(st.text(), min_size=1, max_size=8, unique=True),
+    st.lists(st.text(min_size=1), min_size=1, max_size=8, unique=True),
     st.lists(st.integers(min_value=0), min_size=1, max_size=8, unique=True),
 )
 

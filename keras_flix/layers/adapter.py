@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import zlib
 from typing import Any
 
@@ -38,6 +39,15 @@ class Adapter:
             for name, pair in self.variables.items()
             for part, variable in zip("ab", pair)
         }
+
+    def stamp(self) -> np.ndarray:
+        """What the tables' rows mean, as bytes for Keras' weight files."""
+        axes = [
+            [f.name, list(f.values), list(f.ranks), f.multiple, f.always]
+            for f in self.schema
+        ]
+        text = json.dumps([axes, self.alpha])
+        return np.frombuffer(text.encode("utf-8"), "uint8")
 
     def tables(self) -> list[FeatureTables]:
         """What the update reads."""

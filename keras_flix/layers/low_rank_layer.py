@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops, tree
 
 from keras_flix import _compat
@@ -229,10 +231,13 @@ class LowRankLayer(_compat.BaseVariablesCheck):
         Returns:
             A float32 tensor of the kernel's shape.
         """
+        return self.delta_of_ids(self.features.encode_one(combination))
+
+    def delta_of_ids(self, ids: Mapping[str, Any]) -> Tensor:
+        """`kernel_delta` of encoded values: ids of a batch of one, by axis."""
         shape = _compat.kernel_shape(self)
         split = self._split()
         d_in, _ = split.matrix_shape(shape)
-        ids = self.features.encode_one(combination)
         matrix = combined_matrix(self._adapter.tables(), ids, d_in)
         unfolded = ops.reshape(matrix, [shape[axis] for axis in split.kernel_axes])
         return ops.transpose(unfolded, split.unflatten_axes())
@@ -255,11 +260,20 @@ class LowRankLayer(_compat.BaseVariablesCheck):
         super().save_own_variables(store)
         for name, variable in self._adapter.named_variables.items():
             store[name] = variable
+        store["flix_schema"] = self._adapter.stamp()
 
     def load_own_variables(self, store: Any) -> None:
         saved = {name: store[name] for name in store.keys()}
         base = {n: v for n, v in saved.items() if not n.startswith("flix_")}
         tables = {n: v for n, v in saved.items() if n.startswith("flix_")}
+        stamp = tables.pop("flix_schema", None)
+        if stamp is not None and not np.array_equal(stamp, self._adapter.stamp()):
+            raise ValueError(
+                f"The features in a weights file must match layer {self.path!r}. "
+                f"Expected: {self._adapter.stamp().tobytes().decode()}. Received: "
+                f"{np.asarray(stamp).tobytes().decode()}. Load it into a model "
+                "adapted with the same features, values in the same order."
+            )
         own = self._adapter.named_variables
         expected = {n: tuple(v.shape) for n, v in own.items()}
         found = {n: tuple(v.shape) for n, v in tables.items()}
@@ -315,7 +329,11 @@ DENSE_EQUATION = "...d,df->...f"
 def check_alpha(alpha: Any) -> float | None:
     if alpha is None:
         return None
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not alpha > 0:
+    if (
+        isinstance(alpha, bool)
+        or not isinstance(alpha, numbers.Real)
+        or not (0 < float(alpha) < math.inf)
+    ):
         raise ValueError(
             f"`alpha` must be a positive number or None. Received: alpha={alpha!r}. "
             "None means a scale of 1."

@@ -384,3 +384,88 @@ def test_dropout_in_a_model_whose_call_takes_no_training():
     evaluated = {model.evaluate({**own, **IDS}, target, verbose=0) for _ in range(3)}
     assert len(set(history.history["loss"])) > 1
     assert len(evaluated) == 1
+
+
+def test_what_would_lose_the_adapters_is_refused():
+    model, own, _ = causal_lm()
+    keras_flix.enable_flix(model, FEATURES, rank=2)
+    trainable = [v.path for v in model.trainable_variables]
+    for part in (model, model.backbone):
+        with pytest.raises(ValueError, match="would lose the adapters"):
+            part.export_to_transformers("nowhere")
+        with pytest.raises(ValueError, match="LoRA of Keras' own"):
+            part.enable_lora(4)
+        with pytest.raises(ValueError, match="cannot be quantized"):
+            part.quantize("int8")
+    with pytest.raises(ValueError, match="must be made by `enable_flix`"):
+        keras.models.clone_model(functional_model())
+    assert [v.path for v in model.trainable_variables] == trainable
+    assert model.backbone.trainable_variables == model.trainable_variables
+
+
+def functional_model():
+    model, _, targets = functional()
+    return keras_flix.enable_flix(model, FEATURES, targets=targets)
+
+
+def test_extra_entries_are_refused():
+    model, own, _ = causal_lm()
+    features = [
+        keras_flix.Feature("task", ["qa"]),
+        keras_flix.Feature("all", always=True),
+    ]
+    keras_flix.enable_flix(model, features)
+    with pytest.raises(ValueError, match=r"Received: entries \['a_task'\] besides"):
+        model({**own, "task": "qa", "a_task": np.zeros(4, "int32")})
+    with pytest.raises(ValueError, match="always active and takes no entry"):
+        model({**own, "task": "qa", "all": np.zeros(4, "int32")})
+
+
+def test_disabling_a_part_disables_the_whole():
+    model, own, _ = causal_lm()
+    base = model.predict(own, verbose=0)
+    randomize(keras_flix.enable_flix(model, FEATURES, rank=2))
+    model.predict({**own, **IDS}, verbose=0)
+    with keras_flix.adapters_disabled(model.backbone):
+        found = model.predict(own, verbose=0)
+    np.testing.assert_allclose(found, base, atol=1e-6)
+    plain, _, _ = causal_lm()
+    with pytest.raises(ValueError, match="must have been adapted"):
+        with keras_flix.adapters_disabled(plain):
+            pass
+
+
+def test_integer_values_are_merged_by_value():
+    model, own, _ = functional()
+    years = [keras_flix.Feature("year", [2, 0, 1])]
+    randomize(keras_flix.enable_flix(model, years, targets=["hidden"], rank=2))
+    for i, year in enumerate([2, 0, 1]):
+        expected = to_numpy(model({**own, "year": np.full(4, i, "int32")}))
+        merged = keras_flix.merge_features(model, {"year": year})
+        np.testing.assert_allclose(to_numpy(merged(own["x"])), expected, atol=1e-5)
+
+
+def test_training_the_merged_model_leaves_the_adapted_one_alone():
+    model, own, _ = functional()
+    randomize(keras_flix.enable_flix(model, FEATURES, targets=["hidden"], rank=2))
+    before = to_numpy(model({**own, **IDS}))
+    merged = keras_flix.merge_features(model, {"task": "qa", "language": None})
+    merged.compile(optimizer="adam", loss="mse")
+    merged.fit(own["x"], np.zeros((4, 5)), epochs=2, verbose=0)
+    np.testing.assert_array_equal(to_numpy(model({**own, **IDS})), before)
+
+
+def test_several_inputs_and_dropout_on_an_always_axis():
+    inputs = [keras.Input((6,), name=name) for name in ("one", "two")]
+    summed = keras.layers.Dense(8, name="hidden")(inputs[0] + inputs[1])
+    model = keras.Model(inputs, summed)
+    shared = keras_flix.Feature("shared", always=True, dropout=0.5)
+    keras_flix.enable_flix(model, [shared], targets=["hidden"], rank=2, seed=0)
+    randomize(model)
+    x = [np.ones((64, 6), "float32")] * 2
+    outputs = to_numpy(model(x, training=True))
+    kinds = np.unique(np.round(outputs, 4), axis=0)
+    dropped = np.isclose(outputs, outputs[0], atol=1e-4).all(axis=1)
+    assert len(kinds) == 2 and 12 < dropped.sum() < 52
+    pairs = dropped.reshape(-1, 2)
+    assert (pairs[:, 0] != pairs[:, 1]).any()

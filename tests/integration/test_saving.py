@@ -274,3 +274,34 @@ def test_keras_file_and_copies_of_a_task(tmp_path, make_gemma):
         assert found.generate(dict(prompts), max_length=12) == model.generate(
             dict(prompts), max_length=12
         )
+
+
+def test_keras_file_of_a_sequential_model(tmp_path):
+    model = keras.Sequential(
+        [keras.layers.Dense(8, name="hidden"), keras.layers.Dense(3, name="head")]
+    )
+    model(np.ones((1, 6), "float32"))
+    keras_flix.enable_flix(model, FEATURES, targets=["hidden"], rank=2)
+    randomize(model)
+    inputs = {"x": np.ones((2, 6), "float32"), "task": "qa", "language": ["sw", None]}
+    model.save(tmp_path / "model.keras")
+    found = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(
+        to_numpy(found(inputs)), to_numpy(model(inputs)), atol=1e-6
+    )
+
+
+def test_weights_with_values_in_another_order_are_refused(tmp_path):
+    path = tmp_path / "model.weights.h5"
+    adapted().save_weights(path)
+    swapped = {**FEATURES, "task": FEATURES["task"][::-1]}
+    features = [
+        keras_flix.Feature("task", swapped["task"], rank={"qa": 1, "*": 3}),
+        keras_flix.Feature("language", swapped["language"]),
+        keras_flix.Feature("shared", always=True),
+    ]
+    other = keras_flix.enable_flix(
+        seeded_backbone(), features, rank=2, alpha=4, targets="all-linear"
+    )
+    with pytest.raises(ValueError, match="values in the same order"):
+        other.load_weights(path)

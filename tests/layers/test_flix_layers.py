@@ -131,7 +131,7 @@ def test_weights_of_other_features_are_refused(make, tmp_path):
     features = [Feature("task", ["qa", "parse"]), *FEATURES[1:]]
     other = make_model(make(features=features))
     before = snapshot(other)
-    with pytest.raises(ValueError, match="The adapters in a weights file must match"):
+    with pytest.raises(ValueError, match="The features in a weights file must match"):
         other.load_weights(tmp_path / "model.weights.h5")
     after = snapshot(other)
     for path in before:

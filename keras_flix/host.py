@@ -1,0 +1,43 @@
+"""What a tensor of any backend is worth on the host, if that is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+
+def host_value(x: Any) -> Any:
+    """`x` as numpy or Python data; `None` for a traced or symbolic tensor.
+
+    Backends are only looked up, never imported, so any mix of them may be
+    installed.
+    """
+    package = type(x).__module__.partition(".")[0]
+    if isinstance(x, keras.KerasTensor):
+        return None
+    if package in ("jax", "jaxlib"):
+        import jax
+
+        return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
+    if package == "tensorflow":
+        if hasattr(x, "to_list"):  # a RaggedTensor
+            return x.to_list() if hasattr(x.flat_values, "numpy") else None
+        return x.numpy() if hasattr(x, "numpy") else None
+    if package == "torch":
+        import torch
+
+        if torch.compiler.is_compiling() or x.is_meta or type(x) is not torch.Tensor:
+            return None
+        return x.detach().cpu().numpy()
+    if hasattr(x, "__array__") and not isinstance(x, (np.ndarray, np.generic)):
+        return np.asarray(x)
+    return x
+
+
+def is_tf_symbolic(x: Any) -> bool:
+    """Whether `x` is a TensorFlow tensor without a value, on any backend."""
+    if type(x).__module__.partition(".")[0] != "tensorflow":
+        return False
+    return host_value(x) is None

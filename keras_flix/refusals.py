@@ -1,0 +1,46 @@
+"""What an adapted model refuses, as it would lose or break the adapters."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from keras_flix import _compat
+
+
+class Refusals(_compat.Mixin):
+    """The part of an adapted model that says no."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise ValueError(
+            "An adapted model must be made by `enable_flix`. Received: a call of its "
+            "class, as `keras.models.clone_model` does. Use `copy.deepcopy(model)`, or "
+            "`merge_features(model, ...)` for a plain model."
+        )
+
+    def save_to_preset(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise ValueError(
+            "A preset holds a plain model, and would lose the adapters. Received: "
+            "a model adapted by `enable_flix`. Use `save_adapters(model, path)`, "
+            "or `merge_features(model, ...).save_to_preset(...)`."
+        )
+
+    def export_to_transformers(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise ValueError(
+            "An export to Transformers holds a plain model, and would lose the "
+            "adapters. Received: a model adapted by `enable_flix`. Use "
+            "`merge_features(model, ...).export_to_transformers(...)`."
+        )
+
+    def enable_lora(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise ValueError(
+            "An adapted model must not have a LoRA of Keras' own besides. Received: a "
+            "model adapted by `enable_flix`. Add a feature with always=True, which is "
+            "a LoRA, to `features`."
+        )
+
+    def quantize(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise ValueError(
+            "An adapted model cannot be quantized. Received: a model adapted by "
+            "`enable_flix`. Use `merge_features(model, ...)` and quantize the plain "
+            "model."
+        )
