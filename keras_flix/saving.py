@@ -14,7 +14,7 @@ import safetensors.numpy
 from keras import ops
 
 from keras_flix.features import FeatureSchema
-from keras_flix.layers.low_rank_layer import check_alpha, matrix_shape
+from keras_flix.layers.checks import check_alpha, matrix_shape
 from keras_flix.routed_model import is_adapted, surgery_of
 from keras_flix.surgery import adapt_layers
 from keras_flix.targets import linear_layers

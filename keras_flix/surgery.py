@@ -14,7 +14,8 @@ from keras_flix.feature import Feature
 from keras_flix.features import FeatureSchema
 from keras_flix.inputs import TEXT_KEYS
 from keras_flix.layers import FlixDense, FlixEinsumDense
-from keras_flix.layers.low_rank_layer import LowRankLayer, check_alpha, check_ranks
+from keras_flix.layers.checks import check_alpha, check_ranks
+from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.routed_model import Surgery, is_adapted, never_runs, routed_class
 from keras_flix.routing import carry_routing
 from keras_flix.targets import find_targets

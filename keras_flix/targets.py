@@ -12,7 +12,7 @@ import keras_hub
 
 from keras_flix import _compat
 from keras_flix.equations import split_equation
-from keras_flix.layers.low_rank_layer import layer_equation
+from keras_flix.layers.checks import layer_equation
 
 ATTENTION_PROJECTIONS = re.compile(
     r"(.*[/_])?(query|key|value|query_key_value|attention_output|output_dense"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_flix.layers.low_rank_layer import DENSE_EQUATION, LowRankLayer
+from keras_flix.layers.checks import DENSE_EQUATION
+from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.low_rank import Tensor
 
 
@@ -58,23 +58,5 @@ class FlixDense(LowRankLayer, keras.layers.Dense):
     def _low_rank_equation(self) -> str:
         return DENSE_EQUATION
 
-    def build(self, input_shape: Any) -> None:
-        super().build(input_shape)
-        self.kernel.trainable = False
-        self._add_tables()
-
-    def call(
-        self,
-        inputs: Tensor,
-        features: Mapping[str, Any] | None = None,
-        training: bool | None = None,
-    ) -> Tensor:
-        x = ops.matmul(inputs, self.kernel)
-        delta = self.low_rank_output(inputs, features, training)
-        if delta is not None:
-            x = ops.add(x, delta)
-        if self.bias is not None:
-            x = ops.add(x, self.bias)
-        if self.activation is not None:
-            x = self.activation(x)
-        return x
+    def _linear(self, inputs: Tensor) -> Tensor:
+        return ops.matmul(inputs, self.kernel)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -74,23 +73,5 @@ class FlixEinsumDense(LowRankLayer, keras.layers.EinsumDense):
     def _low_rank_equation(self) -> str:
         return self.equation
 
-    def build(self, input_shape: Any) -> None:
-        super().build(input_shape)
-        self.kernel.trainable = False
-        self._add_tables()
-
-    def call(
-        self,
-        inputs: Tensor,
-        features: Mapping[str, Any] | None = None,
-        training: bool | None = None,
-    ) -> Tensor:
-        x = ops.einsum(self.equation, inputs, self.kernel)
-        delta = self.low_rank_output(inputs, features, training)
-        if delta is not None:
-            x = ops.add(x, delta)
-        if self.bias is not None:
-            x = ops.add(x, self.bias)
-        if self.activation is not None:
-            x = self.activation(x)
-        return x
+    def _linear(self, inputs: Tensor) -> Tensor:
+        return ops.einsum(self.equation, inputs, self.kernel)

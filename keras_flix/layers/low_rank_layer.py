@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from keras_flix.equations import KernelSplit, split_equation
 from keras_flix.features import FeatureSchema
 from keras_flix.inputs import layer_ids
 from keras_flix.layers.adapter import Adapter, Constant, initial_a
+from keras_flix.layers.checks import check_alpha, check_ranks, two_loras
 from keras_flix.low_rank import ActiveValues, Tensor, combined_matrix, low_rank_update
 from keras_flix.routing import Routing, current_routing
 
@@ -114,6 +114,32 @@ class LowRankLayer(_compat.BaseVariablesCheck):
                     ("b", (count, rank, d_out), "zeros"),
                 )
             )
+
+    def build(self, input_shape: Any) -> None:
+        super().build(input_shape)
+        self.kernel.trainable = False
+        self._add_tables()
+
+    def call(
+        self,
+        inputs: Tensor,
+        features: Mapping[str, Any] | None = None,
+        training: bool | None = None,
+    ) -> Tensor:
+        x = self._linear(inputs)
+        delta = self.low_rank_output(inputs, features, training)
+        if delta is not None:
+            x = ops.add(x, delta)
+        # As in the stock layers, so that without a delta the bits are theirs.
+        if self.bias is not None:
+            x = ops.add(x, self.bias)
+        if self.activation is not None:
+            x = self.activation(x)
+        return x
+
+    def _linear(self, inputs: Tensor) -> Tensor:
+        """The base kernel's part of the output."""
+        raise NotImplementedError
 
     def _split(self, input_rank: int | None = None) -> KernelSplit:
         equation = self._low_rank_equation
@@ -287,55 +313,3 @@ class LowRankLayer(_compat.BaseVariablesCheck):
         super().load_own_variables(base)
         for name in tables:
             own[name].assign(tables[name])
-
-
-def two_loras(layer: Any) -> str:
-    """The error for a LoRA of Keras' own on an adapted layer."""
-    return (
-        "A layer with feature adapters must not have a LoRA of Keras' own. "
-        f"Received: a LoRA rank for layer {layer.name!r}. Add a feature with "
-        "always=True, which is a LoRA, to `features`."
-    )
-
-
-def check_ranks(layer: Any, features: FeatureSchema) -> None:
-    """Raises if a value's rank is above the layer's dims."""
-    d_in, d_out = matrix_shape(layer)
-    for feature in features:
-        if max(feature.ranks) > min(d_in, d_out):
-            raise ValueError(
-                f"The rank of feature {feature.name!r} must be at most "
-                f"{min(d_in, d_out)}, the smaller dim of layer {layer.path!r} "
-                f"({d_in} in, {d_out} out). Received: rank={max(feature.ranks)}. "
-                "Lower the rank, or leave the layer out of the targets."
-            )
-
-
-def matrix_shape(layer: Any) -> tuple[int, int]:
-    """`(d_in, d_out)` of a built layer's flattened kernel."""
-    split = split_equation(*layer_equation(layer))
-    return split.matrix_shape(_compat.kernel_shape(layer))
-
-
-def layer_equation(layer: Any) -> tuple[str, int]:
-    """The einsum equation of an `EinsumDense` or `Dense`, and its input rank."""
-    equation = getattr(layer, "equation", DENSE_EQUATION)
-    return equation, len(equation.split(",")[0].replace("...", "b"))
-
-
-DENSE_EQUATION = "...d,df->...f"
-
-
-def check_alpha(alpha: Any) -> float | None:
-    if alpha is None:
-        return None
-    if (
-        isinstance(alpha, bool)
-        or not isinstance(alpha, numbers.Real)
-        or not (0 < float(alpha) < math.inf)
-    ):
-        raise ValueError(
-            f"`alpha` must be a positive number or None. Received: alpha={alpha!r}. "
-            "None means a scale of 1."
-        )
-    return float(alpha)

@@ -1,0 +1,62 @@
+"""What a layer must fulfil to be adapted, and the dims that follow from it."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+from keras_flix import _compat
+from keras_flix.equations import split_equation
+from keras_flix.features import FeatureSchema
+
+DENSE_EQUATION = "...d,df->...f"
+
+
+def two_loras(layer: Any) -> str:
+    """The error for a LoRA of Keras' own on an adapted layer."""
+    return (
+        "A layer with feature adapters must not have a LoRA of Keras' own. "
+        f"Received: a LoRA rank for layer {layer.name!r}. Add a feature with "
+        "always=True, which is a LoRA, to `features`."
+    )
+
+
+def check_ranks(layer: Any, features: FeatureSchema) -> None:
+    """Raises if a value's rank is above the layer's dims."""
+    d_in, d_out = matrix_shape(layer)
+    for feature in features:
+        if max(feature.ranks) > min(d_in, d_out):
+            raise ValueError(
+                f"The rank of feature {feature.name!r} must be at most "
+                f"{min(d_in, d_out)}, the smaller dim of layer {layer.path!r} "
+                f"({d_in} in, {d_out} out). Received: rank={max(feature.ranks)}. "
+                "Lower the rank, or leave the layer out of the targets."
+            )
+
+
+def matrix_shape(layer: Any) -> tuple[int, int]:
+    """`(d_in, d_out)` of a built layer's flattened kernel."""
+    split = split_equation(*layer_equation(layer))
+    return split.matrix_shape(_compat.kernel_shape(layer))
+
+
+def layer_equation(layer: Any) -> tuple[str, int]:
+    """The einsum equation of an `EinsumDense` or `Dense`, and its input rank."""
+    equation = getattr(layer, "equation", DENSE_EQUATION)
+    return equation, len(equation.split(",")[0].replace("...", "b"))
+
+
+def check_alpha(alpha: Any) -> float | None:
+    if alpha is None:
+        return None
+    if (
+        isinstance(alpha, bool)
+        or not isinstance(alpha, numbers.Real)
+        or not (0 < float(alpha) < math.inf)
+    ):
+        raise ValueError(
+            f"`alpha` must be a positive number or None. Received: alpha={alpha!r}. "
+            "None means a scale of 1."
+        )
+    return float(alpha)
