@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -181,6 +183,24 @@ def encode_in_tf(
     for feature, ids in zip(routed, outputs):
         ids.set_shape((None, None) if feature.multiple else (None,))
     return {feature.name: ids for feature, ids in zip(routed, outputs)}
+
+
+@contextlib.contextmanager
+def tf_errors_as_value_errors() -> Iterator[None]:
+    """Turns what `encode_in_tf` raised inside a pipeline back into a ValueError.
+
+    TensorFlow passes an exception of Python code on as an error of its own,
+    with the text and the traceback in its message.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith("tensorflow"):
+            raise
+        found = re.search(r"ValueError: (.*?)\n\s*Traceback", str(error), re.DOTALL)
+        if found is None:
+            raise
+        raise ValueError(found.group(1).strip()) from error
 
 
 def none_for_empty(values: np.ndarray) -> np.ndarray:

@@ -44,3 +44,12 @@ class Refusals(_compat.Mixin):
             "`enable_flix`. Use `merge_features(model, ...)` and quantize the plain "
             "model."
         )
+
+
+def never_runs(paths: list[str]) -> str:
+    """The error for targets whose `call` is bypassed."""
+    return (
+        "Every target must be a layer that runs in the model's forward pass. "
+        f"Received: {paths[:4]}, which the model never calls (it may read their "
+        "kernels directly). Leave them out of `targets`."
+    )

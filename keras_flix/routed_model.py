@@ -19,10 +19,16 @@ from keras import ops, tree
 
 from keras_flix import _compat, preprocessing
 from keras_flix.features import FeatureSchema
-from keras_flix.inputs import batch_length, encode_batch, layer_ids, split_entries
+from keras_flix.inputs import (
+    batch_length,
+    encode_batch,
+    layer_ids,
+    split_entries,
+    tf_errors_as_value_errors,
+)
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.plain_view import PlainView
-from keras_flix.refusals import Refusals
+from keras_flix.refusals import Refusals, never_runs
 from keras_flix.routed_generation import RoutedGeneration
 from keras_flix.routing import Routing, current_routing, routing_scope
 from keras_flix.sources import map_batches
@@ -166,19 +172,19 @@ class RoutedModel(RoutedGeneration, PlainView, Refusals):
             kwargs["validation_data"] = self._feed_validation(
                 kwargs["validation_data"], pipeline
             )
-        with _compat.variables_survive(self):
+        with _compat.variables_survive(self), tf_errors_as_value_errors():
             return self._data_method("fit", pipeline)(x, *args, **kwargs)
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("_use_cached_eval_dataset"):
             return super().evaluate(x, *args, **kwargs)
         x, pipeline = self._feed(x)
-        with _compat.variables_survive(self):
+        with _compat.variables_survive(self), tf_errors_as_value_errors():
             return self._data_method("evaluate", pipeline)(x, *args, **kwargs)
 
     def predict(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         x, pipeline = self._feed(x)
-        with _compat.variables_survive(self):
+        with _compat.variables_survive(self), tf_errors_as_value_errors():
             return self._data_method("predict", pipeline)(x, *args, **kwargs)
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -301,15 +307,6 @@ def _take_inputs(
 
 def _put_back(name: str | None, inputs: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return args if name else (inputs, *args[1:])
-
-
-def never_runs(paths: list[str]) -> str:
-    """The error for targets whose `call` is bypassed."""
-    return (
-        "Every target must be a layer that runs in the model's forward pass. "
-        f"Received: {paths[:4]}, which the model never calls (it may read their "
-        "kernels directly). Leave them out of `targets`."
-    )
 
 
 @functools.cache

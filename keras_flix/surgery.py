@@ -16,7 +16,8 @@ from keras_flix.inputs import TEXT_KEYS
 from keras_flix.layers import FlixDense, FlixEinsumDense
 from keras_flix.layers.checks import check_alpha, check_ranks
 from keras_flix.layers.low_rank_layer import LowRankLayer
-from keras_flix.routed_model import Surgery, is_adapted, never_runs, routed_class
+from keras_flix.refusals import never_runs
+from keras_flix.routed_model import Surgery, is_adapted, routed_class
 from keras_flix.routing import carry_routing
 from keras_flix.targets import find_targets
 

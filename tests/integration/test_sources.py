@@ -183,7 +183,7 @@ def test_plain_model_validates_and_evaluates(backbone, start, source):
 def test_unknown_values_in_a_source_raise(backbone, start, source):
     wrong = {"task": ["qa"] * 5 + ["pares"], "language": STRINGS["language"]}
     x, _ = source({**TOKENS, **wrong})
-    with pytest.raises(Exception, match="nearest known value is 'parse'"):
+    with pytest.raises(ValueError, match="nearest known value is 'parse'"):
         backbone.predict(x, verbose=0)
 
 
@@ -191,7 +191,7 @@ def test_unknown_values_in_a_source_raise(backbone, start, source):
 def test_ids_out_of_range_in_a_source_raise(backbone, start, source):
     wrong = {"task": np.array([0, 1, 2, 0, 3, 0]), "language": IDS["language"]}
     x, _ = source({**TOKENS, **wrong})
-    with pytest.raises(Exception, match=r"must be in \[0, 3\)"):
+    with pytest.raises(ValueError, match=r"must be in \[0, 3\)"):
         backbone.predict(x, verbose=0)
 
 
