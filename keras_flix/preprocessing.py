@@ -8,12 +8,15 @@ tokens and length.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import keras_hub
 from keras import tree
+
+_one_at_a_time = threading.Lock()
 
 PLAIN_KEYS = ("text", "inputs")
 """Keys under which a preprocessor's single input may be given."""
@@ -53,8 +56,13 @@ def preprocess_prompts(preprocessor: Any, inputs: Mapping[str, Any]) -> Any:
             f"next to the features. Received: entries {sorted(inputs)}. Add the "
             "missing entry, or remove what is none of these and no feature."
         )
-    if not preprocessor.built:
-        preprocessor.build(None)
+    # grain calls this from several threads, and Keras layers build themselves on
+    # their first call: one thread at a time.
+    with _one_at_a_time:
+        return _pack_prompts(preprocessor, inputs)
+
+
+def _pack_prompts(preprocessor: Any, inputs: Mapping[str, Any]) -> Any:
     tokenizer = preprocessor.tokenizer
     segments = tuple(tokenizer(inputs[key]) for key in ("prompts", "responses"))
     options = {
