@@ -287,7 +287,7 @@ def symbolic_inputs(model: keras.Model) -> Any | None:
     def sized(shape: Any) -> tuple[int, ...]:
         return tuple(8 if size is None else size for size in shape)
 
-    if hasattr(model, "_inputs_struct"):
+    if is_functional(model):
         return tree.map_structure(
             lambda x: keras.KerasTensor(sized(x.shape), dtype=x.dtype),
             model._inputs_struct,
@@ -303,7 +303,7 @@ def symbolic_inputs(model: keras.Model) -> Any | None:
 
 def takes_dict(model: keras.Model) -> bool:
     """Whether the model's own input is a dict."""
-    if hasattr(model, "_inputs_struct"):
+    if is_functional(model):
         return isinstance(model._inputs_struct, dict)
     shapes = getattr(model, "_build_shapes_dict", None) or {}
     return len(shapes) != 1 or isinstance(next(iter(shapes.values())), dict)
