@@ -19,8 +19,31 @@ import keras_hub
 import numpy as np
 import pytest
 import sentencepiece
+from support import SupportReport
 
 FEATURES = {"task": ["qa", "parse", "list"], "language": ["en", "sw", "yo"]}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--support-report", help="where to write what is supported")
+
+
+def pytest_configure(config):
+    path = config.getoption("--support-report")
+    config.support = SupportReport(path, keras.config.backend()) if path else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    if item.config.support is not None:
+        item.config.support.add(item, report)
+    return report
+
+
+def pytest_sessionfinish(session):
+    if session.config.support is not None:
+        session.config.support.write()
 
 
 def train_tokenizer() -> bytes:

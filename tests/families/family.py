@@ -1,0 +1,38 @@
+"""What the tests know of one KerasHub family."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A family of KerasHub models, tiny and with random weights.
+
+    Attributes:
+        name: As in KerasHub's class names: `"Gemma3"` of `Gemma3Backbone`.
+        build: Makes the backbone; every call gives the same weights.
+        inputs: Makes a batch of the given size, as the dict (or, for vision,
+            the array) that the backbone takes. Examples differ, and their
+            padding does.
+        tasks: By kind (`"causal_lm"`, `"seq_2_seq_lm"`, `"text_classifier"`,
+            `"image_classifier"`, `"masked_lm"`), what makes a task, without a
+            preprocessor, of a backbone.
+        default: Names of the layers that the default targets adapt.
+        all_linear: Names of those that `targets="all-linear"` adds.
+        refused: Targets that are refused, and a part of the error's text.
+    """
+
+    name: str
+    build: Callable[[], keras.Model]
+    inputs: Callable[[int], Any]
+    tasks: Mapping[str, Callable[[Any], keras.Model]] = dataclasses.field(
+        default_factory=dict
+    )
+    default: frozenset[str] = frozenset()
+    all_linear: frozenset[str] = frozenset()
+    refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
