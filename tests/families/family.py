@@ -25,6 +25,11 @@ class Family:
         default: Names of the layers that the default targets adapt.
         all_linear: Names of those that `targets="all-linear"` adds.
         refused: Targets that are refused, and a part of the error's text.
+        rows: Takes what belongs to single examples, batch first, out of the
+            backbone's outputs: of a matrix of images against texts, the diagonal.
+        mixes_examples: Why an example alone gives something else than in a
+            batch even in the plain model; empty where it does not. Then only
+            the merged model on the same batch can tell what is right.
     """
 
     name: str
@@ -36,3 +41,5 @@ class Family:
     default: frozenset[str] = frozenset()
     all_linear: frozenset[str] = frozenset()
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    rows: Callable[[Any], Any] = lambda outputs: outputs
+    mixes_examples: str = ""
