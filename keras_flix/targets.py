@@ -15,8 +15,9 @@ from keras_flix.equations import split_equation
 from keras_flix.layers.checks import layer_equation
 
 ATTENTION_PROJECTIONS = re.compile(
-    r"(.*[/_])?(query|key|value|query_key_value|attention_output|output_dense"
-    r"|[qkvo]_proj|(query|key|value|output)_(dense|projector|proj)"
+    r"(?!feedforward)(.*[/_])?(query|key|value|query_key_value|attention_output"
+    r"|output_dense|[qkvo]_(proj|dense_layer)"
+    r"|(query|key|value|output)_(dense|projector|proj)"
     r"|self_attention_(query|key|value|output)|receptance)"
 )
 """Names that KerasHub's families give to the projections of attention."""
