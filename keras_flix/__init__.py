@@ -1,6 +1,7 @@
 """Featurized Low-rank Mixtures (FLix) for Keras 3."""
 
 from keras_flix.disabling import adapters_disabled
+from keras_flix.distribution import add_adapter_rules
 from keras_flix.feature import Feature
 from keras_flix.features import FeatureSchema
 from keras_flix.layers import FlixDense, FlixEinsumDense
@@ -17,6 +18,7 @@ __all__ = [
     "FlixDense",
     "FlixEinsumDense",
     "__version__",
+    "add_adapter_rules",
     "adapters_disabled",
     "enable_flix",
     "flix_summary",
