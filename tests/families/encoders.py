@@ -25,6 +25,7 @@ SIZES = {
 
 ATTENTION = frozenset({"query", "key", "value", "attention_output"})
 FEED_FORWARD = frozenset({"feedforward_intermediate_dense", "feedforward_output_dense"})
+DENSE_LAYERS = frozenset(f"{part}_dense_layer" for part in "qkvo")
 POOLER = frozenset({"pooled_dense"})
 """The dense layer on the first token, which BERT trains with the backbone."""
 
@@ -130,7 +131,7 @@ FAMILIES = [
         with_segments,
         tasks("Albert"),
         default=ATTENTION,
-        all_linear=FEED_FORWARD | POOLER,
+        all_linear=FEED_FORWARD | POOLER | {"embedding_projection"},
     ),
     Family(
         "Electra",
@@ -139,7 +140,7 @@ FAMILIES = [
         ),
         with_segments,
         default=ATTENTION,
-        all_linear=FEED_FORWARD | POOLER,
+        all_linear=FEED_FORWARD | POOLER | {"embeddings_projection"},
     ),
     # Query and key also project the relative positions, once per example.
     Family(
@@ -155,7 +156,7 @@ FAMILIES = [
         builder("RoformerV2", max_sequence_length=None, head_size=8),
         texts_without_mask,
         tasks("RoformerV2"),
-        default=ATTENTION,
+        default=DENSE_LAYERS,
         all_linear=FEED_FORWARD,
     ),
     Family(
@@ -163,21 +164,25 @@ FAMILIES = [
         builder("XLNet", max_sequence_length=None),
         with_segments,
         default=ATTENTION,
-        all_linear=FEED_FORWARD,
+        all_linear=FEED_FORWARD | {"encoding"},
+        mixes_examples="KerasHub's XLNet reshapes relative positions and padding "
+        "masks where it should transpose them",
     ),
+    # No attention: there is nothing to adapt by default.
     Family(
         "FNet",
         builder("FNet", num_heads=None),
         texts_without_mask,
         tasks("FNet"),
-        all_linear=FEED_FORWARD,
+        all_linear=POOLER
+        | {"embedding_projection", "intermediate_dense", "output_dense"},
     ),
     Family(
         "ESM",
         builder("ESM"),
         lambda size: {"token_ids": texts(size)["token_ids"]},
         esm_tasks(),
-        default=ATTENTION,
+        default=DENSE_LAYERS,
         all_linear=FEED_FORWARD,
     ),
 ]
