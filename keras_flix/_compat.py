@@ -133,15 +133,22 @@ def flatten_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
 
     `Layer._flatten_layers` gives the same ones, the inner ones backwards.
     """
-    found: dict[int, keras.layers.Layer] = {}
+    return [layer for layer, _ in layers_with_parents(model)]
 
-    def visit(parent: keras.layers.Layer) -> None:
-        for layer in parent._layers:
+
+def layers_with_parents(
+    model: keras.layers.Layer,
+) -> list[tuple[keras.layers.Layer, tuple[keras.layers.Layer, ...]]]:
+    """`flatten_layers`, each with the layers that hold it, the model first."""
+    found: dict[int, tuple[keras.layers.Layer, tuple[keras.layers.Layer, ...]]] = {}
+
+    def visit(parents: tuple[keras.layers.Layer, ...]) -> None:
+        for layer in parents[-1]._layers:
             if id(layer) not in found:
-                found[id(layer)] = layer
-                visit(layer)
+                found[id(layer)] = layer, parents
+                visit((*parents, layer))
 
-    visit(model)
+    visit((model,))
     return list(found.values())
 
 

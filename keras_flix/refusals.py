@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from keras_flix import _compat
@@ -46,10 +47,16 @@ class Refusals(_compat.Mixin):
         )
 
 
-def never_runs(paths: list[str]) -> str:
-    """The error for targets whose `call` is bypassed."""
+def never_runs(paths: list[str], others: Sequence[str] = ()) -> str:
+    """The error for targets whose `call` is bypassed.
+
+    Args:
+        paths: The targets that never run.
+        others: The names of those that do.
+    """
+    instead = f", as in targets={list(others)}" if others else ""
     return (
         "Every target must be a layer that runs in the model's forward pass. "
         f"Received: {paths[:4]}, which the model never calls (it may read their "
-        "kernels directly). Leave them out of `targets`."
+        f"kernels directly). Leave them out of `targets`{instead}."
     )

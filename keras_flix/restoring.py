@@ -8,9 +8,9 @@ from typing import Any
 import keras
 
 from keras_flix.features import FeatureSchema
-from keras_flix.plain_view import linear_layers
-from keras_flix.routed_model import REGISTERED_NAME
+from keras_flix.plain_view import REGISTERED_NAME, linear_layers
 from keras_flix.surgery import adapt_layers
+from keras_flix.targets import keyed_layers
 
 
 class AdaptedModel:
@@ -21,6 +21,7 @@ class AdaptedModel:
         """The model whose `get_config` gave `config`, with fresh tables."""
         base = keras.saving.deserialize_keras_object(dict(config["base"]))
         linear = linear_layers(base)
+        keys = {id(layer): key for key, layer in keyed_layers(base)}
         layers = {}
         for position, name in config["layers"]:
             layer = linear[position] if position < len(linear) else None
@@ -31,7 +32,7 @@ class AdaptedModel:
                     f"{getattr(layer, 'name', 'none')!r}. Load its weights into a "
                     "model that you adapt with `enable_flix`."
                 )
-            layers[layer.path] = layer
+            layers[keys.get(id(layer), layer.path)] = layer
         schema = FeatureSchema.from_config(config["schema"])
         return adapt_layers(
             base, schema, layers, alpha=config["alpha"], seed=config["seed"]

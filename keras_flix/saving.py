@@ -17,7 +17,7 @@ from keras_flix.features import FeatureSchema
 from keras_flix.layers.checks import check_alpha, matrix_shape
 from keras_flix.routed_model import is_adapted, surgery_of
 from keras_flix.surgery import adapt_layers
-from keras_flix.targets import linear_layers
+from keras_flix.targets import keyed_layers
 
 SUFFIX = ".flix.safetensors"
 FORMAT_VERSION = 1
@@ -201,7 +201,7 @@ def _check_layers(
     Returns:
         The layers to adapt, by path.
     """
-    by_path = {layer.path: layer for layer in linear_layers(model)}
+    by_path = dict(keyed_layers(model))
     expected: dict[str, tuple[int, ...]] = {}
     for name in header["layers"]:
         if name not in by_path:

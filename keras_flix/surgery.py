@@ -254,5 +254,7 @@ def _check_runs(model: keras.Model, layers: dict[str, Any]) -> bool:
             object.__delattr__(layer, "call")
     idle = [path for path in layers if path not in ran]
     if idle:
-        raise ValueError(never_runs(idle))
+        bypassed = {layers[path].name for path in idle}
+        others = {layers[path].name for path in ran} - bypassed
+        raise ValueError(never_runs(idle, sorted(others)))
     return True

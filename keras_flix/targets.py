@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,17 +16,28 @@ from keras_flix.equations import split_equation
 from keras_flix.layers.checks import layer_equation
 
 ATTENTION_PROJECTIONS = re.compile(
-    r"(?!feedforward)(.*[/_])?(query|key|value|query_key_value|attention_output"
-    r"|output_dense|[qkvo]_(proj|dense_layer)"
-    r"|(query|key|value|output)_(dense|projector|proj)"
-    r"|self_attention_(query|key|value|output)|receptance)"
+    r"(query|key|value|output)(_(dense|projector|proj|layer))?|receptance"
+    r"|attention_(output|qkv|projection)|query_key_value"
+    r"|[qkvo]_(proj|dense_layer)|out_proj|in_proj_(qkv|z)"
 )
 """Names that KerasHub's families give to the projections of attention."""
 
-NEVER_BY_DEFAULT = re.compile(r"(.*[/_])?(router|gate|experts?|.*embeddings?|logits)")
-"""Routers, expert gates, embeddings and heads: only when named."""
+ATTENTION = re.compile(r".*(attention|attn|mha|time_?mix|mixer).*", re.IGNORECASE)
+"""Names, or classes, of the layers right around them."""
 
-ATTENTION = re.compile(r".*(attention|attn|time_mix|mixer)[^/]*(/.*)?")
+NEVER_BY_DEFAULT = re.compile(
+    r"(?!per_layer_input_gate)(.*[/_])?(logits|gate|experts?|embeddings?)|.*router.*"
+    r"|(.*expert|sparse_feedforward)_gate_dense|(prediction|correction)_coefs"
+)
+"""Routers, expert gates and embeddings, and the coefficients by which Gemma3n
+mixes its streams: only when named."""
+
+HEADS = re.compile(r"(.*_)?head")
+"""Heads inside of KerasHub's backbones, such as RWKV7's."""
+
+OTHER_MEDIA = ("vision_encoder", "vit_encoder", "audio_encoder", "qformer")
+OTHER_MEDIA += ("embed_vision", "embed_audio")
+"""Where backbones of language models keep what reads images and sound."""
 
 
 def find_targets(
@@ -38,9 +50,9 @@ def find_targets(
         targets: See `enable_flix`.
 
     Returns:
-        The layers by path.
+        The layers by path (see `keyed_layers`).
     """
-    candidates = linear_layers(model)
+    candidates = keyed_layers(model)
     if not candidates:
         raise ValueError(
             "The model must hold built EinsumDense or Dense layers. Received: a "
@@ -53,8 +65,7 @@ def find_targets(
             f"regexes. Received: targets={targets!r}. Pass a list."
         )
     if targets is None:
-        chosen = [layer for layer in candidates if is_attention_projection(layer)]
-        chosen = within_backbone(model, chosen)
+        chosen = attention_projections(model)
         if not chosen:
             raise ValueError(
                 "Without `targets`, the model must have attention projections. "
@@ -69,56 +80,139 @@ def find_targets(
                 f"or regexes. Received: targets={targets!r}. Write "
                 f"[{targets!r}] to name one layer."
             )
-        chosen = [
-            layer
-            for layer in within_backbone(model, candidates)
-            if not NEVER_BY_DEFAULT.fullmatch(layer.name)
-        ]
+        chosen = all_linear(model)
     else:
         chosen = _named(model, candidates, list(targets))
-    by_path: dict[str, keras.layers.Layer] = {}
+    keys = {id(layer): key for key, layer in candidates}
+    by_key: dict[str, keras.layers.Layer] = {}
     for layer in chosen:
         split_equation(*layer_equation(layer))
-        if layer.path in by_path:
+        key = keys[id(layer)]
+        if key in by_key:
             raise ValueError(
                 "Every target must have a path of its own, by which its adapters "
-                f"are saved. Received: two layers at {layer.path!r}. Give them "
+                f"are saved. Received: two layers at {key!r}. Give them "
                 "different names, or leave them out of `targets`."
             )
-        by_path[layer.path] = layer
-    return by_path
+        by_key[key] = layer
+    return by_key
 
 
 def linear_layers(model: keras.Model) -> list[keras.layers.Layer]:
     """All built stock `EinsumDense` and `Dense` layers of a model."""
+    return [layer for layer, _ in _linear_with_parents(model)]
+
+
+def keyed_layers(model: keras.Model) -> list[tuple[str, keras.layers.Layer]]:
+    """All built stock linear layers, each with what names it in adapter files.
+
+    That is a layer's path, where no other layer has the same. Otherwise it is
+    its place: SmolLM3 builds all its `o_proj` outside of their blocks, and the
+    two towers of CLIP have the same paths inside.
+    """
+    pairs = _linear_with_parents(model)
+    keys = [layer.path for layer, _ in pairs]
+    for place in (_below_parent, _below_tower):
+        shared = {key for key, count in Counter(keys).items() if count > 1}
+        keys = [
+            place(layer, parents) if key in shared else key
+            for key, (layer, parents) in zip(keys, pairs)
+        ]
+    return [(key, layer) for key, (layer, _) in zip(keys, pairs)]
+
+
+def _linear_with_parents(model: keras.Model) -> list[tuple[Any, tuple[Any, ...]]]:
     stock = (keras.layers.EinsumDense, keras.layers.Dense)
     return [
-        layer
-        for layer in _compat.flatten_layers(model)
+        (layer, parents)
+        for layer, parents in _compat.layers_with_parents(model)
         if type(layer) in stock and layer.built
     ]
 
 
-def is_attention_projection(layer: keras.layers.Layer) -> bool:
-    """Whether a layer is a projection of an attention layer, by its path."""
-    if not ATTENTION_PROJECTIONS.fullmatch(layer.name):
-        return False
-    parent = layer.path.rpartition("/")[0]
-    return bool(ATTENTION.fullmatch(parent)) or not parent
+def _below_parent(layer: Any, parents: tuple[Any, ...]) -> str:
+    parent = parents[-1]
+    inside = not isinstance(parent, keras.Model) and parent.path
+    return f"{parent.path}/{layer.name}" if inside else layer.path
 
 
-def within_backbone(
+def _below_tower(layer: Any, parents: tuple[Any, ...]) -> str:
+    """The place inside of the innermost model that is part of another model."""
+    path = _below_parent(layer, parents)
+    for holder, tower in zip(parents[-2::-1], parents[:0:-1]):
+        is_task = isinstance(holder, keras_hub.models.Task)
+        if isinstance(tower, keras.Model) and not is_task:
+            # Not by its name, which Keras counts up.
+            names = [name for name, value in vars(holder).items() if value is tower]
+            return f"{names[0] if names else tower.name}/{path}"
+    return path
+
+
+def attention_projections(model: keras.Model) -> list[keras.layers.Layer]:
+    """The projections of the attention layers of a model.
+
+    Of a language model that also reads images or sound, those of its text
+    decoder; of a task, those of its backbone.
+    """
+    chosen = []
+    for layer, parents in _linear_with_parents(model):
+        parent = parents[-1]
+        around = f"{parent.name} {type(parent).__name__}"
+        inside = isinstance(parent, keras.Model) or ATTENTION.fullmatch(around)
+        if inside and ATTENTION_PROJECTIONS.fullmatch(layer.name):
+            if not _borrows(layer, parent):
+                chosen.append(layer)
+    return _of_language_model(model, chosen)
+
+
+def all_linear(model: keras.Model) -> list[keras.layers.Layer]:
+    """What `targets="all-linear"` selects."""
+    is_hub = isinstance(model, (keras_hub.models.Task, keras_hub.models.Backbone))
+    chosen = []
+    for layer, parents in _linear_with_parents(model):
+        routes = any("router" in parent.name for parent in parents[1:])
+        is_head = is_hub and HEADS.fullmatch(layer.name)
+        never = routes or is_head or NEVER_BY_DEFAULT.fullmatch(layer.name)
+        if not never and not _borrows(layer, parents[-1]):
+            chosen.append(layer)
+    return _of_language_model(model, chosen)
+
+
+def _borrows(layer: Any, attention: Any) -> bool:
+    """Whether it is a projection that Gemma3n has but never uses.
+
+    Its last attention layers take the keys and values of an earlier one.
+    """
+    borrows = getattr(attention, "is_kv_shared_layer", False)
+    return bool(borrows) and layer.name in ("k_proj", "v_proj")
+
+
+def _of_language_model(
     model: keras.Model, layers: list[keras.layers.Layer]
 ) -> list[keras.layers.Layer]:
-    """Leaves out what lies beside a task's backbone: its heads."""
-    if not isinstance(model, keras_hub.models.Task):
+    """Leaves out heads of a task, and what reads images and sound beside text."""
+    backbone = model
+    if isinstance(model, keras_hub.models.Task):
+        backbone = model.backbone
+        inside = {id(layer) for layer in _compat.flatten_layers(backbone)}
+        layers = [layer for layer in layers if id(layer) in inside]
+    if hasattr(backbone, "text_encoder"):
+        # As in CLIP, where both towers are the model.
         return layers
-    inside = {id(layer) for layer in _compat.flatten_layers(model.backbone)}
-    return [layer for layer in layers if id(layer) in inside]
+    others = [getattr(backbone, name, None) for name in OTHER_MEDIA]
+    reading = {
+        id(layer)
+        for other in others
+        if isinstance(other, keras.layers.Layer)
+        for layer in [other, *_compat.flatten_layers(other)]
+    }
+    return [layer for layer in layers if id(layer) not in reading]
 
 
 def _named(
-    model: keras.Model, candidates: list[keras.layers.Layer], targets: list[Any]
+    model: keras.Model,
+    candidates: list[tuple[str, keras.layers.Layer]],
+    targets: list[Any],
 ) -> list[keras.layers.Layer]:
     if not targets:
         raise ValueError(
@@ -130,8 +224,10 @@ def _named(
         pattern = _compiled(target)
         matches = [
             layer
-            for layer in candidates
-            if layer.name == target or pattern.fullmatch(layer.path)
+            for key, layer in candidates
+            if layer.name == target
+            or pattern.fullmatch(key)
+            or pattern.fullmatch(layer.path)
         ]
         if not matches:
             raise ValueError(_no_match(model, candidates, target, pattern))
@@ -152,7 +248,7 @@ def _compiled(target: Any) -> re.Pattern[str]:
 
 def _no_match(
     model: keras.Model,
-    candidates: list[keras.layers.Layer],
+    candidates: list[tuple[str, keras.layers.Layer]],
     target: str,
     pattern: re.Pattern[str],
 ) -> str:
@@ -168,8 +264,8 @@ def _no_match(
             f"{type(others[0]).__name__}. Name the linear layers instead: "
             f"{_some_paths(candidates)}."
         )
-    names = sorted({layer.name for layer in candidates})
-    paths = [layer.path for layer in candidates]
+    names = sorted({layer.name for _, layer in candidates})
+    paths = [key for key, _ in candidates]
     known = list(dict.fromkeys([*names, *paths]))
     near = difflib.get_close_matches(target, known, n=3, cutoff=0.3)
     return (
@@ -179,5 +275,5 @@ def _no_match(
     )
 
 
-def _some_paths(layers: list[keras.layers.Layer]) -> list[str]:
-    return [layer.path for layer in layers[:3]]
+def _some_paths(candidates: list[tuple[str, keras.layers.Layer]]) -> list[str]:
+    return [key for key, _ in candidates[:3]]

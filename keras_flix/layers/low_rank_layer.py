@@ -188,6 +188,7 @@ class LowRankLayer(_compat.BaseVariablesCheck):
         split = self._split(len(inputs.shape))
         if split.input_axes != tuple(range(len(inputs.shape))):
             inputs = ops.transpose(inputs, split.input_axes)
+        inputs = self._repeat_shared(inputs, active)
         positions = ops.shape(inputs)[: split.num_positions]
         d_in, _ = split.matrix_shape(kernel_shape)
         x = ops.reshape(inputs, self._by_example(positions, active, d_in))
@@ -222,6 +223,20 @@ class LowRankLayer(_compat.BaseVariablesCheck):
             )
         routing.ran.add(id(self))
         return routing.active
+
+    def _repeat_shared(
+        self, inputs: Tensor, active: Mapping[str, ActiveValues]
+    ) -> Tensor:
+        """Gives each example its own copy of an input that all examples share.
+
+        Relative position embeddings come with a leading axis of one. Each
+        example's update makes something else of them.
+        """
+        rows = inputs.shape[0]
+        if not isinstance(rows, int) or rows != 1 or not active:
+            return inputs
+        batch = next(iter(active.values())).batch_size
+        return ops.broadcast_to(inputs, (batch, *ops.shape(inputs)[1:]))
 
     def _by_example(
         self, positions: Any, active: Mapping[str, ActiveValues], d_in: int

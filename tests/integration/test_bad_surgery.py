@@ -120,7 +120,7 @@ def test_a_target_that_never_runs():
     assert str(error.value) == (
         "Every target must be a layer that runs in the model's forward pass. "
         "Received: ['block/gating'], which the model never calls (it may read their "
-        "kernels directly). Leave them out of `targets`."
+        "kernels directly). Leave them out of `targets`, as in targets=['linear']."
     )
     assert state(model, rows()) == before
     keras_flix.enable_flix(model, FEATURES, targets=["block/linear"], rank=2)

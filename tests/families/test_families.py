@@ -1,0 +1,346 @@
+"""Every family of KerasHub: what is adapted, that it is exact, and that it trains.
+
+A test per family and per choice of targets; the reference is the plain model that
+`merge_features` makes of each example's combination.
+"""
+
+import dataclasses
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+from conftest import FEATURES, randomize, to_numpy
+from families import decoders, encoders, seq_2_seq, vision
+from families.not_covered import NOT_COVERED
+from keras import tree
+
+import keras_flix
+
+FAMILIES = [
+    *decoders.FAMILIES,
+    *encoders.FAMILIES,
+    *seq_2_seq.FAMILIES,
+    *vision.FAMILIES,
+]
+REPRESENTATIVE = {"Gemma", "Llama", "Qwen3Moe", "GPT2", "Bert", "ViT"}
+"""Families in the daily loop; all others are marked slow."""
+TASKS = {
+    "causal_lm": "causal LM",
+    "seq_2_seq_lm": "seq2seq LM",
+    "text_classifier": "text classifier",
+    "image_classifier": "image classifier",
+    "masked_lm": "masked LM",
+}
+IDS = {
+    "task": np.array([0, -1, 2], "int32"),
+    "language": np.array([1, 2, -1], "int32"),
+}
+RANK = 2
+
+
+def marks(family, section="Families", row=None, *verdict):
+    slow = [] if family.name in REPRESENTATIVE else [pytest.mark.slow]
+    return [pytest.mark.support(section, row or family.name, *verdict), *slow]
+
+
+def without_zeros(model):
+    """Gives numbers to weights that start as zeros, behind which layers hide."""
+    generator = np.random.default_rng(0)
+    for variable in model.weights:
+        if not to_numpy(variable).any():
+            variable.assign(generator.normal(size=variable.shape) * 0.2)
+    return model
+
+
+def as_dict(inputs):
+    """A model's own inputs as the dict that takes feature entries."""
+    return inputs if isinstance(inputs, dict) else {"images": inputs}
+
+
+def some_rows(inputs, rows):
+    return {name: value[rows] for name, value in inputs.items()}
+
+
+@dataclasses.dataclass
+class Adapted:
+    """An adapted model with random tables, and a batch of its own inputs."""
+
+    model: keras.Model
+    own: dict
+    rows: object
+    start: list
+
+    @classmethod
+    def make(cls, family, model, own, targets=None):
+        without_zeros(model)
+        keras_flix.enable_flix(model, FEATURES, rank=RANK, targets=targets)
+        randomize(model, scale=0.5)
+        return cls(model, own, family.rows, [to_numpy(v) for v in model.weights])
+
+    @property
+    def layers(self):
+        return self.model._flix.layers
+
+    def reset(self):
+        for variable, value in zip(self.model.weights, self.start):
+            variable.assign(value)
+
+    def outputs(self, model=None, own=None, ids=None):
+        """What a model makes of a batch: a list of arrays, example by example."""
+        own = self.own if own is None else own
+        model = self.model if model is None else model
+        adapted = model is self.model
+        inputs = {**own, **(ids or {})} if adapted else plain_inputs(model, own)
+        found = tree.flatten(self.rows(model.predict_on_batch(inputs)))
+        return [to_numpy(x).astype("float64") for x in found]
+
+    def adapted_outputs(self, ids=IDS):
+        return self.outputs(ids=ids)
+
+    def base_outputs(self):
+        absent = {name: np.full(3, -1, "int32") for name in FEATURES}
+        return self.outputs(ids=absent)
+
+    def merged_outputs(self):
+        """Each example by the merged model of its combination, in the same batch."""
+        merged, expected = None, None
+        for i in range(3):
+            combination = {name: int(ids[i]) for name, ids in IDS.items()}
+            plain = keras_flix.merge_features(self.model, combination)
+            if merged is None:
+                merged = plain
+            # In one model, so that its function is compiled once.
+            for target, source in zip(merged.weights, plain.weights, strict=True):
+                target.assign(source)
+            found = self.outputs(merged)
+            expected = expected or [np.zeros_like(x) for x in found]
+            for whole, x in zip(expected, found):
+                whole[i] = x[i]
+        return expected
+
+
+def plain_inputs(model, own):
+    return own if isinstance(model.input, (dict, list)) else next(iter(own.values()))
+
+
+def difference(found, expected):
+    """Per example, how far outputs are apart, relative to their size."""
+    apart = [
+        np.abs(a - b).reshape(len(a), -1).max(axis=1) / np.abs(b).max()
+        for a, b in zip(found, expected, strict=True)
+    ]
+    return np.max(apart, axis=0)
+
+
+def check_layers_matter(adapted):
+    """Without the adapters of any one layer, the outputs are others."""
+    full = adapted.adapted_outputs()
+    assert all(np.isfinite(x).all() for x in full)
+    for path, layer in adapted.layers.items():
+        tables = [pair[1] for pair in layer._adapter.variables.values()]
+        values = [to_numpy(table) for table in tables]
+        for table in tables:
+            table.assign(np.zeros(table.shape))
+        effect = difference(adapted.adapted_outputs(), full)
+        for table, value in zip(tables, values):
+            table.assign(value)
+        assert effect.max() > 1e-3, (path, effect)
+    assert difference(adapted.adapted_outputs(), full).max() == 0
+
+
+def check_mixed_batch(adapted, mixes_examples=""):
+    """A mixed batch = each example alone = the merged model of its combination."""
+    mixed = adapted.adapted_outputs()
+    effect = difference(mixed, adapted.base_outputs())
+    assert (effect > 1e-2).all(), effect
+    error = difference(mixed, adapted.merged_outputs())
+    assert (error < 1e-5 * np.maximum(effect, 1)).all(), error
+    if mixes_examples:
+        return
+    for i in range(3):
+        rows = slice(i, i + 1)
+        alone = adapted.outputs(
+            own=some_rows(adapted.own, rows), ids=some_rows(IDS, rows)
+        )
+        error = difference(alone, [x[rows] for x in mixed])
+        assert error < 1e-5, (i, error)
+
+
+def check_training_step(adapted):
+    """It moves the tables of the values in the batch, and nothing else."""
+    model = adapted.model
+    outputs = model.predict_on_batch({**adapted.own, **IDS})
+    generator = np.random.default_rng(0)
+    targets = tree.map_structure(
+        lambda x: generator.normal(size=x.shape).astype("float32"), outputs
+    )
+    model.compile(
+        optimizer=keras.optimizers.Adam(0.01),
+        loss=tree.map_structure(lambda x: "mse", outputs),
+        metrics=None,
+        weighted_metrics=None,
+    )
+    model.train_on_batch({**adapted.own, **IDS}, targets)
+    active = {name: {int(i) for i in ids if i >= 0} for name, ids in IDS.items()}
+    tables = {
+        id(variable): feature
+        for layer in adapted.layers.values()
+        for feature, pair in layer._adapter.variables.items()
+        for variable in pair
+    }
+    for variable, before in zip(model.weights, adapted.start, strict=True):
+        after = to_numpy(variable)
+        if id(variable) not in tables:
+            np.testing.assert_array_equal(after, before, err_msg=variable.path)
+            continue
+        moved = (after != before).reshape(len(after), -1).any(axis=1)
+        assert set(np.flatnonzero(moved)) == active[tables[id(variable)]], variable.path
+    adapted.reset()
+
+
+def names(layers):
+    return {layer.name for layer in layers.values()}
+
+
+CASES = [
+    pytest.param((family, targets), id=f"{family.name}-{name}", marks=marks(family))
+    for family in FAMILIES
+    for name, targets, adds in [
+        ("default", None, family.default),
+        ("all-linear", "all-linear", family.all_linear),
+    ]
+    if adds
+]
+REFUSED = [
+    pytest.param(
+        family,
+        target,
+        id=f"{family.name}-{target}",
+        marks=marks(family, "Families", f"{family.name}, `{target}`", "refused"),
+    )
+    for family in FAMILIES
+    for target in family.refused
+]
+TASK_CASES = [
+    pytest.param(
+        (family, kind),
+        id=f"{family.name}-{kind}",
+        marks=marks(family, "Tasks", TASKS[kind]),
+    )
+    for family in FAMILIES
+    for kind in family.tasks
+]
+GENERATING = [
+    pytest.param(
+        family,
+        id=family.name,
+        marks=[
+            pytest.mark.support("Tasks", "`generate` of causal LMs"),
+            *([] if family.name == "Gemma" else [pytest.mark.slow]),
+        ],
+    )
+    for family in decoders.FAMILIES
+]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    """A family, the targets, and an adapted backbone."""
+    family, targets = request.param
+    own = as_dict(family.inputs(3))
+    return family, targets, Adapted.make(family, family.build(), own, targets)
+
+
+def test_which_layers_are_adapted(case, record_property):
+    family, targets, adapted = case
+    added = family.all_linear if targets else frozenset()
+    assert names(adapted.layers) == family.default | added
+    # Found out when the model was adapted, before any call.
+    assert adapted.model._flix.verified
+    note = ", ".join(sorted(family.default)) or "nothing"
+    if family.all_linear:
+        note += "; all-linear adds " + ", ".join(sorted(family.all_linear))
+    record_property("support_note", note)
+
+
+def test_every_adapted_layer_matters(case):
+    check_layers_matter(case[2])
+
+
+def test_mixed_batch_equals_single_examples_and_merged_models(case):
+    family, _, adapted = case
+    check_mixed_batch(adapted, family.mixes_examples)
+
+
+def test_a_training_step_moves_the_adapters_of_the_batch_only(case):
+    check_training_step(case[2])
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if not f.default])
+def test_default_targets_of_a_family_without_attention(family):
+    with pytest.raises(ValueError, match="the model must have attention projections"):
+        keras_flix.enable_flix(family.build(), FEATURES)
+
+
+@pytest.mark.parametrize("family, target", REFUSED)
+def test_refused_targets(family, target):
+    model = family.build()
+    targets = None if target == "default" else target
+    if target not in ("default", "all-linear"):
+        targets = [target]
+    with pytest.raises(ValueError) as error:
+        keras_flix.enable_flix(model, FEATURES, rank=RANK, targets=targets)
+    assert family.refused[target] in str(error.value)
+    keras_flix.enable_flix(model, FEATURES, rank=RANK)
+
+
+@pytest.mark.parametrize("task_case", TASK_CASES)
+def test_task(task_case):
+    """The backbone's layers are adapted, and heads are frozen as all else is."""
+    family, kind = task_case
+    own = as_dict(family.inputs(3))
+    if kind == "masked_lm":
+        own["mask_positions"] = np.array([[0, 2], [1, 3], [2, 0]], "int32")
+    task = family.tasks[kind](family.build())
+    family = dataclasses.replace(family, rows=lambda outputs: outputs)
+    adapted = Adapted.make(family, task, own, None if family.default else "all-linear")
+    assert names(adapted.layers) == family.default or family.all_linear
+    check_mixed_batch(adapted, family.mixes_examples)
+    check_training_step(adapted)
+
+
+@pytest.mark.parametrize("family", GENERATING)
+def test_generate(family):
+    """A mixed batch continues each prompt as if the whole batch were of its values."""
+    model = family.tasks["causal_lm"](family.build())
+    keras_flix.enable_flix(model, FEATURES, rank=RANK)
+    randomize(model, scale=0.8)
+    model.compile(sampler="greedy")
+    own = as_dict(family.inputs(3))
+    own["padding_mask"][:, -3:] = 0
+
+    def generate(ids):
+        found = model.generate({**own, **ids}, stop_token_ids=None)
+        return to_numpy(found["token_ids"])
+
+    mixed = generate(IDS)
+    alone = [
+        generate({k: np.full(3, ids[i], "int32") for k, ids in IDS.items()})
+        for i in range(3)
+    ]
+    np.testing.assert_array_equal(mixed, [alone[i][i] for i in range(3)])
+    assert any((alone[i] != alone[0]).any() for i in (1, 2))
+
+
+def test_every_backbone_is_tested_or_left_out_for_a_reason():
+    models = keras_hub.models
+    installed = {
+        getattr(models, name).__name__.removesuffix("Backbone")
+        for name in dir(models)
+        if name.endswith("Backbone") and name != "Backbone"
+    }
+    tested = {family.name for family in FAMILIES}
+    assert len(tested) == len(FAMILIES)
+    assert not tested & NOT_COVERED.keys()
+    assert installed == tested | NOT_COVERED.keys()
