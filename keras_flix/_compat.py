@@ -17,6 +17,7 @@ from keras.src import backend
 from keras.src.random.seed_generator import make_default_seed
 from keras.src.saving import object_registration
 from keras.src.trainers import data_adapters
+from keras.src.utils.summary_utils import weight_memory_size
 
 if TYPE_CHECKING:
     Mixin: Any
@@ -96,12 +97,41 @@ def add_table(
 
 
 def kernel_shape(layer: keras.layers.Layer) -> tuple[int, ...]:
-    """Logical shape of a kernel; an int4 kernel is stored packed and flat."""
-    if layer.quantization_mode == "int4":
+    """Logical shape of a kernel; below 8 bits it is stored packed and flat."""
+    if layer.quantization_mode in ("int4", "gptq", "awq"):
         if isinstance(layer, keras.layers.Dense):
-            return (layer._orig_input_dim, layer.units)
+            return (layer._build_shapes_dict["input_shape"][-1], layer.units)
         return tuple(layer.original_kernel_shape)
     return tuple(layer._kernel.shape)
+
+
+def quantized_output(
+    layer: keras.layers.Layer, plain_class: type, inputs: Any, training: bool | None
+) -> Any:
+    """What a quantized layer computes before its activation.
+
+    Keras has no such call, so a twin that shares the layer's variables but has
+    no activation runs it. Switching the layer's own activation off meanwhile
+    would reach other threads.
+    """
+    twin = object.__new__(plain_class)
+    twin.__dict__.update(layer.__dict__)
+    twin.__dict__["activation"] = None
+    return plain_class.quantized_call(twin, inputs, training=training)
+
+
+def rounds_logits(layer: keras.layers.Layer) -> bool:
+    """Whether a layer projects to logits with inputs rounded to integers."""
+    return (
+        isinstance(layer, keras.layers.ReversibleEmbedding)
+        and layer.quantization_mode is not None
+        and getattr(layer, "inputs_quantizer", None) is not None
+    )
+
+
+def memory_of(variables: Sequence[keras.Variable]) -> int:
+    """Bytes that variables take, as `Model.summary` counts them."""
+    return int(weight_memory_size(variables))
 
 
 def fresh_seed() -> int:
@@ -150,6 +180,16 @@ def layers_with_parents(
 
     visit((model,))
     return list(found.values())
+
+
+def seed_states(model: keras.Model) -> list[keras.Variable]:
+    """The states of all seed generators of a model, which Keras' files leave out."""
+    generators = {
+        id(generator): generator
+        for layer in [model, *flatten_layers(model)]
+        for generator in layer._seed_generators
+    }
+    return [generator.state for generator in generators.values()]
 
 
 def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:

@@ -57,9 +57,8 @@ def add_adapter_rules(
     >>> mesh = keras.distribution.DeviceMesh((1, 1), ("batch", "model"), ["cpu:0"])
     >>> layout_map = keras.distribution.LayoutMap(mesh)
     >>> layout_map["hidden.*/kernel"] = (None, "model")
-    >>> model = keras.Sequential(
-    ...     [keras.Input((16,)), keras.layers.Dense(32, name="hidden_0")]
-    ... )
+    >>> x = keras.Input((16,))
+    >>> model = keras.Model(x, keras.layers.Dense(32, name="hidden_0")(x))
     >>> rules = add_adapter_rules(layout_map, model)
     >>> for pattern, axes in rules.items():
     ...     print(pattern, axes)

@@ -28,7 +28,9 @@ def host_value(x: Any) -> Any:
     if package == "torch":
         import torch
 
-        if torch.compiler.is_compiling() or x.is_meta or type(x) is not torch.Tensor:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return None
+        if x.is_meta or type(x) is not torch.Tensor:
             return None
         return x.detach().cpu().numpy()
     if hasattr(x, "__array__") and not isinstance(x, (np.ndarray, np.generic)):

@@ -94,13 +94,13 @@ class FeatureTables:
         a, b = (
             ops.where(
                 active.present[..., None, None],
-                ops.cast(ops.take(table, active.rows, axis=0), dtype),
+                ops.cast(look_up(table, active.rows), dtype),
                 ops.cast(active.filler, dtype)[..., None, None],
             )
             for table in (self.a, self.b)
         )
         if set(self.scales) != {1.0}:
-            scales = ops.take(ops.convert_to_tensor(self.scales, dtype), active.rows)
+            scales = look_up(ops.convert_to_tensor(self.scales, dtype), active.rows)
             a = a * scales[..., None, None]
         k, d_in, rank = a.shape[1:]
         if k is None:  # TensorFlow, where examples have any number of values.
@@ -109,6 +109,15 @@ class FeatureTables:
             return ops.squeeze(a, 1), ops.squeeze(b, 1)
         a = ops.reshape(ops.transpose(a, (0, 2, 1, 3)), (-1, d_in, k * rank))
         return a, ops.reshape(b, (-1, k * rank, b.shape[-1]))
+
+
+def look_up(table: Tensor, rows: Tensor) -> Tensor:
+    """The entries of a table, of shape `(*rows.shape, *table.shape[1:])`."""
+    if keras.config.backend() != "torch":
+        return ops.take(table, rows, axis=0)
+    # `take` squeezes tables of more than two axes, which ONNX cannot run.
+    flat = ops.take(ops.reshape(table, (table.shape[0], -1)), rows, axis=0)
+    return ops.reshape(flat, (*rows.shape, *table.shape[1:]))
 
 
 def low_rank_update(

@@ -27,8 +27,21 @@ def merge_features(model: keras.Model, combination: Mapping[str, Any]) -> keras.
         A new model of the original class, without adapters, whose kernels hold
         the sum of the base and the combination's updates. It shares the
         preprocessor of a task, and can be saved with `save_to_preset`.
+
+    Raises:
+        ValueError: If the combination is not of the model's features, or the
+            base is quantized.
     """
     surgery = surgery_of(model)
+    for path, layer in surgery.layers.items():
+        if layer.quantization_mode is not None:
+            raise ValueError(
+                "Only floating-point kernels can be merged: a sum with a quantized "
+                "one would have to be rounded again. Received: layer "
+                f"{path!r} with quantization_mode={layer.quantization_mode!r}. Load "
+                "the model without quantization, `load_adapters` into it and merge "
+                "there; that plain model can be quantized."
+            )
     ids = surgery.schema.encode_one(combination)
     deltas = {id(layer): layer.delta_of_ids(ids) for layer in surgery.layers.values()}
     merged = _plain_copy(model)

@@ -1,4 +1,4 @@
-"""An adapted model as the plain one it was: for its config, and for copies."""
+"""An adapted model as the plain one it was: for configs, copies and weight files."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
 
 from keras_flix import _compat
+
+REGISTERED_NAME = "keras_flix>AdaptedModel"
+"""What Keras' files call an adapted model."""
+
+
+SEEDS = "flix_seeds"
+"""Under this name, Keras' weight files hold the states of seed generators."""
 
 
 class PlainView(_compat.Mixin):
@@ -17,6 +26,33 @@ class PlainView(_compat.Mixin):
     def __reduce__(self) -> tuple[Any, ...]:
         _, *rest = super().__reduce__()
         return (_compat.unpickle_function(), *rest)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *args: Any) -> Any:
+        """The model whose `get_config` gave `config`, with fresh tables."""
+        made_by = keras.saving.get_registered_object(REGISTERED_NAME)
+        return made_by.from_config(config)
+
+    def save_own_variables(self, store: Any) -> None:
+        super().save_own_variables(store)
+        # Training that goes on from a file then drops the same features.
+        states = [ops.convert_to_numpy(v.value) for v in _compat.seed_states(self)]
+        if states:
+            store[SEEDS] = np.stack(states)
+
+    def load_own_variables(self, store: Any) -> None:
+        saved = {name: store[name] for name in store.keys()}
+        states = saved.pop(SEEDS, None)
+        super().load_own_variables(saved)
+        own = _compat.seed_states(self)
+        if states is not None and len(states) == len(own):
+            for variable, value in zip(own, np.asarray(states)):
+                variable.assign(value.astype(variable.dtype))
+
+    def load_weights(self, *args: Any, **kwargs: Any) -> None:
+        """As Keras' own; where it raises, no weight has changed."""
+        with unchanged_if_it_raises(self):
+            super().load_weights(*args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         """The plain model's config, and what `enable_flix` did to it."""
@@ -33,6 +69,29 @@ class PlainView(_compat.Mixin):
             "layers": layer_positions(self, surgery.layers),
             "seed": surgery.seed,
         }
+
+
+@contextlib.contextmanager
+def unchanged_if_it_raises(model: Any) -> Iterator[None]:
+    """Puts a model's variables back, and its optimizer's, if the block raises.
+
+    Keras loads weights layer by layer, and finds what does not fit on the way.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    variables = [*model.variables, *model.metrics_variables]
+    variables += optimizer.variables if optimizer is not None else []
+    # JAX's arrays never change. Others are copied to the host.
+    is_jax = keras.config.backend() == "jax"
+    before = [
+        v.value if is_jax else np.array(ops.convert_to_numpy(v.value), copy=True)
+        for v in variables
+    ]
+    try:
+        yield
+    except BaseException:
+        for variable, value in zip(variables, before):
+            variable.assign(value)
+        raise
 
 
 def linear_layers(model: Any) -> list[Any]:

@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import keras
+import keras_hub
+from keras import tree
+
 from keras_flix import _compat
+from keras_flix.inputs import split_entries
+from keras_flix.routing import current_routing
+
+ADAPT_THE_TASK = (
+    "A task must be adapted as a whole: around an adapted backbone, it passes no "
+    "features on. Received: an adapted {} as a part of another model, without "
+    "features. Make the task with a plain backbone and call `enable_flix(task, ...)`; "
+    "to keep trained adapters, `save_adapters(backbone, path)` and `load_adapters`. A "
+    "saved task's weights load into one whose backbone was adapted alone."
+)
 
 
 class Refusals(_compat.Mixin):
@@ -17,6 +31,28 @@ class Refusals(_compat.Mixin):
             "class, as `keras.models.clone_model` does. Use `copy.deepcopy(model)`, or "
             "`merge_features(model, ...)` for a plain model."
         )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if (
+            isinstance(self, keras_hub.models.Backbone)
+            and self._flix.schema.routed
+            and current_routing(self._flix.schema) is None
+        ):
+            inputs = args[0] if args else next(iter(kwargs.values()), None)
+            _, entries = split_entries(inputs, self._flix.schema)
+            leaves = tree.flatten(inputs)
+            if not entries and any(isinstance(x, keras.KerasTensor) for x in leaves):
+                raise ValueError(ADAPT_THE_TASK.format(type(self).__name__))
+        return super().__call__(*args, **kwargs)
+
+    def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise ValueError(
+                "An adapted model must be saved as a `.keras` file: the old HDF5 "
+                f"format cannot load it again. Received: filepath={str(filepath)!r}. "
+                "Use `model.save('model.keras')`."
+            )
+        super().save(filepath, *args, **kwargs)
 
     def save_to_preset(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise ValueError(

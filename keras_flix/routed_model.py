@@ -18,6 +18,8 @@ import numpy as np
 from keras import ops, tree
 
 from keras_flix import _compat, preprocessing
+from keras_flix.devices import MirroredBuild
+from keras_flix.exporting import Exporting
 from keras_flix.features import FeatureSchema
 from keras_flix.inputs import (
     batch_length,
@@ -27,14 +29,11 @@ from keras_flix.inputs import (
     tf_errors_as_value_errors,
 )
 from keras_flix.layers.low_rank_layer import LowRankLayer
-from keras_flix.plain_view import PlainView
+from keras_flix.plain_view import REGISTERED_NAME, PlainView
 from keras_flix.refusals import Refusals, never_runs
 from keras_flix.routed_generation import RoutedGeneration
 from keras_flix.routing import Routing, current_routing, routing_scope
 from keras_flix.sources import map_batches
-
-REGISTERED_NAME = "keras_flix>AdaptedModel"
-"""What Keras' files call an adapted model."""
 
 
 @dataclasses.dataclass
@@ -54,6 +53,7 @@ class Surgery:
         input_keys: The keys of the model's own input dict, if they are known.
         verified: Whether every adapted layer is known to run.
         disabled: Whether the adapters are off.
+        no_gradient: Why the model cannot be trained; empty if it can.
     """
 
     schema: FeatureSchema
@@ -68,9 +68,10 @@ class Surgery:
     input_keys: list[str] | None = None
     verified: bool = False
     disabled: bool = False
+    no_gradient: str = ""
 
 
-class RoutedModel(RoutedGeneration, PlainView, Refusals):
+class RoutedModel(RoutedGeneration, MirroredBuild, PlainView, Exporting, Refusals):
     """Mixin of adapted models; the model's own class comes after it."""
 
     _flix: Surgery
@@ -93,6 +94,8 @@ class RoutedModel(RoutedGeneration, PlainView, Refusals):
     def call(self, *args: Any, **kwargs: Any) -> Any:
         name, inputs, args, kwargs = _take_inputs(args, kwargs)
         state = self._flix
+        if kwargs.get("training") and state.no_gradient:
+            raise ValueError(state.no_gradient)
         own, entries = split_entries(inputs, state.schema)
         routing = self._routing(own, entries, kwargs.get("training"))
         if not state.takes_training:

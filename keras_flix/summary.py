@@ -12,6 +12,8 @@ import keras
 from keras_flix import _compat
 from keras_flix.routed_model import surgery_of
 
+MB = 1e6
+
 
 @dataclasses.dataclass(frozen=True)
 class FlixSummary:
@@ -21,13 +23,18 @@ class FlixSummary:
         layers: Path of each adapted layer, with its kernel's shape.
         parameters: Number of adapter parameters by feature.
         trainable: Number of trainable parameters.
-        total: Number of all parameters, the adapters included.
+        total: Number of all parameters, the adapters included, as Keras counts
+            them: two 4-bit ones are one.
+        base_bytes: Memory of the base's weights, which quantization lowers.
+        adapter_bytes: Memory of the adapters.
     """
 
     layers: dict[str, tuple[int, ...]]
     parameters: dict[str, int]
     trainable: int
     total: int
+    base_bytes: int
+    adapter_bytes: int
 
     @property
     def share(self) -> float:
@@ -49,14 +56,19 @@ def flix_summary(
     """
     surgery = surgery_of(model)
     parameters = {feature.name: 0 for feature in surgery.schema}
+    tables: list[keras.Variable] = []
     for layer in surgery.layers.values():
         for name, pair in layer._adapter.variables.items():
             parameters[name] += sum(math.prod(v.shape) for v in pair)
+            tables += pair
+    adapter_bytes = _compat.memory_of(tables)
     summary = FlixSummary(
         layers={p: _compat.kernel_shape(lyr) for p, lyr in surgery.layers.items()},
         parameters=parameters,
         trainable=sum(math.prod(v.shape) for v in model.trainable_variables),
         total=sum(math.prod(v.shape) for v in model.weights),
+        base_bytes=_compat.memory_of(model.weights) - adapter_bytes,
+        adapter_bytes=adapter_bytes,
     )
     if print_fn is not None:
         for line in _lines(surgery, summary):
@@ -79,5 +91,9 @@ def _lines(surgery: Any, summary: FlixSummary) -> list[str]:
     lines.append(
         f"Trainable: {summary.trainable:,} of {summary.total:,} parameters "
         f"({summary.share:.2%})."
+    )
+    base, adapters = summary.base_bytes / MB, summary.adapter_bytes / MB
+    lines.append(
+        f"Memory: {base:,.1f} MB of base weights, {adapters:,.1f} MB of adapters."
     )
     return lines

@@ -10,12 +10,14 @@ import keras
 import keras_hub
 
 from keras_flix import _compat
+from keras_flix.devices import check_devices, creation_scope
 from keras_flix.feature import Feature
 from keras_flix.features import FeatureSchema
 from keras_flix.inputs import TEXT_KEYS
 from keras_flix.layers import FlixDense, FlixEinsumDense
 from keras_flix.layers.checks import check_alpha, check_ranks
 from keras_flix.layers.low_rank_layer import LowRankLayer
+from keras_flix.layers.quantized import check_quantized_model, rounded_logits
 from keras_flix.refusals import never_runs
 from keras_flix.routed_model import Surgery, is_adapted, routed_class
 from keras_flix.routing import carry_routing
@@ -109,8 +111,13 @@ def adapt_layers(
         check_ranks(layer, schema)
     verified = _check_runs(model, layers)
 
-    for layer in layers.values():
-        ADAPTED_CLASSES[type(layer)].from_layer(layer, schema, alpha=alpha, seed=seed)
+    dropout_seed = None
+    with creation_scope(model):
+        for layer in layers.values():
+            adapted = ADAPTED_CLASSES[type(layer)]
+            adapted.from_layer(layer, schema, alpha=alpha, seed=seed)
+        if any(feature.dropout for feature in schema):
+            dropout_seed = keras.random.SeedGenerator(seed)
     tables = [
         variable
         for layer in layers.values()
@@ -118,9 +125,6 @@ def adapt_layers(
     ]
     parts = _parts(model)
     _compat.freeze(model, [*parts, *layers.values()], tables)
-    dropout_seed = None
-    if any(feature.dropout for feature in schema):
-        dropout_seed = keras.random.SeedGenerator(seed)
     for part in parts:
         surgery = Surgery(
             schema=schema,
@@ -134,6 +138,8 @@ def adapt_layers(
             input_keys=_compat.input_keys(part),
             verified=verified,
         )
+        if isinstance(part, keras_hub.models.Task):
+            surgery.no_gradient = rounded_logits(part)
         _route(part, surgery)
     if dropout_seed is not None:
         # Its state must be among the variables of each part, once.
@@ -193,6 +199,8 @@ def _check_model(model: Any, schema: FeatureSchema) -> None:
             f"kernels. Received: an unbuilt {type(model).__name__}. Call it on a "
             "batch first."
         )
+    check_quantized_model(model)
+    check_devices(model)
     names = _compat.input_names(model)
     if isinstance(model, keras_hub.models.Task):
         names = [*names, *TEXT_KEYS]
@@ -211,13 +219,6 @@ def _check_stock(layer: Any) -> None:
             f"{layer.path!r}, on which `enable_lora` was called. Start from a "
             "model without it; FLix with one always-on feature is a LoRA."
         )
-    if layer.quantization_mode is not None:
-        raise ValueError(
-            "A target must not be quantized: this version adapts floating-point "
-            f"kernels only. Received: layer {layer.path!r} with "
-            f"quantization_mode={layer.quantization_mode!r}. Load the model "
-            "without quantization."
-        )
 
 
 def _check_runs(model: keras.Model, layers: dict[str, Any]) -> bool:
@@ -232,8 +233,11 @@ def _check_runs(model: keras.Model, layers: dict[str, Any]) -> bool:
         return False
     ran: set[str] = set()
 
+    def entry(layer: Any) -> str:
+        return "call" if layer.quantization_mode is None else "quantized_call"
+
     def spy(path: str, layer: Any) -> Any:
-        call = layer.call
+        call = getattr(layer, entry(layer))
 
         def spied(*args: Any, **kwargs: Any) -> Any:
             ran.add(path)
@@ -243,7 +247,7 @@ def _check_runs(model: keras.Model, layers: dict[str, Any]) -> bool:
 
     try:
         for path, layer in layers.items():
-            object.__setattr__(layer, "call", spy(path, layer))
+            object.__setattr__(layer, entry(layer), spy(path, layer))
         _compat.dry_run(model, inputs)
     except Exception:
         # A subclassed model does not tell the dtypes of its inputs, and some
@@ -251,7 +255,7 @@ def _check_runs(model: keras.Model, layers: dict[str, Any]) -> bool:
         return False
     finally:
         for layer in layers.values():
-            object.__delattr__(layer, "call")
+            object.__delattr__(layer, entry(layer))
     idle = [path for path in layers if path not in ran]
     if idle:
         bypassed = {layers[path].name for path in idle}

@@ -16,11 +16,12 @@ from keras_flix.features import FeatureSchema
 from keras_flix.inputs import layer_ids
 from keras_flix.layers.adapter import Adapter, Constant, initial_a
 from keras_flix.layers.checks import check_alpha, check_ranks, two_loras
+from keras_flix.layers.quantized import QuantizedCall
 from keras_flix.low_rank import ActiveValues, Tensor, combined_matrix, low_rank_update
 from keras_flix.routing import Routing, current_routing
 
 
-class LowRankLayer(_compat.BaseVariablesCheck):
+class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
     """Mixin of the adapted layers; the layer class comes after it."""
 
     _flix: Adapter | None = None
@@ -250,7 +251,8 @@ class LowRankLayer(_compat.BaseVariablesCheck):
         for values in active.values():
             batch = values.batch_size
             break
-        static = isinstance(rows, int) and isinstance(batch, int)
+        # Exporters have lengths of their own kind, neither ints nor tensors.
+        static = not (ops.is_tensor(rows) or ops.is_tensor(batch))
         batch_or_one = max(batch, 1) if static else ops.maximum(batch, 1)
         if static and rows % batch_or_one:
             raise ValueError(

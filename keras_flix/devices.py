@@ -1,0 +1,81 @@
+"""What more than one device asks of an adapted model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+from keras import tree
+
+from keras_flix import _compat
+
+
+class MirroredBuild(_compat.Mixin):
+    """The part of an adapted model that TensorFlow's strategies build from."""
+
+    def _maybe_symbolic_build(self, iterator: Any = None, **kwargs: Any) -> None:
+        # Keras averages the first batch over the replicas to learn its shapes,
+        # which makes floats of ids.
+        if iterator is not None:
+            iterator = _first_replica(iterator, self.distribute_strategy)
+        super()._maybe_symbolic_build(iterator=iterator, **kwargs)
+
+
+def _first_replica(steps: Any, strategy: Any) -> Iterator[Any]:
+    """The steps of an epoch, with the first replica's part of the first batch."""
+
+    def part(x: Any) -> Any:
+        return x if x is None else strategy.experimental_local_results(x)[0]
+
+    for begin, end, batches in steps:
+        yield begin, end, iter([tree.map_structure(part, next(batches))])
+
+
+def creation_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]:
+    """Where a model's new variables must be made.
+
+    TensorFlow's trainer keeps the strategy under which the model was made.
+    """
+    strategy = getattr(model, "distribute_strategy", None)
+    return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+
+def check_devices(model: keras.Model) -> None:
+    """Raises if adapters would not be where the model's own variables are."""
+    weights = model.weights
+    if not weights:
+        return
+    value = weights[0].value
+    distribution = keras.distribution.distribution()
+    wanted = 1 if distribution is None else distribution.device_mesh.devices.size
+    sharding = getattr(value, "sharding", None)
+    held = 1 if sharding is None else len(sharding.device_set)
+    if sharding is None and wanted > 1:
+        raise ValueError(
+            "A distribution of `keras.distribution` must be one that the backend "
+            "carries out: only JAX does. Received: "
+            f"{type(distribution).__name__} over {wanted} devices on the "
+            f"{keras.config.backend()!r} backend, where Keras would run the whole "
+            "model on one of them. Switch to JAX, or use "
+            "`keras.distribution.set_distribution(None)` and the backend's own "
+            "`torch.nn.parallel.DistributedDataParallel` or "
+            "`tf.distribute.MirroredStrategy`."
+        )
+    if held != wanted:
+        raise ValueError(
+            "A model must be built and adapted under the same distribution. "
+            f"Received: a model on {held} device(s), and a current distribution "
+            f"over {wanted}. Call `keras.distribution.set_distribution` before "
+            "the model is built, or do both in one `with distribution.scope()`."
+        )
+    strategy = getattr(model, "distribute_strategy", None)
+    replicas = 1 if strategy is None else strategy.num_replicas_in_sync
+    if replicas > 1 and ".distribute." not in type(value).__module__:
+        raise ValueError(
+            "A model must be built in the scope of the `tf.distribute` strategy "
+            f"it is adapted in. Received: a {type(strategy).__name__} with "
+            f"{replicas} replicas, and a model built outside of its scope. Build "
+            "it inside `with strategy.scope()`."
+        )
