@@ -35,6 +35,9 @@ from gemma import (
 import keras_flix
 
 
+TARGETS = ["query", "attention_output", "ffw_linear"]
+
+
 def distribution(layout):
     """The distribution that a layout's name means, and its layout map."""
     if layout == "single":
@@ -66,7 +69,7 @@ def run(layout, folder):
         if layout == "model":
             keras_flix.add_adapter_rules(layout_map, model)
         keras_flix.enable_flix(
-            model, FEATURES, rank=2, dropout=0.25, targets="all-linear", seed=3
+            model, FEATURES, rank=2, dropout=0.25, targets=TARGETS, seed=3
         )
         draw(model.trainable_variables)
         result["parts"] = parts(model.backbone.variables)
@@ -82,16 +85,18 @@ def run(layout, folder):
         result["parts after"] = parts(model.trainable_variables)
         result["predicted after"] = listed(predict(model))
 
+        combination = {"task": "qa", "language": ["en", "sw"]}
+        everywhere = {"task": "qa", "language": [["en", "sw"]] * len(BATCH["task"])}
+        result["combination"] = listed(predict(model, {**OWN, **everywhere}))
+        if layout == "single":
+            return result
+
         path = f"{folder}/{layout}.flix.safetensors"
         keras_flix.save_adapters(model, path)
         loaded = keras_flix.load_adapters(make_gemma(), path)
         result["loaded"] = listed(predict(loaded))
         result["loaded parts"] = parts(loaded.trainable_variables)
-
-        combination = {"task": "qa", "language": ["en", "sw"]}
         merged = keras_flix.merge_features(model, combination)
-        everywhere = {"task": "qa", "language": [["en", "sw"]] * len(BATCH["task"])}
-        result["combination"] = listed(predict(model, {**OWN, **everywhere}))
         result["merged"] = listed(predict(merged, OWN))
     return result
 
