@@ -88,12 +88,23 @@ def unlocked(layer: keras.layers.Layer) -> Iterator[None]:
 
 
 def add_table(
-    layer: keras.layers.Layer, name: str, shape: tuple[int, ...], initializer: Any
+    layer: keras.layers.Layer,
+    name: str,
+    shape: tuple[int, ...],
+    initializer: Any,
+    key: str,
 ) -> keras.Variable:
-    """Adds a float32 variable under the layer's own path, whatever its policy."""
-    return layer.add_weight(
+    """Adds a float32 variable under the layer's own path, whatever its policy.
+
+    Where other layers have that path too, the variable is at `key` instead:
+    `model.parameters()` on torch, for one, is a dict by path.
+    """
+    table = layer.add_weight(
         name=name, shape=shape, initializer=initializer, dtype="float32"
     )
+    if key != layer.path:
+        table._path = f"{key}/{name}"
+    return table
 
 
 def kernel_shape(layer: keras.layers.Layer) -> tuple[int, ...]:

@@ -113,9 +113,9 @@ def adapt_layers(
 
     dropout_seed = None
     with creation_scope(model):
-        for layer in layers.values():
+        for key, layer in layers.items():
             adapted = ADAPTED_CLASSES[type(layer)]
-            adapted.from_layer(layer, schema, alpha=alpha, seed=seed)
+            adapted.from_layer(layer, schema, alpha=alpha, seed=seed, key=key)
         if any(feature.dropout for feature in schema):
             dropout_seed = keras.random.SeedGenerator(seed)
     tables = [

@@ -35,8 +35,14 @@ mixes its streams: only when named."""
 HEADS = re.compile(r"(.*_)?head")
 """Heads inside of KerasHub's backbones, such as RWKV7's."""
 
-OTHER_MEDIA = ("vision_encoder", "vit_encoder", "audio_encoder", "qformer")
-OTHER_MEDIA += ("embed_vision", "embed_audio")
+OTHER_MEDIA = (
+    "vision_encoder",
+    "vit_encoder",
+    "audio_encoder",
+    "qformer",
+    "embed_vision",
+    "embed_audio",
+)
 """Where backbones of language models keep what reads images and sound."""
 
 

@@ -192,14 +192,14 @@ def test_refuses_two_targets_of_one_path():
 IDLE = (
     "Every target must be a layer that runs in the model's forward pass. Received: "
     "{}, which the model never calls (it may read their kernels directly). Leave them "
-    "out of `targets`."
+    "out of `targets`, as in targets={}."
 )
 
 
 def test_a_layer_that_never_runs_is_refused():
     with pytest.raises(ValueError) as error:
         keras_flix.enable_flix(make_bypassing(), {"task": ["qa"]}, targets="all-linear")
-    assert str(error.value) == IDLE.format("['block/gating']")
+    assert str(error.value) == IDLE.format("['block/gating']", "['linear']")
 
 
 def test_gemma4_bypasses_its_gates():

@@ -70,6 +70,7 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
         *,
         alpha: float | None = None,
         seed: int = 0,
+        key: str | None = None,
     ) -> LowRankLayer:
         """Adapts a built layer in place; it stays the same object.
 
@@ -77,7 +78,9 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
             layer: A built layer of the class that this one extends.
             features: The schema, with ranks and dropout rates resolved.
             alpha: See `enable_flix`.
-            seed: Seeds the initial tables, together with the layer's path.
+            seed: Seeds the initial tables, together with `key`.
+            key: What tells the layer from others of its model; its path if
+                `None`.
 
         Returns:
             `layer`, now an instance of this class, with its kernel and bias
@@ -90,25 +93,27 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
         for variable in layer.weights:
             variable.trainable = False
         with _compat.unlocked(layer):
-            layer._add_tables(seed)
+            layer._add_tables(seed, key)
         return layer
 
-    def _add_tables(self, seed: int | None = None) -> None:
+    def _add_tables(self, seed: int | None = None, key: str | None = None) -> None:
         """Creates `A` and `B` of every axis; `B` starts at zero."""
         check_ranks(self, self.features)
         shape = _compat.kernel_shape(self)
         d_in, d_out = self._split().matrix_shape(shape)
         adapter = self._adapter
         seed = _compat.fresh_seed() if seed is None else seed
+        key = key or self.path
         for feature in adapter.schema:
             count, rank = len(feature.values), max(feature.ranks)
-            a = initial_a(feature.ranks, d_in, (seed, f"{self.path}/{feature.name}"))
+            a = initial_a(feature.ranks, d_in, (seed, f"{key}/{feature.name}"))
             adapter.variables[feature.name] = tuple(
                 _compat.add_table(
                     self,
                     name=f"flix_{feature.name}_{part}",
                     shape=table_shape,
                     initializer=initializer,
+                    key=key,
                 )
                 for part, table_shape, initializer in (
                     ("a", (count, d_in, rank), Constant(a)),

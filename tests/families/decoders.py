@@ -63,9 +63,22 @@ def images(size: int) -> np.ndarray:
     return np.random.default_rng(1).normal(size=(size, 8, 8, 3)).astype("float32")
 
 
+def recurrent_prompts(size: int) -> dict[str, Any]:
+    """A prompt but for its last token, and that with room for new ones."""
+    batch = texts(size)
+    answers = np.zeros((size, 5), "int32")
+    answers[:, 0] = batch["token_ids"][:, 1]
+    return {
+        "token_ids": batch["token_ids"],
+        "input_padding_mask": batch["padding_mask"],
+        "padding_mask": (answers != 0).astype("int32"),
+        "predict_token_ids": answers,
+    }
+
+
 def causal_lm(name: str) -> dict[str, Callable[[Any], keras.Model]]:
     cls = getattr(keras_hub.models, f"{name}CausalLM")
-    return {"causal_lm": lambda backbone: cls(backbone, preprocessor=None)}
+    return {"causal_lm": lambda b: cls(backbone=b, preprocessor=None)}
 
 
 def decoder(
@@ -281,5 +294,6 @@ FAMILIES = [
         },
         default=frozenset({"receptance", "key", "value", "output_layer"}),
         all_linear=frozenset({"dense_k", "dense_v"}),
+        prompts=recurrent_prompts,
     ),
 ]

@@ -30,6 +30,8 @@ class Family:
         mixes_examples: Why an example alone gives something else than in a
             batch even in the plain model; empty where it does not. Then only
             the merged model on the same batch can tell what is right.
+        prompts: Makes a batch for `generate`, where it is not that of `inputs`
+            with its last tokens masked.
     """
 
     name: str
@@ -43,3 +45,4 @@ class Family:
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
     rows: Callable[[Any], Any] = lambda outputs: outputs
     mixes_examples: str = ""
+    prompts: Callable[[int], Any] | None = None

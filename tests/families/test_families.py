@@ -37,6 +37,8 @@ IDS = {
     "language": np.array([1, 2, -1], "int32"),
 }
 RANK = 2
+MINIMAL_STEP = 1e-5
+"""Steps of gradient descent that are more than rounding errors."""
 
 
 def marks(family, section="Families", row=None, *verdict):
@@ -133,27 +135,11 @@ def difference(found, expected):
     return np.max(apart, axis=0)
 
 
-def check_layers_matter(adapted):
-    """Without the adapters of any one layer, the outputs are others."""
-    full = adapted.adapted_outputs()
-    assert all(np.isfinite(x).all() for x in full)
-    for path, layer in adapted.layers.items():
-        tables = [pair[1] for pair in layer._adapter.variables.values()]
-        values = [to_numpy(table) for table in tables]
-        for table in tables:
-            table.assign(np.zeros(table.shape))
-        effect = difference(adapted.adapted_outputs(), full)
-        for table, value in zip(tables, values):
-            table.assign(value)
-        assert effect.max() > 1e-3, (path, effect)
-    assert difference(adapted.adapted_outputs(), full).max() == 0
-
-
 def check_mixed_batch(adapted, mixes_examples=""):
     """A mixed batch = each example alone = the merged model of its combination."""
     mixed = adapted.adapted_outputs()
     effect = difference(mixed, adapted.base_outputs())
-    assert (effect > 1e-2).all(), effect
+    assert (effect > 5e-3).all(), effect
     error = difference(mixed, adapted.merged_outputs())
     assert (error < 1e-5 * np.maximum(effect, 1)).all(), error
     if mixes_examples:
@@ -167,35 +153,38 @@ def check_mixed_batch(adapted, mixes_examples=""):
         assert error < 1e-5, (i, error)
 
 
-def check_training_step(adapted):
-    """It moves the tables of the values in the batch, and nothing else."""
+def check_training_step(adapted, labels=None):
+    """It moves the tables of the values in the batch, and nothing else.
+
+    By gradients that are far from zero, so that every layer ran and mattered.
+    """
     model = adapted.model
-    outputs = model.predict_on_batch({**adapted.own, **IDS})
-    generator = np.random.default_rng(0)
-    targets = tree.map_structure(
-        lambda x: generator.normal(size=x.shape).astype("float32"), outputs
-    )
-    model.compile(
-        optimizer=keras.optimizers.Adam(0.01),
-        loss=tree.map_structure(lambda x: "mse", outputs),
-        metrics=None,
-        weighted_metrics=None,
-    )
-    model.train_on_batch({**adapted.own, **IDS}, targets)
+    optimizer = keras.optimizers.SGD(100.0)
+    if labels is None:
+        outputs = model.predict_on_batch({**adapted.own, **IDS})
+        generator = np.random.default_rng(0)
+        labels = tree.map_structure(lambda x: generator.normal(size=x.shape), outputs)
+        model.compile(optimizer, loss="mse")
+    else:
+        model.compile(optimizer)
+    model.train_on_batch({**adapted.own, **IDS}, labels)
     active = {name: {int(i) for i in ids if i >= 0} for name, ids in IDS.items()}
-    tables = {
-        id(variable): feature
-        for layer in adapted.layers.values()
-        for feature, pair in layer._adapter.variables.items()
-        for variable in pair
-    }
-    for variable, before in zip(model.weights, adapted.start, strict=True):
-        after = to_numpy(variable)
+    after = {id(v): to_numpy(v) for v in model.weights}
+    before = {id(v): x for v, x in zip(model.weights, adapted.start, strict=True)}
+    tables = set()
+    for path, layer in adapted.layers.items():
+        for feature, pair in layer._adapter.variables.items():
+            for variable in pair:
+                tables.add(id(variable))
+                step = np.abs(after[id(variable)] - before[id(variable)])
+                step = step.reshape(len(step), -1).max(axis=1)
+                assert set(np.flatnonzero(step)) == active[feature], path
+                assert step.max() > MINIMAL_STEP, (path, step)
+    for variable in model.weights:
         if id(variable) not in tables:
-            np.testing.assert_array_equal(after, before, err_msg=variable.path)
-            continue
-        moved = (after != before).reshape(len(after), -1).any(axis=1)
-        assert set(np.flatnonzero(moved)) == active[tables[id(variable)]], variable.path
+            np.testing.assert_array_equal(
+                after[id(variable)], before[id(variable)], err_msg=variable.path
+            )
     adapted.reset()
 
 
@@ -256,16 +245,13 @@ def test_which_layers_are_adapted(case, record_property):
     family, targets, adapted = case
     added = family.all_linear if targets else frozenset()
     assert names(adapted.layers) == family.default | added
-    # Found out when the model was adapted, before any call.
+    # When the model was adapted, or now at the latest, all of them ran.
+    adapted.adapted_outputs()
     assert adapted.model._flix.verified
     note = ", ".join(sorted(family.default)) or "nothing"
     if family.all_linear:
         note += "; all-linear adds " + ", ".join(sorted(family.all_linear))
     record_property("support_note", note)
-
-
-def test_every_adapted_layer_matters(case):
-    check_layers_matter(case[2])
 
 
 def test_mixed_batch_equals_single_examples_and_merged_models(case):
@@ -305,9 +291,10 @@ def test_task(task_case):
     task = family.tasks[kind](family.build())
     family = dataclasses.replace(family, rows=lambda outputs: outputs)
     adapted = Adapted.make(family, task, own, None if family.default else "all-linear")
-    assert names(adapted.layers) == family.default or family.all_linear
+    assert names(adapted.layers) == (family.default or family.all_linear)
     check_mixed_batch(adapted, family.mixes_examples)
-    check_training_step(adapted)
+    *shape, classes = adapted.adapted_outputs()[0].shape
+    check_training_step(adapted, np.random.default_rng(0).integers(0, classes, shape))
 
 
 @pytest.mark.parametrize("family", GENERATING)
@@ -317,8 +304,10 @@ def test_generate(family):
     keras_flix.enable_flix(model, FEATURES, rank=RANK)
     randomize(model, scale=0.8)
     model.compile(sampler="greedy")
-    own = as_dict(family.inputs(3))
-    own["padding_mask"][:, -3:] = 0
+    own = family.prompts(3) if family.prompts else family.inputs(3)
+    if not family.prompts:
+        # Room for new tokens, after prompts of different lengths.
+        own["padding_mask"][:, -3:] = 0
 
     def generate(ids):
         found = model.generate({**own, **ids}, stop_token_ids=None)
