@@ -36,8 +36,16 @@ def videos(size: int) -> np.ndarray:
     return np.stack([images(size), images(size)[::-1]], axis=1)
 
 
-def images_and_texts(size: int) -> dict[str, Any]:
-    return {"images": images(size), "token_ids": texts(size)["token_ids"]}
+def with_texts(end: int) -> Callable[[int], Any]:
+    """Images and texts that end with the token at which CLIP reads them."""
+
+    def make(size: int) -> dict[str, Any]:
+        batch = texts(size)
+        last = batch["padding_mask"].sum(axis=1) - 1
+        batch["token_ids"][np.arange(size), last] = end
+        return {"images": images(size), "token_ids": batch["token_ids"]}
+
+    return make
 
 
 def own_pairs(outputs: Any) -> Any:
@@ -104,7 +112,7 @@ FAMILIES = [
     Family(
         "CLIP",
         two_towers("CLIP", projection_dim=8),
-        images_and_texts,
+        with_texts(end=VOCABULARY - 1),
         default=ATTENTION,
         all_linear=MLP | PROJECTIONS,
         rows=own_pairs,
@@ -112,7 +120,7 @@ FAMILIES = [
     Family(
         "SigLIP",
         two_towers("SigLIP"),
-        images_and_texts,
+        with_texts(end=1),
         default=ATTENTION,
         all_linear=frozenset({"fc1", "fc2"}),
         rows=own_pairs,
@@ -120,7 +128,7 @@ FAMILIES = [
     Family(
         "MetaCLIP2",
         two_towers("MetaCLIP2", projection_dim=8),
-        images_and_texts,
+        with_texts(end=2),
         default=ATTENTION,
         all_linear=MLP | PROJECTIONS,
         rows=own_pairs,
