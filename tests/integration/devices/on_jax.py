@@ -34,7 +34,6 @@ from gemma import (
 
 import keras_flix
 
-
 TARGETS = ["query", "attention_output", "ffw_linear"]
 
 
