@@ -56,7 +56,7 @@ class Exporting(_compat.Mixin):
                 "of these, load the adapter file of `save_adapters` on another "
                 "backend, or use `merge_features(model, ...).export(...)`."
             )
-        specs = _signature(self, input_signature)
+        specs = signature_of(self, input_signature)
         if backend == "jax" and "jax2tf_kwargs" not in kwargs:
             _check_lengths(specs, self._flix.schema.names)
         if backend == "torch" and format == "onnx":
@@ -80,12 +80,12 @@ class Exporting(_compat.Mixin):
 
         specs = {
             name: tf.TensorSpec(spec.shape, spec.dtype, name)
-            for name, spec in _signature(self, None).items()
+            for name, spec in signature_of(self, None).items()
         }
         return tf.function(lambda inputs: self(inputs), input_signature=[specs])
 
 
-def _signature(model: Any, given: Any) -> Specs:
+def signature_of(model: Any, given: Any) -> Specs:
     """The named inputs of an artifact: the model's own ones and its features."""
     if isinstance(given, (list, tuple)) and len(given) == 1:
         given = given[0]
@@ -170,7 +170,7 @@ def _export_onnx_from_torch(
         def forward(self, *values: Any) -> Any:
             return self.model(dict(zip(specs, values)), training=False)
 
-    program = torch.onnx.export(
+    program: Any = torch.onnx.export(
         Flat().eval(),
         tuple(_example(spec) for spec in specs.values()),
         dynamo=True,
