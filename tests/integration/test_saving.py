@@ -45,6 +45,7 @@ def outputs(model, inputs=INPUTS):
     return to_numpy(model(inputs))
 
 
+@pytest.mark.support("State", "`save_adapters` and `load_adapters`")
 def test_adapter_file_onto_an_adapted_and_a_plain_model(tmp_path):
     path = tmp_path / "one.flix.safetensors"
     model = adapted()
@@ -86,6 +87,7 @@ def test_keras_weights_keep_the_adapters(tmp_path):
     np.testing.assert_array_equal(outputs(other), outputs(model))
 
 
+@pytest.mark.support("State", "`load_weights` of a plain model's file")
 def test_plain_weights_load_into_an_adapted_model(tmp_path):
     path = tmp_path / "base.weights.h5"
     seeded_backbone().save_weights(path)
@@ -137,14 +139,7 @@ def test_model_checkpoint(tmp_path, make_gemma):
     np.testing.assert_allclose(other.predict(data, verbose=0), expected, atol=1e-6)
 
 
-def test_presets_do_not_lose_the_adapters_in_silence(tmp_path, make_gemma):
-    model = keras_flix.enable_flix(make_gemma(), FEATURES)
-    for part in (model, model.backbone):
-        with pytest.raises(ValueError, match="would lose the adapters"):
-            part.save_to_preset(str(tmp_path / "preset"))
-    assert not (tmp_path / "preset").exists()
-
-
+@pytest.mark.support("State", "`merge_features(...).save_to_preset`")
 def test_merged_model_round_trips_through_a_preset(tmp_path, make_gemma):
     model = randomize(keras_flix.enable_flix(make_gemma(), FEATURES, rank=2))
     combination = {"task": "list", "language": "yo"}
@@ -189,6 +184,7 @@ np.save(sys.argv[3], outputs(model))
 
 
 @pytest.mark.slow
+@pytest.mark.support("State", "One adapter file on three backends")
 def test_one_file_on_three_backends(tmp_path):
     path = tmp_path / "one.flix.safetensors"
     model = adapted()
@@ -247,6 +243,7 @@ def test_keras_file_of_a_functional_model(tmp_path):
     assert_same(found, model, inputs)
 
 
+@pytest.mark.support("State", "`.keras` files and copies of a KerasHub task")
 def test_keras_file_and_copies_of_a_task(tmp_path, make_gemma):
     import copy
     import pickle
