@@ -61,12 +61,28 @@ def leading_size(inputs: Any) -> Any:
     return None
 
 
-def batch_length(own: Any) -> Any:
-    """Batch length of a model's own inputs, as a tensor where it is unknown."""
+def batch_length(own: Any, entries: Mapping[str, Any]) -> Any:
+    """Batch length of a model's own inputs, as a tensor where it is unknown.
+
+    1 where the inputs have several lengths, as images and the texts that they are
+    compared with may have: then only one value per feature can hold for all rows.
+    """
     leaves = tree.flatten(own)
     shaped = [x for x in leaves if len(getattr(x, "shape", None) or ())]
     if not shaped or any(isinstance(x, (str, bytes)) for x in leaves):
         return leading_size(own) or 1
+    lengths = sorted({x.shape[0] for x in shaped if x.shape[0] is not None})
+    if len(lengths) > 1:
+        for name, entry in entries.items():
+            count = leading_size((entry,))
+            if count is not None and count > 1:
+                raise ValueError(
+                    "Features with one entry per example need inputs of one batch "
+                    f"length. Received: inputs of the lengths {lengths}, and {count} "
+                    f"entries of {name!r}. Pass one value per feature, or equally "
+                    "many rows of every input."
+                )
+        return 1
     size = shaped[0].shape[0]
     return ops.shape(shaped[0])[0] if size is None else size
 

@@ -84,7 +84,7 @@ class RoutedModel(RoutedGeneration, MirroredBuild, PlainView, Exporting, Refusal
         if self._flix.disabled:
             inputs = own
         elif entries and not any(map(_is_symbolic, entries.values())):
-            ids = layer_ids(self._flix.schema, entries, batch_length(own))
+            ids = layer_ids(self._flix.schema, entries, batch_length(own, entries))
             # Keras refuses arrays beside tensors in one dict.
             inputs = {**tree.map_structure(_as_tensor, own), **ids}
         return super().__call__(
@@ -144,7 +144,7 @@ class RoutedModel(RoutedGeneration, MirroredBuild, PlainView, Exporting, Refusal
             return Routing(state.schema, None)
         if not entries and current_routing(state.schema) is not None:
             return None
-        size = batch_length(own)
+        size = batch_length(own, entries)
         return Routing.from_ids(
             state.schema,
             layer_ids(state.schema, entries, size),
