@@ -32,17 +32,20 @@ TASKS = {
     "image_classifier": "image classifier",
     "masked_lm": "masked LM",
 }
+FAST_TASKS = ("text_classifier", "image_classifier")
 IDS = {
     "task": np.array([0, -1, 2], "int32"),
     "language": np.array([1, 2, -1], "int32"),
 }
 RANK = 2
+TOLERANCE = 3e-5
+"""Of the largest output: rounding errors, which sharp attention makes larger."""
 MINIMAL_STEP = 1e-5
 """Steps of gradient descent that are more than rounding errors."""
 
 
-def marks(family, section="Families", row=None, *verdict):
-    slow = [] if family.name in REPRESENTATIVE else [pytest.mark.slow]
+def marks(family, section="Families", row=None, *verdict, fast=True):
+    slow = [] if fast and family.name in REPRESENTATIVE else [pytest.mark.slow]
     return [pytest.mark.support(section, row or family.name, *verdict), *slow]
 
 
@@ -141,7 +144,7 @@ def check_mixed_batch(adapted, mixes_examples=""):
     effect = difference(mixed, adapted.base_outputs())
     assert (effect > 5e-3).all(), effect
     error = difference(mixed, adapted.merged_outputs())
-    assert (error < 1e-5 * np.maximum(effect, 1)).all(), error
+    assert (error < TOLERANCE * np.maximum(effect, 1)).all(), error
     if mixes_examples:
         return
     for i in range(3):
@@ -150,7 +153,7 @@ def check_mixed_batch(adapted, mixes_examples=""):
             own=some_rows(adapted.own, rows), ids=some_rows(IDS, rows)
         )
         error = difference(alone, [x[rows] for x in mixed])
-        assert error < 1e-5, (i, error)
+        assert error < TOLERANCE, (i, error)
 
 
 def check_training_step(adapted, labels=None):
@@ -193,7 +196,11 @@ def names(layers):
 
 
 CASES = [
-    pytest.param((family, targets), id=f"{family.name}-{name}", marks=marks(family))
+    pytest.param(
+        (family, targets),
+        id=f"{family.name}-{name}",
+        marks=marks(family, fast=targets is None or family.name == "Qwen3Moe"),
+    )
     for family in FAMILIES
     for name, targets, adds in [
         ("default", None, family.default),
@@ -215,7 +222,7 @@ TASK_CASES = [
     pytest.param(
         (family, kind),
         id=f"{family.name}-{kind}",
-        marks=marks(family, "Tasks", TASKS[kind]),
+        marks=marks(family, "Tasks", TASKS[kind], fast=kind in FAST_TASKS),
     )
     for family in FAMILIES
     for kind in family.tasks
@@ -290,8 +297,10 @@ def test_task(task_case):
         own["mask_positions"] = np.array([[0, 2], [1, 3], [2, 0]], "int32")
     task = family.tasks[kind](family.build())
     family = dataclasses.replace(family, rows=lambda outputs: outputs)
-    adapted = Adapted.make(family, task, own, None if family.default else "all-linear")
-    assert names(adapted.layers) == (family.default or family.all_linear)
+    # Heads on the tokens have no use for what is pooled of them.
+    named = sorted(family.all_linear - {"pooled_dense"})
+    adapted = Adapted.make(family, task, own, None if family.default else named)
+    assert names(adapted.layers) == (family.default or set(named))
     check_mixed_batch(adapted, family.mixes_examples)
     *shape, classes = adapted.adapted_outputs()[0].shape
     check_training_step(adapted, np.random.default_rng(0).integers(0, classes, shape))
