@@ -237,6 +237,9 @@ GENERATING = [
         ],
     )
     for family in decoders.FAMILIES
+    # Without a preprocessor and images, KerasHub's own Gemma3 cannot generate: its
+    # outputs hold `None`, which it cannot concatenate.
+    if family.name != "Gemma3"
 ]
 
 
