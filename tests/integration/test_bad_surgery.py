@@ -226,13 +226,3 @@ def test_a_lora_of_keras_own_on_an_adapted_layer():
         "a LoRA rank for layer 'hidden'. Add a feature with always=True, which is a "
         "LoRA, to `features`."
     )
-
-
-@pytest.mark.parametrize("mode", ["int8", "int4"])
-def test_a_quantized_model(mode):
-    model = make_mlp()
-    model.quantize(mode)
-    before = state(model, rows())
-    with pytest.raises(ValueError, match="A target must not be quantized"):
-        keras_flix.enable_flix(model, FEATURES, **TARGETS)
-    assert state(model, rows()) == before

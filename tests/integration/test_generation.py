@@ -21,6 +21,16 @@ SAMPLERS = {
 DETERMINISTIC = ["greedy", "beam", "contrastive"]
 
 
+def rows(names):
+    """Parameters that prove a row of the support table each."""
+
+    def mark(name):
+        row = pytest.mark.support("Paths", f"`generate`, {name} sampler")
+        return pytest.param(name, marks=row)
+
+    return [mark(name) for name in names]
+
+
 @pytest.fixture
 def model(make_gemma):
     model = make_gemma()
@@ -49,7 +59,7 @@ def merged_generate(model, sampler, tasks=TASKS, languages=LANGUAGES):
     return outputs
 
 
-@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize("name", rows(DETERMINISTIC))
 def test_equals_merged_models(model, name):
     model.compile(sampler=SAMPLERS[name]())
     found = generate(model)
@@ -58,7 +68,7 @@ def test_equals_merged_models(model, name):
         assert found != generate(model)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", rows(SAMPLERS))
 def test_no_stale_ids(model, name):
     """A second call with other ids, and back: nothing is baked in."""
     one, other = (["qa"] * 3, ["sw"] * 3), (["list"] * 3, ["yo"] * 3)
@@ -78,6 +88,7 @@ def test_no_stale_ids(model, name):
     assert fresh(other) == second
 
 
+@pytest.mark.support("Paths", "`generate`, ragged prompts, features per example")
 def test_inputs_of_all_forms(model):
     expected = generate(model)
     ids = {"task": np.array([0, -1, 2]), "language": np.array([1, 2, 0])}
@@ -94,6 +105,7 @@ def test_inputs_of_all_forms(model):
     assert generate(model, "qa", "sw") == generate(model, ["qa"] * 3, ["sw"] * 3)
 
 
+@pytest.mark.support("Paths", "`generate` from a `tf.data.Dataset`")
 def test_tf_dataset(model):
     tf = pytest.importorskip("tensorflow")
     features = {"task": ["qa", "", "list"], "language": LANGUAGES}

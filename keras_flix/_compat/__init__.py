@@ -1,0 +1,77 @@
+"""All access to what Keras and KerasHub do not document, in one place.
+
+Written against Keras 3.13 to 3.15 and KerasHub 0.27 to 0.32. Each function says
+what it relies on, so that a new release can be checked function by function.
+"""
+
+from keras_flix._compat.layers import (
+    BaseVariablesCheck,
+    Mixin,
+    add_table,
+    change_class,
+    fresh_seed,
+    kernel_shape,
+    memory_of,
+    own_variables,
+    quantized_output,
+    rounds_logits,
+    unlocked,
+)
+from keras_flix._compat.models import (
+    clone,
+    dry_run,
+    flatten_layers,
+    freeze,
+    input_keys,
+    input_names,
+    is_functional,
+    layers_with_parents,
+    register_class_name,
+    seed_states,
+    symbolic_inputs,
+    takes_dict,
+    unpickle_function,
+)
+from keras_flix._compat.training import (
+    accept_training,
+    optimizer_knows,
+    reset_functions,
+    source_kind,
+    track_torch_parameters,
+    variables_survive,
+    wrap_rematerialization,
+)
+
+__all__ = [
+    "BaseVariablesCheck",
+    "Mixin",
+    "accept_training",
+    "add_table",
+    "change_class",
+    "clone",
+    "dry_run",
+    "flatten_layers",
+    "freeze",
+    "fresh_seed",
+    "input_keys",
+    "input_names",
+    "is_functional",
+    "kernel_shape",
+    "layers_with_parents",
+    "memory_of",
+    "optimizer_knows",
+    "own_variables",
+    "quantized_output",
+    "register_class_name",
+    "reset_functions",
+    "rounds_logits",
+    "seed_states",
+    "source_kind",
+    "symbolic_inputs",
+    "takes_dict",
+    "track_torch_parameters",
+    "unlocked",
+    "unpickle_function",
+    "variables_survive",
+    "wrap_rematerialization",
+]

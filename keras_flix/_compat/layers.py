@@ -1,0 +1,132 @@
+"""Single layers: their classes, variables, kernels."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import keras
+from keras.src.random.seed_generator import make_default_seed
+from keras.src.utils.summary_utils import weight_memory_size
+
+if TYPE_CHECKING:
+    Mixin: Any
+else:
+    Mixin = object
+"""Base of the mixins, whose Keras class comes later in the order of bases."""
+
+
+def change_class(instance: Any, cls: type) -> None:
+    """Gives a built layer or model another class, keeping the object.
+
+    `Layer.__init__` of the new class never runs, and Keras froze what it knows
+    of `call` when the object was made: that is brought up to date here.
+    """
+    instance.__class__ = cls
+    if isinstance(instance, keras.Model):
+        # Made with the object, it would hide that of the new class.
+        instance.__dict__.pop("quantize", None)
+        return
+    instance._call_signature = inspect.signature(instance.call)
+    instance.call_signature_parameters = list(instance._call_signature.parameters)
+
+
+@contextlib.contextmanager
+def unlocked(layer: keras.layers.Layer) -> Iterator[None]:
+    """Lets a built layer take new variables and attributes within the block."""
+    locked = layer._tracker.locked
+    layer._tracker.unlock()
+    try:
+        yield
+    finally:
+        if locked:
+            layer._tracker.lock()
+
+
+def add_table(
+    layer: keras.layers.Layer,
+    name: str,
+    shape: tuple[int, ...],
+    initializer: Any,
+    key: str,
+) -> keras.Variable:
+    """Adds a float32 variable under the layer's own path, whatever its policy.
+
+    Where other layers have that path too, the variable is at `key` instead:
+    `model.parameters()` on torch, for one, is a dict by path.
+    """
+    table = layer.add_weight(
+        name=name, shape=shape, initializer=initializer, dtype="float32"
+    )
+    if key != layer.path:
+        table._path = f"{key}/{name}"
+    return table
+
+
+def kernel_shape(layer: keras.layers.Layer) -> tuple[int, ...]:
+    """Logical shape of a kernel; below 8 bits it is stored packed and flat."""
+    if layer.quantization_mode in ("int4", "gptq", "awq"):
+        if isinstance(layer, keras.layers.Dense):
+            return (layer._build_shapes_dict["input_shape"][-1], layer.units)
+        return tuple(layer.original_kernel_shape)
+    return tuple(layer._kernel.shape)
+
+
+def quantized_output(
+    layer: keras.layers.Layer, plain_class: Any, inputs: Any, training: bool | None
+) -> Any:
+    """What a quantized layer computes before its activation.
+
+    Keras has no such call, so a twin that shares the layer's variables but has
+    no activation runs it. Switching the layer's own activation off meanwhile
+    would reach other threads.
+    """
+    twin: Any = object.__new__(plain_class)
+    twin.__dict__.update(layer.__dict__)
+    twin.__dict__["activation"] = None
+    return plain_class.quantized_call(twin, inputs, training=training)
+
+
+def rounds_logits(layer: keras.layers.Layer) -> bool:
+    """Whether a layer projects to logits with inputs rounded to integers."""
+    return (
+        isinstance(layer, keras.layers.ReversibleEmbedding)
+        and layer.quantization_mode is not None
+        and getattr(layer, "inputs_quantizer", None) is not None
+    )
+
+
+def memory_of(variables: Sequence[keras.Variable]) -> int:
+    """Bytes that variables take, as `Model.summary` counts them."""
+    return int(weight_memory_size(variables))
+
+
+def fresh_seed() -> int:
+    """A new seed that follows `keras.utils.set_random_seed`."""
+    return int(make_default_seed())
+
+
+class BaseVariablesCheck(Mixin):
+    """Replaces the count of variables that stock layers make when loading.
+
+    Stock layers compare a file with *all* their variables. Adapted layers keep
+    their tables apart, so only the others are counted.
+    """
+
+    def _check_load_own_variables(self, store: Any) -> None:
+        own = self._trainable_variables + self._non_trainable_variables
+        tables = {id(v) for v in self._adapter.named_variables.values()}
+        expected = sum(id(v) not in tables for v in own)
+        if len(store.keys()) != expected:
+            raise ValueError(
+                f"The weights of layer {self.path!r} must be {expected} base "
+                f"variables. Received: {len(store.keys())} variables. Load a "
+                "file saved from the same architecture."
+            )
+
+
+def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """The variables of a layer without those of its sublayers."""
+    return layer._trainable_variables + layer._non_trainable_variables

@@ -1,0 +1,145 @@
+"""Models: their layers, inputs, copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+from keras import tree
+from keras.src import backend
+from keras.src.saving import object_registration
+
+
+def flatten_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """All layers below a model, each once, itself excluded, in their order.
+
+    `Layer._flatten_layers` gives the same ones, the inner ones backwards.
+    """
+    return [layer for layer, _ in layers_with_parents(model)]
+
+
+def layers_with_parents(
+    model: keras.layers.Layer,
+) -> list[tuple[keras.layers.Layer, tuple[keras.layers.Layer, ...]]]:
+    """`flatten_layers`, each with the layers that hold it, the model first."""
+    found: dict[int, tuple[keras.layers.Layer, tuple[keras.layers.Layer, ...]]] = {}
+
+    def visit(parents: tuple[keras.layers.Layer, ...]) -> None:
+        for layer in parents[-1]._layers:
+            if id(layer) not in found:
+                found[id(layer)] = layer, parents
+                visit((*parents, layer))
+
+    visit((model,))
+    return list(found.values())
+
+
+def seed_states(model: keras.Model) -> list[keras.Variable]:
+    """The states of all seed generators of a model, which Keras' files leave out."""
+    generators = {
+        id(generator): generator
+        for layer in [model, *flatten_layers(model)]
+        for generator in layer._seed_generators
+    }
+    return [generator.state for generator in generators.values()]
+
+
+def clone(model: keras.Model) -> keras.Model:
+    """A copy of a plain functional or Sequential model, with fresh weights."""
+    if not is_functional(model) and not isinstance(model, keras.Sequential):
+        raise ValueError(
+            "Only KerasHub models, functional and Sequential ones can be copied. "
+            f"Received: a subclassed {type(model).__name__}. Add "
+            "`layer.kernel_delta(...)` to the kernels of a model of your own."
+        )
+    return keras.models.clone_model(model)
+
+
+def freeze(
+    model: keras.Model,
+    trained: Sequence[keras.layers.Layer],
+    tables: Sequence[keras.Variable],
+) -> None:
+    """Leaves only the tables trainable.
+
+    The setter of `Layer.trainable` reaches all sublayers, so the flags of the
+    given layers and models are set past it.
+    """
+    model.trainable = False
+    for layer in trained:
+        layer._trainable = True
+    for variable in tables:
+        variable.trainable = True
+
+
+def dry_run(model: keras.Model, inputs: Any) -> None:
+    """Runs `call` of every layer on shapes only.
+
+    `Functional.compute_output_spec` asks layers for shapes and skips `call`;
+    the backend's own tracing does not.
+    """
+    backend.compute_output_spec(lambda x: model(x, training=False), inputs)
+
+
+def input_keys(model: keras.Model) -> list[str] | None:
+    """The keys of a functional model's input dict; `None` if it takes no dict."""
+    struct = getattr(model, "_inputs_struct", None)
+    return list(struct) if isinstance(struct, dict) else None
+
+
+def is_functional(model: keras.Model) -> bool:
+    """Whether the model is a graph of layers that tells its inputs."""
+    return hasattr(model, "_inputs_struct")
+
+
+def symbolic_inputs(model: keras.Model) -> Any | None:
+    """Stand-ins for a model's inputs, or `None` if it does not tell them.
+
+    Axes of unknown length get a small one, since layers such as position
+    embeddings compare it with a limit.
+    """
+
+    def sized(shape: Any) -> tuple[int, ...]:
+        return tuple(8 if size is None else size for size in shape)
+
+    if is_functional(model):
+        return tree.map_structure(
+            lambda x: keras.KerasTensor(sized(x.shape), dtype=x.dtype),
+            model._inputs_struct,
+        )
+    shapes = getattr(model, "_build_shapes_dict", None)
+    if not shapes or len(shapes) != 1:
+        return None
+    (shape,) = shapes.values()
+    return tree.map_shape_structure(
+        lambda s: keras.KerasTensor(sized(s), dtype="float32"), shape
+    )
+
+
+def takes_dict(model: keras.Model) -> bool:
+    """Whether the model's own input is a dict."""
+    if is_functional(model):
+        return isinstance(model._inputs_struct, dict)
+    shapes = getattr(model, "_build_shapes_dict", None) or {}
+    return len(shapes) != 1 or isinstance(next(iter(shapes.values())), dict)
+
+
+def input_names(model: keras.Model) -> list[str]:
+    """Names of a functional model's inputs; empty for others."""
+    names = list(getattr(model, "input_names", None) or [])
+    struct = getattr(model, "_inputs_struct", None)
+    return [*names, *struct] if isinstance(struct, dict) else names
+
+
+def register_class_name(cls: type, name: str) -> None:
+    """Makes Keras' files name a class that has no place of its own to import.
+
+    `register_keras_serializable` would also prefix the class' own name.
+    """
+    object_registration.GLOBAL_CUSTOM_NAMES[cls] = name
+
+
+def unpickle_function() -> Callable[..., keras.Model]:
+    """What Keras' pickles call. It is found by name, so not on a made class."""
+    return keras.Model._unpickle_model

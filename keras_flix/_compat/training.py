@@ -1,0 +1,151 @@
+"""What trainers hold of a model: functions, optimizer, data."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+from keras import tree
+from keras.src.trainers import data_adapters
+
+from keras_flix._compat.models import flatten_layers
+
+DATA_FUNCTIONS = ("train_function", "test_function", "predict_function")
+
+
+def accept_training(model: keras.Model) -> bool:
+    """Makes trainers pass `training` to a model whose `call` does not take it.
+
+    Returns:
+        Whether the model's own `call` takes it.
+    """
+    if model._call_has_training_arg:
+        return True
+    parameters = list(model._call_signature.parameters.values())
+    training = inspect.Parameter(
+        "training", inspect.Parameter.KEYWORD_ONLY, default=None
+    )
+    last = parameters[-1] if parameters else None
+    at = len(parameters)
+    if last is not None and last.kind is inspect.Parameter.VAR_KEYWORD:
+        at -= 1
+    parameters.insert(at, training)
+    model._call_signature = model._call_signature.replace(parameters=parameters)
+    model.call_signature_parameters = [p.name for p in parameters]
+    model._call_has_training_arg = True
+    model._call_has_context_arg["training"] = True
+    return False
+
+
+def reset_functions(model: keras.Model) -> dict[str, Any]:
+    """Drops the compiled functions, which know nothing of a change.
+
+    Returns:
+        The functions that were there, by attribute.
+    """
+    names = [*DATA_FUNCTIONS, "generate_function"]
+    old = {name: getattr(model, name, None) for name in names if hasattr(model, name)}
+    for name in old:
+        setattr(model, name, None)
+    return old
+
+
+def track_torch_parameters(model: keras.Model) -> None:
+    """Lists new variables among `model.parameters()`, before the first `fit`."""
+    if keras.config.backend() != "torch":
+        return
+    for layer in [*flatten_layers(model), model]:
+        if hasattr(layer, "_torch_params"):
+            layer._track_variables()
+
+
+@contextlib.contextmanager
+def variables_survive(model: keras.Model) -> Iterator[None]:
+    """Puts variables back if a data source raises while Keras loops over it.
+
+    Keras' JAX trainer takes the values out of the variables for the loop, and an
+    exception, such as that of an unknown feature value, would lose them.
+    """
+    if keras.config.backend() != "jax":
+        yield
+        return
+    optimizer = getattr(model, "optimizer", None)
+    variables = [*model.variables, *model.metrics_variables]
+    variables += optimizer.variables if optimizer is not None else []
+    before = [(variable, variable._value) for variable in variables]
+    try:
+        yield
+    except BaseException:
+        if getattr(model, "_jax_state", None):
+            model.jax_state_sync()
+        for variable, value in before:
+            if variable._value is None:
+                variable._value = value
+        raise
+
+
+def optimizer_knows(model: keras.Model, variables: Sequence[keras.Variable]) -> bool:
+    """Whether a model's optimizer, if it is built, was built with these variables."""
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None or not optimizer.built:
+        return True
+    known = {id(v) for v in optimizer._trainable_variables}
+    return all(id(v) in known for v in variables)
+
+
+def source_kind(x: Any) -> str:
+    """Which kind of data source `x` is, by Keras' own criteria."""
+    if isinstance(x, keras.utils.PyDataset):
+        return "py_dataset"
+    if data_adapters.is_tf_dataset(x):
+        return "tf"
+    if data_adapters.is_torch_dataloader(x):
+        return "torch"
+    if data_adapters.is_grain_dataset(x):
+        return "grain_dataset" if hasattr(x, "map") else "grain_loader"
+    if inspect.isgenerator(x) or (hasattr(x, "__next__") and hasattr(x, "__iter__")):
+        return "generator"
+    return "arrays"
+
+
+def wrap_rematerialization(
+    model: keras.Model, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> None:
+    """Passes what rematerialized layers run, and run again, through `wrapper`."""
+
+    def wrap(layer: keras.layers.Layer) -> None:
+        original = layer.rematerialized_call
+
+        def rematerialized_call(call: Any, *args: Any, **kwargs: Any) -> Any:
+            call, tensors = _by_position(wrapper(call), args, kwargs)
+            rematerialized = original(call, *args, **kwargs)
+            return lambda *_, **__: rematerialized(*tensors)
+
+        object.__setattr__(layer, "rematerialized_call", rematerialized_call)
+
+    for layer in flatten_layers(model):
+        if layer._remat_mode is not None:
+            wrap(layer)
+
+
+def _by_position(
+    call: Callable[..., Any], args: Any, kwargs: Any
+) -> tuple[Callable[..., Any], list[Any]]:
+    """A call as a function of its tensors alone, and these.
+
+    TensorFlow's graphs cannot rematerialize a call that has keywords, and would
+    make a tensor of every other argument.
+    """
+    leaves = tree.flatten((args, kwargs))
+    is_tensor = [keras.ops.is_tensor(leaf) for leaf in leaves]
+
+    def positional(*tensors: Any) -> Any:
+        given = iter(tensors)
+        filled = [next(given) if own else x for x, own in zip(leaves, is_tensor)]
+        own_args, own_kwargs = tree.pack_sequence_as((args, kwargs), filled)
+        return call(*own_args, **own_kwargs)
+
+    return positional, [x for x, own in zip(leaves, is_tensor) if own]
