@@ -25,6 +25,7 @@ FAMILIES = [
 ]
 REPRESENTATIVE = {"Gemma", "Llama", "Qwen3Moe", "GPT2", "Bert", "ViT"}
 """Families in the daily loop; all others are marked slow."""
+BACKEND = keras.config.backend()
 TASKS = {
     "causal_lm": "causal LM",
     "seq_2_seq_lm": "seq2seq LM",
@@ -47,6 +48,14 @@ MINIMAL_STEP = 1e-5
 def marks(family, section="Families", row=None, *verdict, fast=True):
     slow = [] if fast and family.name in REPRESENTATIVE else [pytest.mark.slow]
     return [pytest.mark.support(section, row or family.name, *verdict), *slow]
+
+
+def in_full(family):
+    """Whether a family runs in all ways on this backend.
+
+    All do on PyTorch, where nothing is compiled.
+    """
+    return BACKEND == "torch" or family.name in REPRESENTATIVE
 
 
 def without_zeros(model):
@@ -81,6 +90,8 @@ class Adapted:
         without_zeros(model)
         keras_flix.enable_flix(model, FEATURES, rank=RANK, targets=targets)
         randomize(model, scale=0.5)
+        # TensorFlow takes minutes to trace them all.
+        model.run_eagerly = BACKEND == "tensorflow" and not in_full(family)
         return cls(model, own, family.rows, [to_numpy(v) for v in model.weights])
 
     @property
@@ -138,14 +149,14 @@ def difference(found, expected):
     return np.max(apart, axis=0)
 
 
-def check_mixed_batch(adapted, mixes_examples=""):
+def check_mixed_batch(adapted, alone=True):
     """A mixed batch = each example alone = the merged model of its combination."""
     mixed = adapted.adapted_outputs()
     effect = difference(mixed, adapted.base_outputs())
     assert (effect > 5e-3).all(), effect
     error = difference(mixed, adapted.merged_outputs())
     assert (error < TOLERANCE * np.maximum(effect, 1)).all(), error
-    if mixes_examples:
+    if not alone:
         return
     for i in range(3):
         rows = slice(i, i + 1)
@@ -167,9 +178,9 @@ def check_training_step(adapted, labels=None):
         outputs = model.predict_on_batch({**adapted.own, **IDS})
         generator = np.random.default_rng(0)
         labels = tree.map_structure(lambda x: generator.normal(size=x.shape), outputs)
-        model.compile(optimizer, loss="mse")
+        model.compile(optimizer, loss="mse", run_eagerly=model.run_eagerly)
     else:
-        model.compile(optimizer)
+        model.compile(optimizer, run_eagerly=model.run_eagerly)
     model.train_on_batch({**adapted.own, **IDS}, labels)
     active = {name: {int(i) for i in ids if i >= 0} for name, ids in IDS.items()}
     after = {id(v): to_numpy(v) for v in model.weights}
@@ -206,7 +217,13 @@ CASES = [
         ("default", None, family.default),
         ("all-linear", "all-linear", family.all_linear),
     ]
-    if adds
+    # Where time is short, all layers at once.
+    if adds and (in_full(family) or targets or not family.all_linear)
+]
+NAMED_ONLY = [
+    pytest.param(family, id=family.name, marks=marks(family))
+    for family in FAMILIES
+    if not in_full(family) and family.default and family.all_linear
 ]
 REFUSED = [
     pytest.param(
@@ -264,9 +281,15 @@ def test_which_layers_are_adapted(case, record_property):
     record_property("support_note", note)
 
 
+@pytest.mark.parametrize("family", NAMED_ONLY)
+def test_which_layers_are_adapted_by_default(family):
+    model = keras_flix.enable_flix(family.build(), FEATURES, rank=RANK)
+    assert names(model._flix.layers) == family.default
+
+
 def test_mixed_batch_equals_single_examples_and_merged_models(case):
     family, _, adapted = case
-    check_mixed_batch(adapted, family.mixes_examples)
+    check_mixed_batch(adapted, not family.mixes_examples)
 
 
 def test_a_training_step_moves_the_adapters_of_the_batch_only(case):
@@ -304,7 +327,7 @@ def test_task(task_case):
     named = sorted(family.all_linear - {"pooled_dense"})
     adapted = Adapted.make(family, task, own, None if family.default else named)
     assert names(adapted.layers) == (family.default or set(named))
-    check_mixed_batch(adapted, family.mixes_examples)
+    check_mixed_batch(adapted, in_full(family) and not family.mixes_examples)
     *shape, classes = adapted.adapted_outputs()[0].shape
     check_training_step(adapted, np.random.default_rng(0).integers(0, classes, shape))
 
@@ -315,7 +338,8 @@ def test_generate(family):
     model = family.tasks["causal_lm"](family.build())
     keras_flix.enable_flix(model, FEATURES, rank=RANK)
     randomize(model, scale=0.8)
-    model.compile(sampler="greedy")
+    eager = BACKEND == "tensorflow" and not in_full(family)
+    model.compile(sampler="greedy", run_eagerly=eager)
     own = family.prompts(3) if family.prompts else family.inputs(3)
     if not family.prompts:
         # Room for new tokens, after prompts of different lengths.
