@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
+from keras.src.layers.core import einsum_dense
 from keras.src.random.seed_generator import make_default_seed
 from keras.src.utils.summary_utils import weight_memory_size
 
@@ -67,11 +68,15 @@ def add_table(
 
 def kernel_shape(layer: keras.layers.Layer) -> tuple[int, ...]:
     """Logical shape of a kernel; below 8 bits it is stored packed and flat."""
-    if layer.quantization_mode in ("int4", "gptq", "awq"):
-        if isinstance(layer, keras.layers.Dense):
-            return (layer._build_shapes_dict["input_shape"][-1], layer.units)
-        return tuple(layer.original_kernel_shape)
-    return tuple(layer._kernel.shape)
+    if layer.quantization_mode not in ("int4", "gptq", "awq"):
+        return tuple(layer._kernel.shape)
+    input_shape = layer._build_shapes_dict["input_shape"]
+    if isinstance(layer, keras.layers.Dense):
+        return (input_shape[-1], layer.units)
+    kernel, *_ = einsum_dense._analyze_einsum_string(
+        layer.equation, layer.bias_axes, input_shape, layer.partial_output_shape
+    )
+    return tuple(kernel)
 
 
 def quantized_output(

@@ -10,14 +10,13 @@ from conftest import FEATURES, make_backbone, randomize, to_numpy
 
 import keras_flix
 
-MODES = {
-    "int8": {"mode": "int8"},
-    "int4": {"mode": "int4"},
-    "int4_per_channel": {
-        "config": keras.quantizers.Int4QuantizationConfig(block_size=-1)
-    },
-}
-CALIBRATED = {"gptq": keras.quantizers.GPTQConfig, "awq": keras.quantizers.AWQConfig}
+MODES = {"int8": {"mode": "int8"}, "int4": {"mode": "int4"}}
+CALIBRATED = {"gptq": keras.quantizers.GPTQConfig}
+# Keras 3.13 has neither blocks of int4 kernels nor AWQ.
+if hasattr(keras.quantizers, "AWQConfig"):
+    per_channel = keras.quantizers.Int4QuantizationConfig(block_size=-1)
+    MODES["int4_per_channel"] = {"config": per_channel}
+    CALIBRATED["awq"] = keras.quantizers.AWQConfig
 X = {
     "token_ids": np.arange(20).reshape(4, 5).astype("int32"),
     "padding_mask": np.array([[1] * 5, [1] * 3 + [0] * 2] * 2, "int32"),
