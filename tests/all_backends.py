@@ -1,7 +1,8 @@
 """Runs every check of the project: linters, and the tests on three backends.
 
-    python tests/all_backends.py            # everything
-    python tests/all_backends.py --fast     # without the tests marked slow
+    python tests/all_backends.py                  # everything
+    python tests/all_backends.py --fast           # without the tests marked slow
+    python tests/all_backends.py --write-support  # makes guides/support.md anew
 
 Two test runs go side by side, each on one core.
 """
@@ -10,14 +11,20 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import difflib
+import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import support
+
 ROOT = Path(__file__).parents[1]
 BACKENDS = ("jax", "tensorflow", "torch")
+SUPPORT = ROOT / "guides" / "support.md"
 ONE_CORE = {
     "OMP_NUM_THREADS": "1",
     "TF_NUM_INTRAOP_THREADS": "1",
@@ -30,7 +37,7 @@ def check(name: str, command: list[str], **environment: str) -> bool:
     """Runs one command and prints what it printed, once it is done."""
     start = time.monotonic()
     result = subprocess.run(
-        [sys.executable, "-m", *command],
+        [sys.executable, *command],
         cwd=ROOT,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
@@ -46,35 +53,68 @@ def check(name: str, command: list[str], **environment: str) -> bool:
     return result.returncode == 0
 
 
+def check_support(reports: list[Path], write: bool) -> bool:
+    """Makes the support table of the tests' results, or compares it with them."""
+    missing = [str(report) for report in reports if not report.exists()]
+    if missing:
+        print(f"===== support table: FAILED, no results in {missing}")
+        return False
+    results = [r for report in reports for r in json.loads(report.read_text())]
+    page = support.page(results)
+    if write:
+        SUPPORT.write_text(page)
+        print(f"===== support table: written to {SUPPORT.relative_to(ROOT)}")
+        return True
+    old = SUPPORT.read_text()
+    if old == page:
+        print("===== support table: ok")
+        return True
+    lines = (old.splitlines(), page.splitlines(), "committed", "from the tests")
+    print("===== support table: FAILED, make it anew with --write-support")
+    print("\n".join(difflib.unified_diff(*lines, lineterm="", n=0)))
+    return False
+
+
 def main() -> int:
     """Runs all checks; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--fast", action="store_true", help="leave slow tests out")
+    parser.add_argument("--write-support", action="store_true")
     parser.add_argument("--jobs", type=int, default=2, help="test runs side by side")
     parser.add_argument("--backends", nargs="*", default=BACKENDS, choices=BACKENDS)
     options = parser.parse_args()
-    linters = [
-        check("ruff check", ["ruff", "check", "."]),
-        check("ruff format", ["ruff", "format", "--check", "."]),
-        check("mypy", ["mypy"]),
+    results = [
+        check("ruff check", ["-m", "ruff", "check", "."]),
+        check("ruff format", ["-m", "ruff", "format", "--check", "."]),
+        check("mypy", ["-m", "mypy"]),
     ]
-    pytest = [
-        "pytest",
-        "--durations=8",
-        "-m",
-        "not slow" if options.fast else "not guide",
-    ]
-    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+    chosen = "not slow and not guide" if options.fast else "not guide"
+    pytest = ["-m", "pytest", "--durations=12", "-m", chosen]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        concurrent.futures.ThreadPoolExecutor(options.jobs) as pool,
+    ):
+        reports = {name: Path(folder, f"{name}.json") for name in options.backends}
         runs = [
             pool.submit(
-                check, f"tests on {name}", pytest, KERAS_BACKEND=name, **ONE_CORE
+                check,
+                f"tests on {name}",
+                [*pytest, f"--support-report={report}"],
+                KERAS_BACKEND=name,
+                **ONE_CORE,
             )
-            for name in options.backends
+            for name, report in reports.items()
         ]
-        results = linters + [run.result() for run in runs]
+        if not options.fast:
+            oldest = ["tests/oldest_versions.py"]
+            runs.append(pool.submit(check, "oldest versions", oldest, **ONE_CORE))
+        results += [run.result() for run in runs]
+        if not options.fast and set(reports) == set(BACKENDS):
+            write = options.write_support
+            results.append(check_support(list(reports.values()), write))
     if not options.fast:
         # The guide is measured, so it has the machine to itself.
-        guide = ["pytest", "-m", "guide", "-s"]
+        guide = ["-m", "pytest", "-m", "guide", "-s"]
         results.append(check("guide on jax", guide, KERAS_BACKEND="jax"))
     print(f"{sum(results)} checks passed, {len(results) - sum(results)} failed")
     return 0 if all(results) else 1

@@ -82,7 +82,7 @@ def cell(results: Iterable[dict[str, str]]) -> str:
     return " / ".join(v for v in VERDICTS if v in passed)
 
 
-def table(results: list[dict[str, str]]) -> str:
+def page(results: list[dict[str, str]]) -> str:
     """The page of all results."""
     lines = [HEADER]
     reasons: list[str] = []
@@ -91,7 +91,9 @@ def table(results: list[dict[str, str]]) -> str:
         if not mine:
             continue
         notes = any(r["note"] for r in mine)
-        head = [section, *BACKENDS.values(), *(["what is adapted"] if notes else [])]
+        head = [section, *BACKENDS.values()]
+        if notes:
+            head.append("what is adapted" if section == "Families" else "note")
         lines += [f"## {section}", "", _row(head), _row(["---"] * len(head))]
         for row in sorted({r["row"] for r in mine}, key=lambda r: r.strip("`").lower()):
             of_row = [r for r in mine if r["row"] == row]
