@@ -1,0 +1,101 @@
+"""Memory of a base and of a training step, by how the base is quantized.
+
+OMP_NUM_THREADS=1 KERAS_BACKEND=torch python -m benchmarks.quantized
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import keras
+
+import keras_flix
+from benchmarks.environment import RESULTS, write_result
+from benchmarks.memory import ALLOCATOR, METHODS, measure_memory
+from benchmarks.workload import AXES, Arm, Workload
+
+BASES = ("float32", "bfloat16", "int8", "int4")
+METHOD = (
+    "`base`, `adapters`: bytes of the variables, in MB. The other figures are MiB: "
+    f"{METHODS['torch']}"
+)
+
+
+def measure(base: str, workload: Workload, warm_up: int) -> dict[str, Any]:
+    """Memory of one base with adapters on all linear layers, in this process."""
+    model = workload.model()
+    if base == "bfloat16":
+        model = as_bfloat16(model, workload)
+    elif base != "float32":
+        gc.freeze()  # Keras collects garbage for every kernel.
+        model.quantize(
+            base, filters=lambda layer: not isinstance(layer, keras.layers.Embedding)
+        )
+        gc.unfreeze()
+    features = {a: [f"{a}_{i}" for i in range(workload.values)] for a in AXES}
+    keras_flix.enable_flix(
+        model, features, rank=workload.rank // len(AXES), targets="all-linear"
+    )
+    model.compile(
+        optimizer=keras.optimizers.Adam(1e-4),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    summary = keras_flix.flix_summary(model, print_fn=None)
+    arm = Arm(base, model, *workload.data(workload.values))
+    return {
+        "base": round(summary.base_bytes / 1e6, 2),
+        "adapters": round(summary.adapter_bytes / 1e6, 2),
+        **measure_memory(arm, warm_up),
+    }
+
+
+def as_bfloat16(model: Any, workload: Workload) -> Any:
+    """The same sizes, in bfloat16 throughout."""
+    keras.config.set_dtype_policy("bfloat16")
+    config = {**model.backbone.get_config(), "dtype": "bfloat16"}
+    backbone = type(model.backbone).from_config(config)
+    return type(model)(backbone=backbone, preprocessor=None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--base", choices=BASES, help="measure one, in this process")
+    parser.add_argument("--warm-up", type=int, default=2)
+    Workload.add_arguments(parser)
+    options = parser.parse_args()
+    workload = Workload.from_arguments(options)
+    if options.base:
+        print(json.dumps(measure(options.base, workload, options.warm_up)))
+        return
+    results = {}
+    for base in BASES:
+        command = [*(sys.executable, "-m", "benchmarks.quantized", "--base", base)]
+        command += ["--warm-up", str(options.warm_up), *workload.as_arguments()]
+        done = subprocess.run(
+            command,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **ALLOCATOR},
+        )
+        results[base] = json.loads(done.stdout.splitlines()[-1])
+        print(base, results[base], flush=True)
+    write_result(
+        RESULTS / f"quantized_{keras.config.backend()}.json",
+        {
+            "workload": dataclasses.asdict(workload),
+            "method": METHOD,
+            "memory": results,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
