@@ -71,7 +71,8 @@ def batch_length(own: Any, entries: Mapping[str, Any]) -> Any:
     shaped = [x for x in leaves if len(getattr(x, "shape", None) or ())]
     if not shaped or any(isinstance(x, (str, bytes)) for x in leaves):
         return leading_size(own) or 1
-    lengths = sorted({x.shape[0] for x in shaped if x.shape[0] is not None})
+    # Not those of exporters, which stand for any length.
+    lengths = sorted({x.shape[0] for x in shaped if isinstance(x.shape[0], int)})
     if len(lengths) > 1:
         for name, entry in entries.items():
             count = leading_size((entry,))
