@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,45 +44,65 @@ def merge_features(model: keras.Model, combination: Mapping[str, Any]) -> keras.
                 "there; that plain model can be quantized."
             )
     ids = surgery.schema.encode_one(combination)
-    deltas = {id(layer): layer.delta_of_ids(ids) for layer in surgery.layers.values()}
-    merged = _plain_copy(model)
-    old_layers = [model, *_compat.flatten_layers(model)]
-    new_layers = [merged, *_compat.flatten_layers(merged)]
-    if len(old_layers) != len(new_layers):
-        raise ValueError(
-            "A model must be rebuilt by its config to be merged. Received: a "
-            f"{type(model).__name__} with {len(old_layers)} layers, whose config "
-            f"builds {len(new_layers)}. Merge its backbone instead."
-        )
-    for old, new in zip(old_layers, new_layers):
-        skip: set[int] = set()
-        if id(old) in deltas:
-            skip = {id(v) for v in old._adapter.named_variables.values()}
-        sources = [v for v in _compat.own_variables(old) if id(v) not in skip]
-        for source, target in zip(sources, _compat.own_variables(new), strict=True):
-            value = source.value
-            if id(old) in deltas and source is old.kernel:
-                total = ops.add(ops.cast(value, "float32"), deltas[id(old)])
-                value = ops.cast(total, source.dtype)
-            # A copy: JAX would share the buffer, and training donates buffers.
-            target.assign(ops.copy(value))
+    filling = _Filling(
+        deltas={
+            id(layer): layer.delta_of_ids(ids) for layer in surgery.layers.values()
+        },
+        tables={
+            id(variable)
+            for layer in surgery.layers.values()
+            for variable in layer._adapter.named_variables.values()
+        },
+    )
+    with plain_view(model):
+        if isinstance(model, (keras_hub.models.Task, keras_hub.models.Backbone)):
+            merged = _hub_copy(model, filling)
+        else:
+            merged = filling.fill(model, _compat.clone(model))
+    merged.trainable = True
     return merged
 
 
-def _plain_copy(model: keras.Model) -> keras.Model:
-    with plain_view(model):
-        if isinstance(model, (keras_hub.models.Task, keras_hub.models.Backbone)):
-            copied = _hub_copy(model)
-        else:
-            copied = _compat.clone(model)
-    copied.trainable = True
-    return copied
-
-
-def _hub_copy(model: Any) -> Any:
+def _hub_copy(model: Any, filling: _Filling) -> Any:
     config = model.get_config()
     if isinstance(model, keras_hub.models.Task):
-        config["backbone"] = _hub_copy(model.backbone)
+        # With its weights: the logits of KerasHub's Gemma3n keep those embeddings
+        # that the backbone has when the task is made.
+        config["backbone"] = _hub_copy(model.backbone, filling)
         # Its tokenizer's vocabulary is not in its config, and it has no weights.
         config["preprocessor"] = model.preprocessor
-    return type(model).from_config(config)
+    return filling.fill(model, type(model).from_config(config))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Filling:
+    """What the weights of a plain copy of an adapted model are.
+
+    Attributes:
+        deltas: By id of an adapted layer, the update of its kernel.
+        tables: Ids of the adapters' variables.
+    """
+
+    deltas: dict[int, Any]
+    tables: set[int]
+
+    def fill(self, model: Any, copied: Any) -> Any:
+        """Gives `copied` the weights of `model` with the updates; returns it."""
+        old_layers = [model, *_compat.flatten_layers(model)]
+        new_layers = [copied, *_compat.flatten_layers(copied)]
+        if len(old_layers) != len(new_layers):
+            raise ValueError(
+                "A model must be rebuilt by its config to be merged. Received: a "
+                f"{type(model).__name__} with {len(old_layers)} layers, whose config "
+                f"builds {len(new_layers)}. Merge its backbone instead."
+            )
+        for old, new in zip(old_layers, new_layers):
+            own = [v for v in _compat.own_variables(old) if id(v) not in self.tables]
+            for source, target in zip(own, _compat.own_variables(new), strict=True):
+                value = source.value
+                if id(old) in self.deltas and source is old.kernel:
+                    total = ops.add(ops.cast(value, "float32"), self.deltas[id(old)])
+                    value = ops.cast(total, source.dtype)
+                # A copy: JAX would share the buffer, and training donates buffers.
+                target.assign(ops.copy(value))
+        return copied
