@@ -63,7 +63,8 @@ def enable_flix(
         targets: Which layers: `None` for the attention projections,
             `"all-linear"` (in a task, those of its backbone; never routers,
             gates and embeddings), or a list of layer names or of regexes that
-            match a layer's whole path.
+            match a layer's whole path. In a language model that takes images
+            or sound, the first two select layers of its text decoder only.
         seed: Seeds the initial tables and feature dropout. `None` draws a seed
             that follows `keras.utils.set_random_seed`.
 
