@@ -134,6 +134,11 @@ def measure_in_process(name: str, workload: Workload, warm_up: int) -> dict[str,
         *("--memory-arm", name, "--warm-up", str(warm_up)),
         *workload.as_arguments(),
     ]
+    return last_line_of(command)
+
+
+def last_line_of(command: list[str]) -> dict[str, Any]:
+    """What a command prints last, as JSON, with an allocator that gives back."""
     done = subprocess.run(
         command,
         check=True,

@@ -9,8 +9,6 @@ import argparse
 import dataclasses
 import gc
 import json
-import os
-import subprocess
 import sys
 from typing import Any
 
@@ -18,7 +16,7 @@ import keras
 
 import keras_flix
 from benchmarks.environment import RESULTS, write_result
-from benchmarks.memory import ALLOCATOR, METHODS, measure_memory
+from benchmarks.memory import METHODS, last_line_of, measure_memory
 from benchmarks.workload import AXES, Arm, Workload
 
 BASES = ("float32", "bfloat16", "int8", "int4")
@@ -78,14 +76,7 @@ def main() -> None:
     for base in BASES:
         command = [*(sys.executable, "-m", "benchmarks.quantized", "--base", base)]
         command += ["--warm-up", str(options.warm_up), *workload.as_arguments()]
-        done = subprocess.run(
-            command,
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **ALLOCATOR},
-        )
-        results[base] = json.loads(done.stdout.splitlines()[-1])
+        results[base] = last_line_of(command)
         print(base, results[base], flush=True)
     write_result(
         RESULTS / f"quantized_{keras.config.backend()}.json",

@@ -20,7 +20,7 @@ NO_JAX2ONNX = (
 )
 NO_GEMMA_ONNX = (
     "The converters that Keras uses on JAX (jax2onnx) and TensorFlow (tf2onnx) fail on "
-    "KerasHub's Gemma, adapted or not; load the adapter file on PyTorch."
+    "an adapted KerasHub Gemma; load the adapter file on PyTorch."
 )
 
 
