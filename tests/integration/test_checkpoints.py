@@ -256,6 +256,7 @@ def test_a_task_around_an_adapted_backbone_is_refused(make_gemma):
             keras_hub.models.GemmaCausalLM(backbone, plain.preprocessor)
 
 
+@pytest.mark.slow
 @pytest.mark.support("State", "A task whose backbone alone is adapted")
 def test_a_task_whose_backbone_alone_is_adapted(tmp_path, make_gemma):
     task = make_gemma()

@@ -26,7 +26,8 @@ def rows(names):
 
     def mark(name):
         row = pytest.mark.support("Paths", f"`generate`, {name} sampler")
-        return pytest.param(name, marks=row)
+        is_slow = name not in ("greedy", "beam")
+        return pytest.param(name, marks=[row] + [pytest.mark.slow] * is_slow)
 
     return [mark(name) for name in names]
 
@@ -105,6 +106,7 @@ def test_inputs_of_all_forms(model):
     assert generate(model, "qa", "sw") == generate(model, ["qa"] * 3, ["sw"] * 3)
 
 
+@pytest.mark.slow
 @pytest.mark.support("Paths", "`generate` from a `tf.data.Dataset`")
 def test_tf_dataset(model):
     tf = pytest.importorskip("tensorflow")
@@ -146,6 +148,7 @@ def test_refusals(model):
         generate(model, tasks=np.array([0, 3, 0]))
 
 
+@pytest.mark.slow
 def test_generates_after_training(model):
     before = generate(model)
     inputs = {"prompts": PROMPTS, "responses": ["fox"] * 3}

@@ -88,7 +88,13 @@ def subclassed():
     return model, {"x": x}, ["hidden", "head"]
 
 
-MODELS = [causal_lm, backbone, text_classifier, functional, subclassed]
+MODELS = [
+    causal_lm,
+    backbone,
+    pytest.param(text_classifier, marks=pytest.mark.slow),
+    functional,
+    subclassed,
+]
 
 
 @pytest.fixture(params=MODELS, ids=lambda make: make.__name__)

@@ -124,6 +124,7 @@ def test_weights_of_other_features_are_refused(tmp_path):
         other.load_weights(path)
 
 
+@pytest.mark.slow
 def test_model_checkpoint(tmp_path, make_gemma):
     path = str(tmp_path / "epoch.weights.h5")
     model = keras_flix.enable_flix(make_gemma(), FEATURES, rank=2)
@@ -139,6 +140,7 @@ def test_model_checkpoint(tmp_path, make_gemma):
     np.testing.assert_allclose(other.predict(data, verbose=0), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.support("State", "`merge_features(...).save_to_preset`")
 def test_merged_model_round_trips_through_a_preset(tmp_path, make_gemma):
     model = randomize(keras_flix.enable_flix(make_gemma(), FEATURES, rank=2))
@@ -227,6 +229,7 @@ def assert_same(found, model, inputs):
     assert trained == {v.path for v in model.trainable_variables}
 
 
+@pytest.mark.slow
 def test_keras_file_of_a_functional_model(tmp_path):
     model = small_functional()
     model.compile(optimizer="adam", loss="mse")

@@ -109,11 +109,15 @@ def as_torch(x, y=None):
 SOURCES = [
     as_arrays,
     pytest.param(as_tf, marks=needs_tf),
-    as_py_dataset,
-    as_generator,
-    as_grain,
-    as_grain_loader,
-    pytest.param(as_torch, marks=needs_torch),
+    *(
+        pytest.param(source, marks=pytest.mark.slow)
+        for source in (as_py_dataset, as_generator, as_grain, as_grain_loader)
+    ),
+    pytest.param(as_torch, marks=[needs_torch, pytest.mark.slow]),
+]
+FORMS = [
+    pytest.param(IDS, id="ids"),
+    pytest.param(STRINGS, id="strings", marks=pytest.mark.slow),
 ]
 
 
@@ -132,7 +136,7 @@ def start(backbone):
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("features", [IDS, STRINGS], ids=["ids", "strings"])
+@pytest.mark.parametrize("features", FORMS)
 def test_plain_model_predicts(backbone, source, features):
     expected = to_numpy(backbone({**TOKENS, **IDS}))
     x, _ = source({**TOKENS, **features})
@@ -143,7 +147,7 @@ def test_plain_model_predicts(backbone, source, features):
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("features", [IDS, STRINGS], ids=["ids", "strings"])
+@pytest.mark.parametrize("features", FORMS)
 def test_plain_model_trains(backbone, start, source, features):
     y = np.ones((N, 5, 16), "float32")
     before = [to_numpy(v) for v in backbone.trainable_variables]
