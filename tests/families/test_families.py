@@ -24,6 +24,8 @@ FAMILIES = [
     *vision.FAMILIES,
 ]
 REPRESENTATIVE = {"Gemma", "Llama", "Qwen3Moe", "GPT2", "Bert", "ViT"}
+"""Families that run in all ways on every backend."""
+DAILY = {"Gemma", "Bert", "ViT"}
 """Families in the daily loop; all others are marked slow."""
 BACKEND = keras.config.backend()
 TASKS = {
@@ -33,7 +35,7 @@ TASKS = {
     "image_classifier": "image classifier",
     "masked_lm": "masked LM",
 }
-FAST_TASKS = ("text_classifier", "image_classifier")
+FAST_TASKS = ("text_classifier",)
 IDS = {
     "task": np.array([0, -1, 2], "int32"),
     "language": np.array([1, 2, -1], "int32"),
@@ -46,7 +48,7 @@ MINIMAL_STEP = 1e-5
 
 
 def marks(family, section="Families", row=None, *verdict, fast=True):
-    slow = [] if fast and family.name in REPRESENTATIVE else [pytest.mark.slow]
+    slow = [] if fast and family.name in DAILY else [pytest.mark.slow]
     return [pytest.mark.support(section, row or family.name, *verdict), *slow]
 
 
@@ -210,7 +212,7 @@ CASES = [
     pytest.param(
         (family, targets),
         id=f"{family.name}-{name}",
-        marks=marks(family, fast=targets is None or family.name == "Qwen3Moe"),
+        marks=marks(family, fast=targets is None),
     )
     for family in FAMILIES
     for name, targets, adds in [

@@ -59,8 +59,7 @@ def quantized(mode):
 def mark(mode):
     row = {"int4_per_channel": "int4"}.get(mode, mode)
     marks = [pytest.mark.support("Paths", f"{row} base: train, generate")]
-    is_slow = mode != "int8"
-    return pytest.param(mode, marks=marks + [pytest.mark.slow] * is_slow)
+    return pytest.param(mode, marks=[*marks, pytest.mark.slow])
 
 
 ALL_MODES = pytest.mark.parametrize("mode", [mark(m) for m in (*MODES, *CALIBRATED)])
@@ -188,6 +187,7 @@ def test_float8_is_refused():
     assert list(weights(model)) == list(before)
 
 
+@pytest.mark.slow
 @pytest.mark.support("Paths", "int8 embeddings: train", "refused")
 def test_logits_without_a_gradient_are_refused_in_training():
     model = keras_hub.models.GemmaCausalLM(backbone=make_backbone(), preprocessor=None)

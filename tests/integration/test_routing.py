@@ -356,6 +356,7 @@ def test_always_feature_needs_no_entry():
     np.testing.assert_allclose(model.predict(own, verbose=0), found, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_feature_dropout_only_in_training_and_reproducible():
     def losses(dropout, seed):
         keras.utils.set_random_seed(0)
