@@ -24,6 +24,7 @@ def batch(images, texts):
 @pytest.mark.support(
     "Paths", "Unequal numbers of images and texts: one value per feature"
 )
+@pytest.mark.slow
 @pytest.mark.parametrize("images, texts", [(1, 4), (2, 4), (4, 2), (3, 2)])
 @pytest.mark.parametrize("form", ["scalar", "list of one"])
 def test_one_value_holds_for_all_images_and_texts(clip, images, texts, form):

@@ -26,7 +26,7 @@ def rows(names):
 
     def mark(name):
         row = pytest.mark.support("Paths", f"`generate`, {name} sampler")
-        is_slow = name not in ("greedy", "beam")
+        is_slow = name != "beam"
         return pytest.param(name, marks=[row] + [pytest.mark.slow] * is_slow)
 
     return [mark(name) for name in names]

@@ -246,6 +246,7 @@ def test_keras_file_of_a_functional_model(tmp_path):
     assert_same(found, model, inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.support("State", "`.keras` files and copies of a KerasHub task")
 def test_keras_file_and_copies_of_a_task(tmp_path, make_gemma):
     import copy

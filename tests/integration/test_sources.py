@@ -295,6 +295,7 @@ def test_several_values_per_example_from_ragged_strings():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [as_arrays, pytest.param(as_tf, marks=needs_tf)])
 def test_task_without_grain(make_gemma, monkeypatch, source):
     """KerasHub's pipeline is `tf.data` where grain is not installed."""

@@ -51,7 +51,14 @@ def test_training_moves_the_loss_down(make_gemma):
 
 
 @pytest.mark.support("Paths", "Mixed precision, bfloat16")
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "bfloat16"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        pytest.param("mixed_float16", marks=pytest.mark.slow),
+        pytest.param("mixed_bfloat16", marks=pytest.mark.slow),
+        "bfloat16",
+    ],
+)
 def test_precision_policies(policy):
     reference = keras_flix.enable_flix(make_backbone(), FEATURES, rank=2)
     randomize(reference, scale=0.1)
