@@ -77,9 +77,7 @@ def unchanged_if_it_raises(model: Any) -> Iterator[None]:
 
     Keras loads weights layer by layer, and finds what does not fit on the way.
     """
-    optimizer = getattr(model, "optimizer", None)
-    variables = [*model.variables, *model.metrics_variables]
-    variables += optimizer.variables if optimizer is not None else []
+    variables = _compat.training_state(model)
     # JAX's arrays never change. Others are copied to the host.
     is_jax = keras.config.backend() == "jax"
     before = [

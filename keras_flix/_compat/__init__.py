@@ -38,6 +38,7 @@ from keras_flix._compat.training import (
     reset_functions,
     source_kind,
     track_torch_parameters,
+    training_state,
     variables_survive,
     wrap_rematerialization,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "symbolic_inputs",
     "takes_dict",
     "track_torch_parameters",
+    "training_state",
     "unlocked",
     "unpickle_function",
     "variables_survive",

@@ -62,6 +62,13 @@ def track_torch_parameters(model: keras.Model) -> None:
             layer._track_variables()
 
 
+def training_state(model: keras.Model) -> list[keras.Variable]:
+    """All variables that training changes: weights, metrics, the optimizer's."""
+    optimizer = getattr(model, "optimizer", None)
+    variables = [*model.variables, *model.metrics_variables]
+    return variables + (optimizer.variables if optimizer is not None else [])
+
+
 @contextlib.contextmanager
 def variables_survive(model: keras.Model) -> Iterator[None]:
     """Puts variables back if a data source raises while Keras loops over it.
@@ -72,10 +79,7 @@ def variables_survive(model: keras.Model) -> Iterator[None]:
     if keras.config.backend() != "jax":
         yield
         return
-    optimizer = getattr(model, "optimizer", None)
-    variables = [*model.variables, *model.metrics_variables]
-    variables += optimizer.variables if optimizer is not None else []
-    before = [(variable, variable._value) for variable in variables]
+    before = [(variable, variable._value) for variable in training_state(model)]
     try:
         yield
     except BaseException:

@@ -60,6 +60,11 @@ def in_full(family):
     return BACKEND == "torch" or family.name in REPRESENTATIVE
 
 
+def eagerly(family):
+    """Whether to trace nothing: TensorFlow takes minutes for all families."""
+    return BACKEND == "tensorflow" and not in_full(family)
+
+
 def without_zeros(model):
     """Gives numbers to weights that start as zeros, behind which layers hide."""
     generator = np.random.default_rng(0)
@@ -92,8 +97,7 @@ class Adapted:
         without_zeros(model)
         keras_flix.enable_flix(model, FEATURES, rank=RANK, targets=targets)
         randomize(model, scale=0.5)
-        # TensorFlow takes minutes to trace them all.
-        model.run_eagerly = BACKEND == "tensorflow" and not in_full(family)
+        model.run_eagerly = eagerly(family)
         return cls(model, own, family.rows, [to_numpy(v) for v in model.weights])
 
     @property
@@ -345,8 +349,7 @@ def test_generate(family):
     model = family.tasks["causal_lm"](family.build())
     keras_flix.enable_flix(model, FEATURES, rank=RANK)
     randomize(model, scale=0.8)
-    eager = BACKEND == "tensorflow" and not in_full(family)
-    model.compile(sampler="greedy", run_eagerly=eager)
+    model.compile(sampler="greedy", run_eagerly=eagerly(family))
     own = family.prompts(3) if family.prompts else family.inputs(3)
     if not family.prompts:
         # Room for new tokens, after prompts of different lengths.
