@@ -9,9 +9,10 @@ from typing import Any
 import keras
 import keras_hub
 import numpy as np
-from families.family import Family
+from families.encoders import ATTENTION, VOCABULARY
+from families.encoders import FEED_FORWARD as FFW
+from families.family import Family, builder
 
-VOCABULARY = 40
 LENGTH = 7
 SIZES = {
     "vocabulary_size": VOCABULARY,
@@ -23,24 +24,12 @@ GROUPED = {**SIZES, "num_query_heads": 4, "num_key_value_heads": 2}
 """Two query heads share a key and a value."""
 EXPERTS = {"num_experts": 3, "top_k": 2}
 
-ATTENTION = frozenset({"query", "key", "value", "attention_output"})
 PROJ = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
 DENSE = frozenset({"query_dense", "key_dense", "value_dense", "output_dense"})
 GEMMA_FFW = frozenset({"ffw_gating", "ffw_gating_2", "ffw_linear"})
-FFW = frozenset({"feedforward_intermediate_dense", "feedforward_output_dense"})
 GATED_FFW = FFW | {"feedforward_gate_dense"}
 PROJ_FFW = frozenset({"gate_proj", "up_proj", "down_proj"})
 LINEAR_ATTENTION = frozenset({"in_proj_qkv", "in_proj_z", "out_proj"})
-
-
-def builder(name: str, **sizes: Any) -> Callable[[], keras.Model]:
-    """Makes `{name}Backbone` of the given sizes."""
-
-    def build() -> keras.Model:
-        keras.utils.set_random_seed(0)
-        return getattr(keras_hub.models, f"{name}Backbone")(**sizes)
-
-    return build
 
 
 def texts(size: int, **more: Callable[[int], Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import keras_hub
 import numpy as np
+from families import family
 from families.family import Family
 
 VOCABULARY = 40
@@ -33,12 +34,7 @@ POOLER = frozenset({"pooled_dense"})
 def builder(name: str, **changes: Any) -> Callable[[], keras.Model]:
     """Makes `{name}Backbone` of `SIZES`; `None` leaves a size out."""
     options = {k: v for k, v in {**SIZES, **changes}.items() if v is not None}
-
-    def build() -> keras.Model:
-        keras.utils.set_random_seed(0)
-        return getattr(keras_hub.models, f"{name}Backbone")(**options)
-
-    return build
+    return family.builder(name, **options)
 
 
 def texts(size: int, *, segments: bool = False, padded: bool = True) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
+import keras_hub
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,3 +47,13 @@ class Family:
     rows: Callable[[Any], Any] = lambda outputs: outputs
     mixes_examples: str = ""
     prompts: Callable[[int], Any] | None = None
+
+
+def builder(name: str, **sizes: Any) -> Callable[[], keras.Model]:
+    """Makes `{name}Backbone` of the given sizes; every call gives the same weights."""
+
+    def build() -> keras.Model:
+        keras.utils.set_random_seed(0)
+        return getattr(keras_hub.models, f"{name}Backbone")(**sizes)
+
+    return build
