@@ -16,6 +16,31 @@ import numpy as np
 ABSENT = -1
 """The id of an axis that has no value in an example."""
 
+WEIGHT_UNIT = 2.0**-20
+"""Weights of values are whole multiples of this, about a millionth.
+
+Ids and weights travel as one int32 array of shape `(batch, k, 2)`: as floats, mixed
+precision would round the ids.
+"""
+
+MAX_WEIGHT = 1000.0
+
+Pairs = list[tuple[int, float]]
+"""Ids of one example with their weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ForAll:
+    """Weighted values that hold for every example of a batch.
+
+    Attributes:
+        row: int32 `(k, 2)`: ids, and weights in `WEIGHT_UNIT`.
+        ndim: As that of a single id, which holds for every example too.
+    """
+
+    row: np.ndarray
+    ndim: int = 0
+
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
@@ -35,30 +60,43 @@ class Encoder:
     multiple: bool = False
     ints_are_ids: bool = True
 
-    def __call__(self, entry: Any) -> np.ndarray:
+    def __call__(self, entry: Any) -> Any:
         """Encodes one entry of an input dict.
 
         Args:
             entry: One value for all examples, or a sequence with one per
-                example; an example's own entry may be a list if `multiple`.
+                example; an example's own entry may be a list if `multiple`, and
+                a dict from values to weights on any axis. Or a float array of
+                shape `(batch, values)` with every value's weight.
 
         Returns:
             An int32 array: of rank 0 for one value for the whole batch, else
-            of shape `(batch,)`, or `(batch, k)` if `multiple`.
+            of shape `(batch,)`, or `(batch, k)` if `multiple`. With weights, of
+            shape `(batch, k, 2)`: ids, and weights in `WEIGHT_UNIT`; or `ForAll`.
         """
         if isinstance(entry, np.ndarray) and entry.ndim and entry.dtype.kind in "iu":
             ids = self._numeric(entry)
+        elif (
+            isinstance(entry, np.ndarray)
+            and entry.dtype.kind == "f"
+            and entry.ndim == 2
+        ):
+            return self._dense(entry)
         elif isinstance(entry, np.ndarray) and entry.dtype.kind in "fbc":
             raise self._dtype_error(entry.dtype)
         elif _is_scalar(entry):
             return np.asarray(self._one(entry), "int32")
-        elif isinstance(entry, (Set, Mapping)):
+        elif isinstance(entry, Mapping):
+            return ForAll(self._packed([self._pairs(entry, 0)])[0])
+        elif isinstance(entry, Set):
             raise self._dtype_error(type(entry).__name__)
         else:
             entries = entry.tolist() if isinstance(entry, np.ndarray) else list(entry)
+            if any(isinstance(e, Mapping) for e in entries):
+                return self._packed([self._pairs(e, i) for i, e in enumerate(entries)])
             ids = self._several(entries) if self.multiple else self._each(entries)
         self._check_shape(ids)
-        self.check_range(ids)
+        self.check_range(ids[..., 0] if ids.ndim == 3 else ids)
         return np.asarray(ids, "int32")
 
     def check_range(self, ids: np.ndarray) -> None:
@@ -109,8 +147,62 @@ class Encoder:
             [row + [ABSENT] * (width - len(row)) for row in rows], "int64"
         ).reshape(len(rows), width)
 
+    def _pairs(self, entry: Any, example: int) -> Pairs:
+        """Ids and weights of one example; what is no dict of weights counts once."""
+        if isinstance(entry, Mapping):
+            return [
+                (self._one(value, example), self._weight(value, weight, example))
+                for value, weight in entry.items()
+            ]
+        ids = self._several([entry]) if self.multiple else self._each([entry])
+        return [(i, 1.0) for i in ids.ravel().tolist()]
+
+    def _packed(self, rows: list[Pairs]) -> np.ndarray:
+        """Ids and weights of all examples as an int32 array `(batch, k, 2)`."""
+        # Without a weight, not even a NaN in the value's table counts.
+        rows = [[(i, w) for i, w in row if i != ABSENT and w] for row in rows]
+        packed = np.zeros((len(rows), max([1, *map(len, rows)]), 2), "int32")
+        packed[..., 0] = ABSENT
+        for example, row in enumerate(rows):
+            ids = [i for i, _ in row]
+            if len(set(ids)) < len(ids):
+                raise self._repeated_error(ids, example)
+            for k, (i, weight) in enumerate(row):
+                packed[example, k] = i, round(weight / WEIGHT_UNIT)
+        return packed
+
+    def _dense(self, weights: np.ndarray) -> np.ndarray:
+        """A matrix of the weights of all values, of shape `(batch, values)`."""
+        if weights.shape[1] != self.num_values:
+            raise ValueError(
+                f"A float entry of feature {self.name!r} holds the weights of its "
+                f"values and must have the shape (batch, {self.num_values}). "
+                f"Received: {self.name} of shape {weights.shape} and dtype "
+                f"{weights.dtype}. Give one weight per value, or cast ids to int32."
+            )
+        return self._packed(
+            [
+                [(i, self._weight(i, w, example)) for i, w in enumerate(row)]
+                for example, row in enumerate(weights.tolist())
+            ]
+        )
+
+    def _weight(self, value: Any, weight: Any, example: int) -> float:
+        if (
+            isinstance(weight, bool)
+            or not isinstance(weight, numbers.Real)
+            or not abs(float(weight)) <= MAX_WEIGHT
+        ):
+            raise ValueError(
+                f"The weight of a value of feature {self.name!r} must be a number "
+                f"between {-MAX_WEIGHT:g} and {MAX_WEIGHT:g}. Received: {value!r}: "
+                f"{weight!r} (at example {example}). Write such as "
+                '{"hi": 0.6, "en": 0.4}.'
+            )
+        return float(weight)
+
     def _numeric(self, ids: np.ndarray) -> np.ndarray:
-        if not self.ints_are_ids:
+        if not self.ints_are_ids and ids.ndim < 3:
             flat = [self._one(int(value)) for value in ids.ravel()]
             ids = np.asarray(flat, "int64").reshape(ids.shape)
         if self.multiple and ids.ndim == 1:
@@ -119,24 +211,29 @@ class Encoder:
         return ids.astype("int64") if ids.dtype.kind != "u" else _from_unsigned(ids)
 
     def _check_shape(self, ids: np.ndarray) -> None:
-        if ids.ndim != (2 if self.multiple else 1):
+        weighted = ids.ndim == 3 and ids.shape[2] == 2
+        if not weighted and ids.ndim != (2 if self.multiple else 1):
             wanted = "(batch, k)" if self.multiple else "(batch,)"
             raise ValueError(
                 f"The ids of feature {self.name!r} must have the shape {wanted}. "
                 f"Received: {self.name} of shape {ids.shape}. Pass one entry per "
                 "example."
             )
-        if self.multiple and ids.shape[1] > 1:
+        if weighted:
+            ids = ids[..., 0]
+        if ids.ndim == 2 and ids.shape[1] > 1:
             ordered = np.sort(ids, axis=1)
             repeated = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != ABSENT)
             if np.any(repeated):
                 example = int(np.argwhere(repeated)[0][0])
-                raise ValueError(
-                    f"An example must have each value of feature {self.name!r} "
-                    f"at most once. Received: {self.name}="
-                    f"{ids[example].tolist()} (as ids, at example {example}). "
-                    "Remove the repeated one."
-                )
+                raise self._repeated_error(ids[example].tolist(), example)
+
+    def _repeated_error(self, ids: list[int], example: int) -> ValueError:
+        return ValueError(
+            f"An example must have each value of feature {self.name!r} at most once. "
+            f"Received: {self.name}={ids} (as ids, at example {example}). Remove the "
+            "repeated one."
+        )
 
     def _range_error(self, value: Any, example: int | None) -> ValueError:
         where = "" if example is None else f" (at example {example})"
@@ -165,7 +262,7 @@ def _from_unsigned(ids: np.ndarray) -> np.ndarray:
     return np.minimum(ids.astype("uint64"), highest).astype("int64")
 
 
-def broadcast(ids: dict[str, np.ndarray], batch_size: int | None) -> dict:
+def broadcast(ids: Mapping[str, Any], batch_size: int | None) -> dict[str, np.ndarray]:
     """Gives all ids one batch length; those of rank 0 stand for every example.
 
     Args:
@@ -186,6 +283,11 @@ def broadcast(ids: dict[str, np.ndarray], batch_size: int | None) -> dict:
             )
     length = 1 if batch_size is None else batch_size
     return {
-        name: value if value.ndim else np.full((length,), value, "int32")
+        name: value if value.ndim else np.repeat(one_row(value), length, axis=0)
         for name, value in ids.items()
     }
+
+
+def one_row(value: np.ndarray | ForAll) -> np.ndarray:
+    """What holds for all examples, as ids of a batch of one."""
+    return (value.row if isinstance(value, ForAll) else value)[None]

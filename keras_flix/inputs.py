@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from keras import ops, tree
 
+from keras_flix.encoding import one_row
 from keras_flix.features import FeatureSchema
 from keras_flix.host import host_value, is_tf_symbolic
-from keras_flix.low_rank import Tensor
+from keras_flix.low_rank import Tensor, weights_of_all
 
 TEXT_KEYS = ("prompts", "text", "responses")
 """Keys of what a task's preprocessor takes; no feature can be called so."""
@@ -103,10 +104,11 @@ def encode_inputs(
         batch_size: Number of examples, or `None` to read it from the entries.
 
     Returns:
-        Ids by axis: int32, of shape `(batch,)` or `(batch, k)`.
+        Ids by axis: int32, of shape `(batch,)` or `(batch, k)`, or `(batch, k, 2)`
+        with weights.
     """
     schema.check_entries(entries)
-    known: dict[str, np.ndarray] = {}
+    known: dict[str, Any] = {}
     traced: dict[str, Tensor] = {}
     for feature in schema.routed:
         entry = entries[feature.name]
@@ -128,7 +130,8 @@ def encode_inputs(
         # A batch of unknown length: what holds for all examples is repeated.
         for name, value in known.items():
             if not value.ndim:
-                ids[name] = ops.broadcast_to(value, (batch_size,))
+                row = one_row(value)
+                ids[name] = ops.broadcast_to(row, (batch_size, *row.shape[1:]))
         known = {name: value for name, value in known.items() if value.ndim}
     ids |= schema.with_batch(known, size) if known else {}
     ids |= traced
@@ -137,19 +140,22 @@ def encode_inputs(
 
 def _check_traced(feature: Any, entry: Tensor) -> Tensor:
     dtype = str(getattr(entry, "dtype", "")).rpartition(".")[2]
+    shape = tuple(getattr(entry, "shape", ()))
+    if "float" in dtype and shape[1:] == (len(feature.values),):
+        return weights_of_all(entry)
     if "int" not in dtype:
         raise ValueError(
             f"The entry of feature {feature.name!r} must hold integer ids inside "
             f"a compiled function. Received: {feature.name} of dtype {dtype}. "
             "Cast ids to int32; encode strings with `schema.encode(...)`."
         )
-    rank = len(entry.shape)
-    if rank != 1 and not (feature.multiple and rank == 2):
+    rank = len(shape)
+    weighted = rank == 3 and shape[2] in (None, 2)
+    if rank != 1 and not weighted and not (feature.multiple and rank == 2):
         wanted = "(batch,) or (batch, k)" if feature.multiple else "(batch,)"
         raise ValueError(
             f"The ids of feature {feature.name!r} must have the shape {wanted}. "
-            f"Received: {feature.name} of shape {tuple(entry.shape)}. Pass one "
-            "entry per example."
+            f"Received: {feature.name} of shape {shape}. Pass one entry per example."
         )
     return entry
 
@@ -197,8 +203,10 @@ def encode_in_tf(
         [-1 if batch_size is None else batch_size, *values],
         [tf.int32] * len(routed),
     )
-    for feature, ids in zip(routed, outputs):
-        ids.set_shape((None, None) if feature.multiple else (None,))
+    for feature, ids, value in zip(routed, outputs, values):
+        weighted = tf.is_tensor(value) and value.dtype.is_floating
+        shape = (None, None) if feature.multiple else (None,)
+        ids.set_shape((None, None, 2) if weighted else shape)
     return {feature.name: ids for feature, ids in zip(routed, outputs)}
 
 

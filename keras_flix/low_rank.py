@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_flix.encoding import ABSENT
+from keras_flix.encoding import ABSENT, MAX_WEIGHT, WEIGHT_UNIT
 
 Tensor = Any
 """A tensor of the current Keras backend."""
@@ -30,6 +30,22 @@ def narrow_ids(ids: Tensor, num_values: int) -> Tensor:
     return ops.cast(ops.where(valid, ids, num_values), "int32")
 
 
+def weights_of_all(weights: Tensor) -> Tensor:
+    """The weights of all values, float `(batch, values)`, as ids with weights.
+
+    Returns:
+        int32 of shape `(batch, values, 2)`, see `ActiveValues.from_ids`. What is
+        no weight makes a NaN of its example, as an id out of range does.
+    """
+    weights = ops.cast(weights, "float32")
+    count = weights.shape[1]
+    unknown = ops.logical_not(ops.abs(weights) <= MAX_WEIGHT)
+    ids = ops.where(unknown, count, ops.arange(count, dtype="int32")[None])
+    ids = ops.where(ops.equal(weights, 0.0), ABSENT, ids)
+    units = ops.round(ops.where(unknown, 0.0, weights) / WEIGHT_UNIT)
+    return ops.stack([ids, ops.cast(units, "int32")], axis=-1)
+
+
 @dataclasses.dataclass(frozen=True)
 class ActiveValues:
     """The active values of one axis in each example of a batch.
@@ -40,19 +56,26 @@ class ActiveValues:
         filler: float32 `(batch, k)`: what stands for a table where there is
             no value: 0, or NaN where an id that could not be checked is out
             of range. So it is never another value's table, nor unnoticed.
-        weight: How much present values count.
+        weight: How much present values count: one number, or float32
+            `(batch, k)`.
     """
 
     rows: Tensor
     present: Tensor
     filler: Tensor
-    weight: float = 1.0
+    weight: float | Tensor = 1.0
 
     @classmethod
     def from_ids(
         cls, ids: Tensor, num_values: int, weight: float = 1.0
     ) -> ActiveValues:
-        """Reads ids of shape `(batch,)` or `(batch, k)`; -1 is absent."""
+        """Reads ids of shape `(batch,)` or `(batch, k)`; -1 is absent.
+
+        Ids with weights have the shape `(batch, k, 2)`, see `WEIGHT_UNIT`.
+        """
+        if len(ids.shape) == 3:
+            weight = weight * WEIGHT_UNIT * ops.cast(ids[..., 1], "float32")
+            ids = ids[..., 0]
         ids = narrow_ids(ids, num_values)
         if len(ids.shape) == 1:
             ids = ops.expand_dims(ids, -1)
@@ -107,7 +130,9 @@ class FeatureTables:
         if set(self.scales) != {1.0}:
             scales = look_up(ops.convert_to_tensor(self.scales, dtype), active.rows)
             a = a * scales[..., None, None]
-        if active.weight != 1.0:
+        if not isinstance(active.weight, float):
+            a = a * ops.cast(active.weight, dtype)[..., None, None]
+        elif active.weight != 1.0:
             a = a * active.weight
         k, d_in, rank = a.shape[1:]
         if k is None:  # TensorFlow, where examples have any number of values.

@@ -49,7 +49,8 @@ class Routing:
 
         Args:
             schema: The axes.
-            ids: Ids by axis, of shape `(batch,)` or `(batch, k)`.
+            ids: Ids by axis, of shape `(batch,)` or `(batch, k)`, or `(batch, k, 2)`
+                with weights.
             batch_size: Needed only to drop `always` axes.
             dropout_seed: Turns feature dropout on and draws from this seed.
         """
@@ -83,7 +84,9 @@ def drop_features(
         if feature.always:
             axis_ids = ops.zeros((batch_size,), "int32")
         else:
-            axis_ids = narrow_ids(ids[feature.name], len(feature.values))
+            axis_ids = ids[feature.name]
+            if len(axis_ids.shape) < 3:
+                axis_ids = narrow_ids(axis_ids, len(feature.values))
         draws = 1 if dropout.per_batch else ops.shape(axis_ids)[0]
         shape = (draws,) + (1,) * (len(axis_ids.shape) - 1)
         keep = keras.random.uniform(shape, seed=seed) >= dropout.rate

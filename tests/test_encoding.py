@@ -209,7 +209,7 @@ def test_ids_out_of_range_raise(entry, received, unknown):
         (np.bool_(True), "bool"),
         (np.array([1j]), "complex128"),
         ([np.datetime64("2020-01-01")], "datetime64"),
-        ([{"qa": 1}], "dict"),
+        ({"qa"}, "set"),
     ],
     ids=repr,
 )
@@ -242,9 +242,9 @@ def test_shapes_must_fit():
         "The ids of feature 'task' must have the shape (batch,). Received: task of "
         "shape (2, 2). Pass one entry per example."
     )
-    assert refusal(lambda: encode(STYLE, np.zeros((2, 2, 2), int))) == (
+    assert refusal(lambda: encode(STYLE, np.zeros((2, 2, 3), int))) == (
         "The ids of feature 'style' must have the shape (batch, k). Received: style "
-        "of shape (2, 2, 2). Pass one entry per example."
+        "of shape (2, 2, 3). Pass one entry per example."
     )
     assert refusal(lambda: encode_task([["qa", "parse"], "qa"])) == (
         "Feature 'task' takes one value per example. Received: task=['qa', 'parse'] "
