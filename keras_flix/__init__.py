@@ -6,6 +6,7 @@ from keras_flix.distribution import add_adapter_rules
 from keras_flix.dropout import FeatureDropout
 from keras_flix.feature import Feature
 from keras_flix.features import FeatureSchema
+from keras_flix.fingerprint import base_fingerprint
 from keras_flix.layers import FlixDense, FlixEinsumDense
 from keras_flix.merging import merge_features
 from keras_flix.restoring import AdaptedModel as _AdaptedModel  # noqa: F401
@@ -23,6 +24,7 @@ __all__ = [
     "__version__",
     "adapters_disabled",
     "add_adapter_rules",
+    "base_fingerprint",
     "enable_flix",
     "evaluation",
     "flix_summary",

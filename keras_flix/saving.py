@@ -1,72 +1,49 @@
-"""Adapters in one file: tables, schema and where they belong. No pickle."""
+"""`save_adapters` and `load_adapters`: a model's adapters and its file."""
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
-import safetensors
-import safetensors.numpy
 from keras import ops
 
-from keras_flix.feature import check_alpha
+from keras_flix.adapter_files import (
+    Adapters,
+    checked_path,
+    read_adapters,
+    write_adapters,
+)
 from keras_flix.features import FeatureSchema
+from keras_flix.fingerprint import BaseFingerprint, base_fingerprint
 from keras_flix.layers.checks import matrix_shape
 from keras_flix.routed_model import is_adapted, surgery_of
 from keras_flix.surgery import adapt_layers
 from keras_flix.targets import keyed_layers
 
-SUFFIX = ".flix.safetensors"
-FORMAT_VERSION = 1
-
 
 def save_adapters(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """Saves the adapters of a model.
 
-    The file holds every table by the path of its layer, and the schema. The
-    base model is not in it. The same file loads on every backend.
+    The file holds every table by the path of its layer, the schema, and a
+    fingerprint of the base model, which is not in it itself. The same file loads
+    on every backend.
 
     Args:
         model: A model adapted by `enable_flix`.
         path: A file name that ends in `.flix.safetensors`. An existing file is
             replaced only once the new one is complete.
     """
-    surgery = surgery_of(model)
-    path = _checked_path(path)
-    tensors = {
-        name: np.ascontiguousarray(ops.convert_to_numpy(variable.value))
-        for name, variable in _named_tables(model).items()
-    }
-    header = {
-        "version": FORMAT_VERSION,
-        "schema": surgery.schema.get_config(),
-        "alpha": surgery.alpha,
-        "layers": list(surgery.layers),
-    }
-    if not path.parent.is_dir():
-        raise ValueError(
-            f"`path` must be in an existing folder. Received: path={str(path)!r}. "
-            "Make the folder first."
-        )
-    data = safetensors.numpy.save(tensors, {"keras_flix": json.dumps(header)})
-    # In the same folder, so that it can take the file's place at once.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    surgery_of(model)
+    path = checked_path(path)
+    write_adapters(adapters_of(model), path)
 
 
-def load_adapters(model: keras.Model, path: str | os.PathLike[str]) -> keras.Model:
+def load_adapters(
+    model: keras.Model, path: str | os.PathLike[str], *, check_base: bool = True
+) -> keras.Model:
     """Loads adapters into a model.
 
     Args:
@@ -74,6 +51,9 @@ def load_adapters(model: keras.Model, path: str | os.PathLike[str]) -> keras.Mod
             file; or a plain one, which is then adapted as the file says, with
             the schema's dropout rates.
         path: A file that `save_adapters` wrote.
+        check_base: Whether to compare the model's base weights with those that
+            the adapters were trained on: the variables that both have, by
+            `base_fingerprint`. Files of earlier versions have no fingerprint.
 
     Returns:
         `model`, changed in place.
@@ -82,17 +62,52 @@ def load_adapters(model: keras.Model, path: str | os.PathLike[str]) -> keras.Mod
         ValueError: If the file is not such a file, or does not fit the model.
             The model is then left as it was.
     """
-    header, schema, tensors = _read(_checked_path(path))
+    adapters = read_adapters(path)
+    schema, source = adapters.schema, adapters.source
+    layers = {}
     if is_adapted(model):
-        _check_schema(surgery_of(model).schema, schema, path)
-        _check_alpha(surgery_of(model).alpha, header["alpha"], path)
-        _check_tables(_shapes(_named_tables(model)), tensors, path)
+        _check_schema(surgery_of(model).schema, schema, source)
+        _check_alpha(surgery_of(model).alpha, adapters.alpha, source)
+        _check_tables(_shapes(_named_tables(model)), adapters.tables, source)
     else:
-        layers = _check_layers(model, header, tensors, schema, path)
-        adapt_layers(model, schema, layers, alpha=header["alpha"], seed=0)
+        layers = _check_layers(model, adapters)
+    if check_base and adapters.base is not None:
+        check_same_base(base_fingerprint(model), adapters.base, source)
+    if not is_adapted(model):
+        adapt_layers(model, schema, layers, alpha=adapters.alpha, seed=0)
     for name, variable in _named_tables(model).items():
-        variable.assign(tensors[name])
+        variable.assign(adapters.tables[name])
     return model
+
+
+def adapters_of(model: keras.Model) -> Adapters:
+    """The adapters of a model, as they would be in its file."""
+    surgery = surgery_of(model)
+    return Adapters(
+        source=f"the {type(model).__name__} {model.name!r}",
+        schema=surgery.schema,
+        alpha=surgery.alpha,
+        layers=list(surgery.layers),
+        tables={
+            name: np.ascontiguousarray(ops.convert_to_numpy(variable.value))
+            for name, variable in _named_tables(model).items()
+        },
+        base=base_fingerprint(model),
+    )
+
+
+def check_same_base(own: BaseFingerprint, saved: BaseFingerprint, source: str) -> None:
+    """Raises if a model's base is not that of adapters; `source` names these."""
+    different = own.differences(saved)
+    if different:
+        shared = len(own.variables.keys() & saved.variables.keys())
+        names = ", ".join(map(repr, different[:3])) + ", ..." * (len(different) > 3)
+        raise ValueError(
+            "Adapters must be loaded into the base model that they were trained "
+            f"on. Received: {source!r}, from a base that differs from the model in "
+            f"{len(different)} of the {shared} variables that both have: {names}. "
+            "Load the right base, or pass check_base=False to go without this check."
+        )
 
 
 def _named_tables(model: keras.Model) -> dict[str, keras.Variable]:
@@ -103,47 +118,8 @@ def _named_tables(model: keras.Model) -> dict[str, keras.Variable]:
     }
 
 
-def _shapes(tables: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def _shapes(tables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(table.shape) for name, table in tables.items()}
-
-
-def _checked_path(path: str | os.PathLike[str]) -> Path:
-    if not str(path).endswith(SUFFIX):
-        raise ValueError(
-            f"An adapter file's name must end in {SUFFIX!r}. Received: "
-            f"path={str(path)!r}. Rename it, such as 'adapters{SUFFIX}'."
-        )
-    return Path(path)
-
-
-def _read(path: Path) -> tuple[dict[str, Any], FeatureSchema, dict[str, np.ndarray]]:
-    if not path.is_file():
-        raise ValueError(
-            f"`path` must be an existing file. Received: path={str(path)!r}, which "
-            "is none. Check the path."
-        )
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        header = json.loads(metadata["keras_flix"])
-        version, schema = header["version"], None
-        if version == FORMAT_VERSION:
-            schema = FeatureSchema.from_config(header["schema"])
-            check_alpha(header["alpha"])
-            header["layers"] = [str(layer) for layer in header["layers"]]
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            "An adapter file must have been written by `save_adapters` and be "
-            f"whole. Received: path={str(path)!r}, which cannot be read "
-            f"({type(error).__name__}: {error}). Save it again."
-        ) from error
-    if schema is None:
-        raise ValueError(
-            f"An adapter file must have format version {FORMAT_VERSION}. Received: "
-            f"version {version} in {str(path)!r}. Update keras_flix."
-        )
-    return header, schema, tensors
 
 
 def _check_schema(own: FeatureSchema, saved: FeatureSchema, path: Any) -> None:
@@ -177,7 +153,9 @@ def _check_alpha(own: float | None, saved: float | None, path: Any) -> None:
 
 
 def _check_tables(
-    expected: dict[str, tuple[int, ...]], tensors: dict[str, np.ndarray], path: Any
+    expected: dict[str, tuple[int, ...]],
+    tensors: Mapping[str, np.ndarray],
+    path: Any,
 ) -> None:
     found = _shapes(tensors)
     for name in sorted(expected.keys() | found.keys()):
@@ -195,13 +173,7 @@ def _check_tables(
             )
 
 
-def _check_layers(
-    model: keras.Model,
-    header: dict[str, Any],
-    tensors: dict[str, np.ndarray],
-    schema: FeatureSchema,
-    path: Any,
-) -> dict[str, Any]:
+def _check_layers(model: keras.Model, adapters: Adapters) -> dict[str, Any]:
     """Compares a file with the plain model it is about to adapt.
 
     Returns:
@@ -209,17 +181,17 @@ def _check_layers(
     """
     by_path = dict(keyed_layers(model))
     expected: dict[str, tuple[int, ...]] = {}
-    for name in header["layers"]:
+    for name in adapters.layers:
         if name not in by_path:
             raise ValueError(
                 "The layers of an adapter file must be in the model. Received: "
-                f"layer {name!r} in {str(path)!r}; the model's layers look like "
+                f"layer {name!r} in {adapters.source!r}; the model's layers look like "
                 f"{list(by_path)[:3]}. Use the base model it was trained with."
             )
         d_in, d_out = matrix_shape(by_path[name])
-        for feature in schema:
+        for feature in adapters.schema:
             count, rank = len(feature.values), max(feature.ranks)
             expected[f"{name}/flix_{feature.name}_a"] = (count, d_in, rank)
             expected[f"{name}/flix_{feature.name}_b"] = (count, rank, d_out)
-    _check_tables(expected, tensors, path)
-    return {name: by_path[name] for name in header["layers"]}
+    _check_tables(expected, adapters.tables, adapters.source)
+    return {name: by_path[name] for name in adapters.layers}

@@ -1,0 +1,134 @@
+"""Adapter files: what is in them, written and read without a model. No pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from keras_flix.feature import check_alpha
+from keras_flix.features import FeatureSchema
+from keras_flix.fingerprint import BaseFingerprint
+
+SUFFIX = ".flix.safetensors"
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapters:
+    """The adapters of a model: what an adapter file holds.
+
+    Attributes:
+        source: Where they come from, for messages.
+        schema: The axes, with ranks and dropout rates resolved.
+        alpha: As given to `enable_flix`.
+        layers: The keys of the adapted layers.
+        tables: By `layer/flix_<axis>_<a or b>`, arrays of shape `(values, d_in,
+            rank)` and `(values, rank, d_out)`.
+        base: The fingerprint of the base; `None` in files that have none.
+    """
+
+    source: str
+    schema: FeatureSchema
+    alpha: float | None
+    layers: list[str]
+    tables: Mapping[str, np.ndarray]
+    base: BaseFingerprint | None = None
+
+
+def checked_path(path: str | os.PathLike[str]) -> Path:
+    """The path of an adapter file; raises for another suffix."""
+    if not str(path).endswith(SUFFIX):
+        raise ValueError(
+            f"An adapter file's name must end in {SUFFIX!r}. Received: "
+            f"path={str(path)!r}. Rename it, such as 'adapters{SUFFIX}'."
+        )
+    return Path(path)
+
+
+def write_adapters(adapters: Adapters, path: Path) -> None:
+    """Writes an adapter file, which takes the place of another only when complete."""
+    header = {
+        "version": FORMAT_VERSION,
+        "schema": adapters.schema.get_config(),
+        "alpha": adapters.alpha,
+        "layers": adapters.layers,
+    }
+    if adapters.base is not None:
+        header["base"] = adapters.base.get_config()
+    if not path.parent.is_dir():
+        raise ValueError(
+            f"`path` must be in an existing folder. Received: path={str(path)!r}. "
+            "Make the folder first."
+        )
+    data = safetensors.numpy.save(
+        dict(adapters.tables), {"keras_flix": json.dumps(header)}
+    )
+    # In the same folder, so that it can take the file's place at once.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_adapters(path: str | os.PathLike[str]) -> Adapters:
+    """Reads an adapter file.
+
+    Args:
+        path: A file that `save_adapters` wrote.
+
+    Returns:
+        Its `Adapters`. Whether the tables fit schema and layers is not checked.
+
+    Raises:
+        ValueError: If there is no such file, or it is not an adapter file.
+    """
+    path = checked_path(path)
+    if not path.is_file():
+        raise ValueError(
+            f"`path` must be an existing file. Received: path={str(path)!r}, which "
+            "is none. Check the path."
+        )
+    adapters = None
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tables = {name: file.get_tensor(name) for name in file.keys()}
+        header = json.loads(metadata["keras_flix"])
+        version = header["version"]
+        if version == FORMAT_VERSION:
+            schema = FeatureSchema.from_config(header["schema"])
+            check_alpha(header["alpha"])
+            base = header.get("base")
+            adapters = Adapters(
+                source=str(path),
+                schema=schema,
+                alpha=header["alpha"],
+                layers=[str(layer) for layer in header["layers"]],
+                tables=tables,
+                base=None if base is None else BaseFingerprint.from_config(base),
+            )
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            "An adapter file must have been written by `save_adapters` and be "
+            f"whole. Received: path={str(path)!r}, which cannot be read "
+            f"({type(error).__name__}: {error}). Save it again."
+        ) from error
+    if adapters is None:
+        raise ValueError(
+            f"An adapter file must have format version {FORMAT_VERSION}. Received: "
+            f"version {version} in {str(path)!r}. Update keras_flix."
+        )
+    return adapters
