@@ -7,8 +7,11 @@ from keras_flix.dropout import FeatureDropout
 from keras_flix.feature import Feature
 from keras_flix.features import FeatureSchema
 from keras_flix.fingerprint import base_fingerprint
+from keras_flix.growing import add_values, remove_values, rename_value
 from keras_flix.layers import FlixDense, FlixEinsumDense
+from keras_flix.merged_export import export_merged
 from keras_flix.merging import merge_features
+from keras_flix.peft_export import export_lora, export_loras
 from keras_flix.restoring import AdaptedModel as _AdaptedModel  # noqa: F401
 from keras_flix.saving import load_adapters, save_adapters
 from keras_flix.summary import flix_summary
@@ -24,12 +27,18 @@ __all__ = [
     "__version__",
     "adapters_disabled",
     "add_adapter_rules",
+    "add_values",
     "base_fingerprint",
     "enable_flix",
     "evaluation",
+    "export_lora",
+    "export_loras",
+    "export_merged",
     "flix_summary",
     "load_adapters",
     "merge_features",
     "mixtures",
+    "remove_values",
+    "rename_value",
     "save_adapters",
 ]

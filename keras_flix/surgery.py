@@ -107,7 +107,7 @@ def adapt_layers(
 ) -> keras.Model:
     """`enable_flix` for layers that are known, with a schema that is resolved."""
     check_alpha(alpha)
-    seed = _checked_seed(seed)
+    seed = checked_seed(seed)
     _check_model(model, schema)
     for layer in layers.values():
         _check_stock(layer)
@@ -153,7 +153,8 @@ def adapt_layers(
     return model
 
 
-def _checked_seed(seed: Any) -> int:
+def checked_seed(seed: Any) -> int:
+    """The seed as an integer, drawn if `None`; raises for what is no seed."""
     if seed is None:
         return _compat.fresh_seed()
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:

@@ -52,7 +52,8 @@ class Adapter:
         text = json.dumps([axes, self.alpha, *([own] if own else [])])
         return np.frombuffer(text.encode("utf-8"), "uint8")
 
-    def _scales(self, feature: Feature) -> list[float]:
+    def scales(self, feature: Feature) -> list[float]:
+        """`s_f` of each value of an axis."""
         alpha = self.alpha if feature.alpha is None else feature.alpha
         return [1.0 if alpha is None else alpha / rank for rank in feature.ranks]
 
@@ -62,7 +63,7 @@ class Adapter:
             FeatureTables(
                 feature.name,
                 *self.variables[feature.name],
-                scales=self._scales(feature),
+                scales=self.scales(feature),
                 shared=feature.always,
             )
             for feature in self.schema

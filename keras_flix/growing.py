@@ -1,0 +1,164 @@
+"""Trained models that grow: `add_values`, `remove_values`, `rename_value`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import keras
+
+from keras_flix.feature import Value
+from keras_flix.layers.checks import check_ranks
+from keras_flix.resizing import Start, changeable_surgery, resize, set_schema
+from keras_flix.schema_changes import (
+    checked_axis,
+    checked_init,
+    replaced,
+    with_name,
+    with_values,
+    without_values,
+)
+from keras_flix.surgery import checked_seed
+
+
+def add_values(
+    model: keras.Model,
+    axis: str,
+    values: Sequence[Value],
+    init: Value | Mapping[Value, float] | None = None,
+    *,
+    rank: int | Mapping[Value, int] | None = None,
+    seed: int | None = None,
+) -> keras.Model:
+    """Gives a feature of an adapted model more values, also after training.
+
+    What the model computes for the values it had does not change, bit by bit
+    (to rounding, if a higher `rank` widens the tables), and training goes on from
+    where it was, without compiling again: the optimizer stays the same object and
+    keeps its iterations and all it knows of the old values. For new ones it starts
+    as it does for new variables. With Adam, whose averages are of all examples'
+    steps, their first updates can be three times the learning rate. (Optimizers
+    that look at whole variables, such as Adafactor, then take other steps for the
+    old values too.) In training loops of your own, make what you compiled and
+    torch's optimizers again.
+
+    Args:
+        model: A model adapted by `enable_flix`. It is changed in place.
+        axis: Name of the feature.
+        values: The new values. Their ids follow those of the old ones.
+        init: What the new values start as. `None`: like all values, with no effect.
+            A value the feature has: its copy, bit by bit. Weights by value, such as
+            `{"sw": 0.5, "yo": 0.5}`: in each layer, the matrix of the new value's
+            rank that is closest to the weighted sum of the updates; it is exact
+            where that rank reaches the sum of the others'.
+        rank: Rank of the new values: an integer, or a dict by value in which `"*"`
+            stands for all others. `None` takes that of the value which `init`
+            copies, else what the feature's `rank` says.
+        seed: Seeds fresh tables, by layer and value. `None` takes the seed of
+            `enable_flix`.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: If the feature or a value is not as it must be, or the state
+            of the optimizer cannot be kept. The model is then left as it was.
+
+    Example:
+
+    >>> x = keras.Input((8,), name="x")
+    >>> model = keras.Model({"x": x}, keras.layers.Dense(4, name="head")(x))
+    >>> model = enable_flix(model, {"language": ["en", "sw"]}, targets=["head"])
+    >>> model = add_values(model, "language", ["rw"], init={"sw": 0.7, "en": 0.3})
+    >>> model.predict({"x": np.ones((2, 8)), "language": ["rw", "en"]}, verbose=0).shape
+    (2, 4)
+    """
+    surgery = changeable_surgery(model)
+    feature = checked_axis(surgery.schema, axis)
+    copied = None if isinstance(init, Mapping) else init
+    start = Start(
+        checked_init(feature, init),
+        copies=copied is not None,
+        seed=surgery.seed if seed is None else checked_seed(seed),
+    )
+    grown = with_values(feature, values, rank, copied)
+    schema = replaced(surgery.schema, grown)
+    for layer in surgery.layers.values():
+        check_ranks(layer, schema)
+    old, new = len(feature.values), len(grown.values)
+    tables = {
+        path: [start.tables(layer, path, grown, row) for row in range(old, new)]
+        for path, layer in surgery.layers.items()
+    }
+    resize(surgery, schema, grown, range(old), tables)
+    return model
+
+
+def remove_values(
+    model: keras.Model, axis: str, values: Sequence[Value]
+) -> keras.Model:
+    """Takes values from a feature of an adapted model.
+
+    The ids of later values move up. All else stays as it was, with the same care
+    as in `add_values`; tables become narrower if no value is left that needs
+    their width.
+
+    Args:
+        model: A model adapted by `enable_flix`. It is changed in place.
+        axis: Name of the feature.
+        values: Which values; at least one other must stay.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: If the feature or a value is not as it must be, or the state
+            of the optimizer cannot be kept. The model is then left as it was.
+
+    Example:
+
+    >>> x = keras.Input((8,), name="x")
+    >>> model = keras.Model({"x": x}, keras.layers.Dense(4, name="head")(x))
+    >>> model = enable_flix(model, {"language": ["en", "sw"]}, targets=["head"])
+    >>> model = remove_values(model, "language", ["en"])
+    >>> tuple(model({"x": np.ones((1, 8)), "language": "sw"}).shape)
+    (1, 4)
+    """
+    surgery = changeable_surgery(model)
+    feature = checked_axis(surgery.schema, axis)
+    fewer = without_values(feature, values)
+    rows = [feature.id_of(value) for value in fewer.values]
+    resize(surgery, replaced(surgery.schema, fewer), fewer, rows, {})
+    return model
+
+
+def rename_value(model: keras.Model, axis: str, old: Value, new: Value) -> keras.Model:
+    """Gives a value of an adapted model's feature another name.
+
+    Its id, its tables and all that training knows of it stay.
+
+    Args:
+        model: A model adapted by `enable_flix`. It is changed in place.
+        axis: Name of the feature.
+        old: The value as it is called.
+        new: The value as it is to be called.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: If the feature or a value is not as it must be. The model is
+            then left as it was.
+
+    Example:
+
+    >>> x = keras.Input((8,), name="x")
+    >>> model = keras.Model({"x": x}, keras.layers.Dense(4, name="head")(x))
+    >>> model = enable_flix(model, {"language": ["en", "iw"]}, targets=["head"])
+    >>> model = rename_value(model, "language", "iw", "he")
+    >>> tuple(model({"x": np.ones((1, 8)), "language": "he"}).shape)
+    (1, 4)
+    """
+    surgery = changeable_surgery(model)
+    renamed = with_name(checked_axis(surgery.schema, axis), old, new)
+    set_schema(surgery, replaced(surgery.schema, renamed))
+    return model

@@ -1,0 +1,83 @@
+"""The tables of values that join a trained model, in numpy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from keras_flix.layers.adapter import initial_a
+
+DEAD = 1e-10
+"""Singular values below this share of the largest are taken for zero."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownTables:
+    """What a layer has for one axis.
+
+    Attributes:
+        a: `(values, d_in, rank)`.
+        b: `(values, rank, d_out)`.
+        scales: `s_f` of each value.
+        ranks: Of each value.
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    scales: Sequence[float]
+    ranks: Sequence[int]
+
+    def copy(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """A value's own `A` and `B`, without what is beyond its rank."""
+        rank = self.ranks[row]
+        return self.a[row, :, :rank], self.b[row, :rank]
+
+    def weighted_sum(
+        self, weights: Mapping[int, float]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Factors, side by side, of the sum of values' updates, by their ids."""
+        pairs = [(w * self.scales[row], self.copy(row)) for row, w in weights.items()]
+        a = np.concatenate([scale * a.astype("float64") for scale, (a, _) in pairs], 1)
+        b = np.concatenate([b.astype("float64") for _, (_, b) in pairs], 0)
+        return a, b
+
+
+def fresh_tables(
+    d_in: int, d_out: int, rank: int, seed: tuple[int, str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A value's tables at the start of its training: a normal `A`, no `B`."""
+    return initial_a((rank,), d_in, seed)[0], np.zeros((rank, d_out), "float32")
+
+
+def fill_with_product(
+    a: np.ndarray, b: np.ndarray, product: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """Makes `a @ b` the best approximation of a product of factors, in place.
+
+    It is the truncated singular value decomposition (Eckart and Young), from the QR
+    decompositions of both factors: the whole matrix is never made. Where the
+    product has a lower rank, the columns of `a` that are left over stay as they
+    are, with zeros in `b`: with zeros in both they could never be trained.
+
+    Args:
+        a: Fresh table `(d_in, rank)`.
+        b: Table `(rank, d_out)`, zeros.
+        product: `(d_in, k)` and `(k, d_out)`.
+
+    Example:
+
+    >>> a, b = np.ones((3, 1)), np.zeros((1, 2))
+    >>> left, right = np.array([[1.0], [2.0], [2.0]]), np.array([[0.0, 3.0]])
+    >>> fill_with_product(a, b, (left, right))
+    >>> bool(np.allclose(a @ b, left @ right))
+    True
+    """
+    left, right = (np.linalg.qr(x) for x in (product[0], product[1].T))
+    u, s, v = np.linalg.svd(left.R @ right.R.T)
+    s = s[: a.shape[1]]
+    rank = int((s > DEAD * max(s[0], np.finfo("float64").tiny)).sum())
+    roots = np.sqrt(s[:rank])
+    a[:, :rank] = (left.Q @ u[:, :rank]) * roots
+    b[:rank] = roots[:, None] * (v[:rank] @ right.Q.T)

@@ -1,0 +1,128 @@
+"""Changes of the tables of an adapted model, and of all that holds its schema."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_flix import _compat
+from keras_flix.devices import check_devices, creation_scope
+from keras_flix.feature import Feature
+from keras_flix.features import FeatureSchema
+from keras_flix.layers.low_rank_layer import LowRankLayer
+from keras_flix.new_values import KnownTables, fill_with_product, fresh_tables
+from keras_flix.routed_model import Surgery, surgery_of
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+def changeable_surgery(model: Any) -> Surgery:
+    """What `enable_flix` did to a model whose tables can be changed now."""
+    surgery = surgery_of(model)
+    for part in surgery.parts:
+        check_devices(part)
+        if not _compat.holds_values(_compat.training_state(part)):
+            raise ValueError(
+                "The values of a feature must not change while the model is being "
+                "trained. Received: a call from within `fit`, such as from a "
+                "callback. Call it before or after `fit`."
+            )
+    return surgery
+
+
+def set_schema(surgery: Surgery, schema: FeatureSchema) -> None:
+    """Makes all that holds a model's schema hold another one."""
+    for layer in surgery.layers.values():
+        layer._adapter.schema = schema
+    for part in surgery.parts:
+        part._flix.schema = schema
+        _compat.reset_functions(part)
+
+
+def optimizers_of(surgery: Surgery) -> dict[int, tuple[Any, Any]]:
+    """The built optimizers of a model and its backbone, with the model, by id."""
+    pairs = [(getattr(part, "optimizer", None), part) for part in surgery.parts]
+    return {id(o): (o, part) for o, part in pairs if o is not None and o.built}
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What new values start as.
+
+    Attributes:
+        weights: The weights of known values by id; empty for a fresh start.
+        copies: Whether they say to copy a value's tables, where ranks allow.
+        seed: Seeds fresh tables, by layer and value.
+    """
+
+    weights: Mapping[int, float]
+    copies: bool
+    seed: int
+
+    def tables(self, layer: LowRankLayer, key: str, grown: Feature, row: int) -> Pair:
+        """The tables of the value in that row of a grown feature, in one layer."""
+        adapter = layer._adapter
+        old = adapter.schema[grown.name]
+        a, b = (ops.convert_to_numpy(v.value) for v in adapter.variables[grown.name])
+        known = KnownTables(a, b, adapter.scales(old), old.ranks)
+        rank = grown.ranks[row]
+        if self.copies:
+            (source,) = self.weights
+            if old.ranks[source] == rank:
+                return known.copy(source)
+        name = f"{key}/{grown.name}/{grown.values[row]}"
+        new_a, new_b = fresh_tables(a.shape[1], b.shape[2], rank, (self.seed, name))
+        if self.weights:
+            factors, others = known.weighted_sum(self.weights)
+            if not np.isfinite(factors).all() or not np.isfinite(others).all():
+                raise ValueError(
+                    "The values that `init` names must have finite tables. Received: "
+                    f"NaN or infinity in layer {key!r}. Load better weights, or name "
+                    "other values."
+                )
+            product = factors / adapter.scales(grown)[row], others
+            fill_with_product(new_a, new_b, product)
+        return new_a, new_b
+
+
+def resize(
+    surgery: Surgery,
+    schema: FeatureSchema,
+    feature: Feature,
+    rows: Sequence[int],
+    added: Mapping[str, Sequence[Pair]],
+) -> None:
+    """Gives the tables of an axis their old `rows` and then new ones, by layer."""
+    tables = [
+        table
+        for layer in surgery.layers.values()
+        for table in layer._adapter.variables[feature.name]
+    ]
+    optimizers = optimizers_of(surgery)
+    for optimizer, _ in optimizers.values():
+        _compat.check_growable(optimizer, tables)
+    count, width = len(feature.values), max(feature.ranks)
+    values = []
+    for path, layer in surgery.layers.items():
+        for part, table in enumerate(layer._adapter.variables[feature.name]):
+            old = ops.convert_to_numpy(table.value)
+            shape = (old.shape[1], width) if part == 0 else (width, old.shape[2])
+            value = np.zeros((count, *shape), "float32")
+            for row, pair in enumerate(added.get(path, ()), start=len(rows)):
+                m, n = pair[part].shape
+                value[row, :m, :n] = pair[part]
+            values.append(_compat.carried_rows(old, value, rows))
+    with creation_scope(surgery.parts[-1]):
+        for table, value in zip(tables, values, strict=True):
+            _compat.resize_variable(table, value)
+        for optimizer, _ in optimizers.values():
+            _compat.regrow_optimizer(
+                optimizer, None, {id(table): rows for table in tables}
+            )
+    set_schema(surgery, schema)
+    for part in surgery.parts:
+        _compat.track_torch_parameters(part)

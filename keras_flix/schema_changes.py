@@ -1,0 +1,130 @@
+"""A schema with more values, fewer, or other names; and what may be asked of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from keras_flix.feature import Feature, Value
+from keras_flix.features import FeatureSchema
+
+
+def checked_axis(schema: FeatureSchema, axis: str) -> Feature:
+    """The feature of that name; raises with the nearest if there is none."""
+    if axis not in schema:
+        names = schema.names
+        near = difflib.get_close_matches(str(axis), names, n=1, cutoff=0.0)
+        raise ValueError(
+            f"A feature must be one of the model's: {names}. Received: {axis!r}. "
+            f"The nearest is {(near or names)[0]!r}."
+        )
+    return schema[axis]
+
+
+def checked_values(feature: Feature, values: Sequence[Value]) -> tuple[Value, ...]:
+    """A list of values that the feature has; raises with the nearest if not."""
+    checked = tuple(Feature(feature.name, values).values)
+    for value in checked:
+        feature.id_of(value)
+    return checked
+
+
+def checked_init(feature: Feature, init: Any) -> dict[int, float]:
+    """The weights of old values by id; empty for a fresh start."""
+    if init is None:
+        return {}
+    if not isinstance(init, Mapping):
+        return {feature.id_of(*checked_values(feature, [init])): 1.0}
+    weights = init
+    if not weights:
+        raise ValueError(
+            "The weights of `init` must name at least one value. Received: "
+            "init={}. Pass None for a fresh start."
+        )
+    for value, weight in weights.items():
+        if isinstance(weight, bool) or not (
+            isinstance(weight, numbers.Real) and math.isfinite(weight)
+        ):
+            raise ValueError(
+                "The weights of `init` must be finite numbers. Received: "
+                f"init={dict(weights)!r}. Write such as {{{value!r}: 0.5}}."
+            )
+    checked_values(feature, list(weights))
+    return {feature.id_of(value): float(w) for value, w in weights.items()}
+
+
+def with_values(
+    feature: Feature, values: Sequence[Value], rank: Any, copied: Any
+) -> Feature:
+    """The feature with more values, and ranks for them."""
+    if feature.always:
+        raise ValueError(
+            f"Feature {feature.name!r} must not have always=True to get more "
+            "values: it has exactly one. Received: values="
+            f"{values!r}. Use `add_feature` for one more axis."
+        )
+    new = Feature(feature.name, values).values
+    known = [value for value in new if value in feature.values]
+    if known:
+        raise ValueError(
+            f"The new values of feature {feature.name!r} must be new. Received: "
+            f"{known[0]!r}, which it has. Leave it out."
+        )
+    old = feature.rank if isinstance(feature.rank, Mapping) else {"*": feature.rank}
+    default = old.get("*")
+    if rank is not None:
+        ranks = Feature(feature.name, new, rank=rank).ranks
+    elif copied is not None:
+        ranks = (feature.ranks[feature.id_of(copied)],) * len(new)
+    elif default is not None:
+        ranks = (default,) * len(new)
+    else:
+        raise ValueError(
+            f"The rank of new values of feature {feature.name!r} must be known. "
+            f"Received: rank=None, and ranks by value without '*': {dict(old)!r}. "
+            "Pass rank=."
+        )
+    own = {value: r for value, r in zip(new, ranks) if r != default}
+    return dataclasses.replace(
+        feature, values=(*feature.values, *new), rank=_plain({**old, **own})
+    )
+
+
+def without_values(feature: Feature, values: Sequence[Value]) -> Feature:
+    """The feature without some of its values; at least one must stay."""
+    gone = checked_values(feature, values)
+    kept = [value for value in feature.values if value not in gone]
+    if not kept:
+        raise ValueError(
+            f"At least one value of feature {feature.name!r} must stay. Received: "
+            f"values={list(gone)!r}, which are all it has. Leave one out."
+        )
+    ranks = feature.rank
+    if isinstance(ranks, Mapping):
+        ranks = _plain({v: r for v, r in ranks.items() if v == "*" or v in kept})
+    return dataclasses.replace(feature, values=kept, rank=ranks)
+
+
+def with_name(feature: Feature, old: Value, new: Value) -> Feature:
+    """The feature with one of its values called otherwise."""
+    row = feature.id_of(*checked_values(feature, [old]))
+    values = list(feature.values)
+    values[row] = new
+    ranks = feature.rank
+    if isinstance(ranks, Mapping):
+        ranks = {new if value == old else value: r for value, r in ranks.items()}
+    return dataclasses.replace(feature, values=values, rank=ranks)
+
+
+def _plain(ranks: Mapping[Any, Any]) -> Any:
+    """Ranks by value, as one number where they are."""
+    return ranks["*"] if set(ranks) == {"*"} else dict(ranks)
+
+
+def replaced(schema: FeatureSchema, feature: Feature) -> FeatureSchema:
+    """The schema with another feature in the place of that of the same name."""
+    return FeatureSchema(feature if f.name == feature.name else f for f in schema)
