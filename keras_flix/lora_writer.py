@@ -1,0 +1,179 @@
+"""One combination of values as the files of a Hugging Face PEFT LoRA."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import safetensors.numpy
+from keras import ops
+
+from keras_flix.encoding import ABSENT
+from keras_flix.feature import Feature
+from keras_flix.features import FeatureSchema
+from keras_flix.layers.low_rank_layer import LowRankLayer
+from keras_flix.low_rank import ActiveValues
+from keras_flix.peft_families import PeftNames, peft_names
+from keras_flix.routed_model import surgery_of
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The ranks that vLLM can make room for."""
+
+Ids = Mapping[str, np.ndarray]
+"""Ids of one example by axis, as `FeatureSchema.encode_one` gives them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraWriter:
+    """Writes combinations of values of one model as LoRAs.
+
+    Attributes:
+        schema: The model's features.
+        layers: Its adapted layers by path.
+        names: What these are called in transformers.
+        modules: Paths of the adapted layers by module.
+        base_model: See `export_lora`.
+    """
+
+    schema: FeatureSchema
+    layers: Mapping[str, LowRankLayer]
+    names: PeftNames
+    modules: Mapping[str, list[str]]
+    base_model: str | None
+
+    @classmethod
+    def of(cls, model: keras.Model, base_model: str | None) -> LoraWriter:
+        surgery = surgery_of(model)
+        names = peft_names(model)
+        return cls(
+            schema=surgery.schema,
+            layers=surgery.layers,
+            names=names,
+            modules=names.of_layers(surgery.layers),
+            base_model=base_model,
+        )
+
+    def allowed_rank(self, encoded: Sequence[Ids]) -> int:
+        """The lowest rank of vLLM's that the LoRAs of all combinations fit in."""
+        layers_per_module = max(map(len, self.modules.values()), default=1)
+        needed = layers_per_module * max(
+            sum(len(_columns(f, _ids_of(f, ids))) for f in self.schema)
+            for ids in encoded
+        )
+        for rank in RANKS:
+            if needed <= rank:
+                return rank
+        raise ValueError(
+            f"The rank of a LoRA must be at most {RANKS[-1]}, which is what servers "
+            f"take. Received: a combination whose values have {needed} together"
+            + (
+                f", in a module that stands for {layers_per_module} layers"
+                if layers_per_module > 1
+                else ""
+            )
+            + ". Use `merge_features`, which has no such limit."
+        )
+
+    def write(self, ids: Ids, rank: int, directory: Path) -> None:
+        """Writes one LoRA into an empty directory."""
+        tensors: dict[str, np.ndarray] = {}
+        for module in self.modules:
+            a, b = self._factors_of_module(module, ids)
+            padding = rank - a.shape[1]
+            key = f"base_model.model.{module}"
+            # PEFT has the update transposed: (d_out, rank) times (rank, d_in).
+            tensors[f"{key}.lora_A.weight"] = np.pad(a.T, ((0, padding), (0, 0)))
+            tensors[f"{key}.lora_B.weight"] = np.pad(b.T, ((0, 0), (0, padding)))
+        safetensors.numpy.save_file(
+            {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
+            directory / "adapter_model.safetensors",
+            {"format": "pt"},
+        )
+        write_json(directory / "adapter_config.json", self._config(rank))
+
+    def _factors_of_module(self, module: str, ids: Ids) -> tuple[Any, Any]:
+        """`A` and `B` of a module of transformers, which may stand for layers."""
+        factors = {
+            path: _factors(path, self.layers[path], ids)
+            for path in self.modules[module]
+        }
+        a = np.concatenate([a for a, _ in factors.values()], axis=1)
+        # Each layer makes its own outputs of its own columns.
+        parts = self.names.parts_of(module)
+        width = next(iter(factors.values()))[1].shape[1]
+        b = np.zeros((a.shape[1], len(parts) * width), "float32")
+        row = 0
+        for path, (_, own) in factors.items():
+            column = parts.index(path) * width
+            b[row : row + len(own), column : column + width] = own
+            row += len(own)
+        return a, b
+
+    def _config(self, rank: int) -> dict[str, Any]:
+        return {
+            "peft_type": "LORA",
+            "task_type": self.names.task_type,
+            "base_model_name_or_path": self.base_model,
+            "inference_mode": True,
+            "r": rank,
+            # The scale is lora_alpha / r: 1, as each value's own is in `A`.
+            "lora_alpha": rank,
+            "use_rslora": False,
+            "use_dora": False,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "modules_to_save": None,
+            "fan_in_fan_out": self.names.fan_in_fan_out,
+            "target_modules": self.names.target_modules(self.modules),
+        }
+
+
+def _ids_of(feature: Feature, ids: Ids) -> np.ndarray:
+    return np.zeros((1,), "int32") if feature.always else ids[feature.name]
+
+
+def _columns(feature: Feature, ids: np.ndarray) -> list[int]:
+    """Which of the columns `FeatureTables.gather` gives are of a value's own rank."""
+    rows = ids[0, :, 0] if ids.ndim == 3 else ids.ravel()
+    width = max(feature.ranks)
+    return [
+        slot * width + column
+        for slot, row in enumerate(rows)
+        if row != ABSENT
+        for column in range(feature.ranks[row])
+    ]
+
+
+def _factors(path: str, layer: LowRankLayer, ids: Ids) -> tuple[np.ndarray, np.ndarray]:
+    """`A (d_in, rank)` and `B (rank, d_out)` of one combination: ranks side by side."""
+    pairs = []
+    for feature, table in zip(layer.features, layer._adapter.tables()):
+        own = _ids_of(feature, ids)
+        active = ActiveValues.from_ids(
+            ops.convert_to_tensor(own, "int32"), len(feature.values)
+        )
+        a, b = (
+            ops.convert_to_numpy(part)[0] for part in table.gather(active, "float32")
+        )
+        columns = _columns(feature, own)
+        beyond = np.delete(np.any(a, axis=0) & np.any(b, axis=1), columns)
+        if np.any(beyond) or not (np.isfinite(a).all() and np.isfinite(b).all()):
+            raise ValueError(
+                "The tables of a combination must be finite, and zero beyond their "
+                f"values' ranks {list(feature.ranks)}. Received: other numbers in "
+                f"feature {feature.name!r} of layer {path!r}. Train again, or load "
+                "the tables that `save_adapters` wrote."
+            )
+        pairs.append((a[:, columns], b[columns]))
+    a, b = (np.concatenate(part, axis=axis) for part, axis in zip(zip(*pairs), (1, 0)))
+    return a, b
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    path.write_text(f"{text}\n", encoding="utf-8")

@@ -1,0 +1,211 @@
+"""`export_lora`, `export_loras`: combinations of values as Hugging Face LoRAs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_flix import encoding
+from keras_flix.directories import new_directory
+from keras_flix.features import FeatureSchema
+from keras_flix.lora_writer import Ids, LoraWriter, write_json
+from keras_flix.routed_model import surgery_of
+
+INDEX_FILE = "index.json"
+INDEX_VERSION = 1
+
+MAX_COMBINATIONS = 1000
+"""How many combinations are exported without being listed."""
+
+
+def export_lora(
+    model: keras.Model,
+    combination: Mapping[str, Any],
+    directory: str | os.PathLike[str],
+    *,
+    base_model: str | None = None,
+) -> None:
+    """Writes one combination of values as a Hugging Face PEFT LoRA directory.
+
+    A combination is a single LoRA: the tables of its values side by side, their
+    scales in `A`. It has one rank, which is the sum of its values' ranks, padded
+    with zeros to the next one that vLLM has room for, and `lora_alpha` is that rank.
+
+    It fits the transformers model that is the counterpart of `model`: for a
+    `CausalLM` what `AutoModelForCausalLM` loads, which is also what servers such as
+    vLLM read; for a backbone what `AutoModel` loads.
+
+    Args:
+        model: A model adapted by `enable_flix`: a backbone or task of Gemma (1, 2
+            and 3), Llama, Llama 3, Mistral, Qwen, Qwen3, GPT-2 or BERT. It may be
+            quantized.
+        combination: One entry per feature, as for `merge_features`.
+        directory: Where `adapter_config.json` and `adapter_model.safetensors` go:
+            a new or empty directory in an existing folder.
+        base_model: What the configuration names as the base: a name on the Hugging
+            Face hub or a path. PEFT needs it only to find the base by itself.
+
+    Raises:
+        ValueError: If the model is of another family, an adapted layer has no
+            counterpart there, or the combination is not of the model's features.
+            Nothing is written then.
+
+    Example:
+
+    >>> import keras_hub, pathlib, tempfile
+    >>> backbone = keras_hub.models.GPT2Backbone(
+    ...     vocabulary_size=30, num_layers=1, num_heads=2, hidden_dim=16,
+    ...     intermediate_dim=24, max_sequence_length=8,
+    ... )
+    >>> gpt2 = enable_flix(backbone, {"task": ["qa", "ner"], "language": ["en", "sw"]})
+    >>> directory = pathlib.Path(tempfile.mkdtemp())
+    >>> export_lora(gpt2, {"task": "qa", "language": "sw"}, directory)
+    >>> sorted(path.name for path in directory.iterdir())
+    ['adapter_config.json', 'adapter_model.safetensors']
+    """
+    writer = LoraWriter.of(model, base_model)
+    ids = surgery_of(model).schema.encode_one(combination)
+    rank = writer.allowed_rank([ids])
+    with new_directory(directory) as temporary:
+        writer.write(ids, rank, temporary)
+
+
+def export_loras(
+    model: keras.Model,
+    combinations: Sequence[Mapping[str, Any]] | None,
+    directory: str | os.PathLike[str],
+    *,
+    base_model: str | None = None,
+) -> None:
+    """Writes many combinations of values as PEFT LoRA directories, with an index.
+
+    All have the same rank, so that a server of many LoRAs can hold any of them. The
+    index, `index.json`, lets it choose one by features:
+    `{"max_lora_rank": 8, "features": [...], "adapters": [{"features": {"task": "qa",
+    "language": "sw"}, "directory": "qa-sw"}, ...], ...}`.
+
+    Args:
+        model: As for `export_lora`.
+        combinations: A list of combinations. `None` takes all of them: each value of
+            an axis with each of the others, one of each axis and none absent.
+        directory: Where the index and one directory per combination go: a new or
+            empty directory in an existing folder.
+        base_model: As for `export_lora`.
+
+    Raises:
+        ValueError: As `export_lora` does; if a combination is listed twice; or if
+            `None` would stand for more than 1000 of them. Nothing is written then.
+    """
+    writer = LoraWriter.of(model, base_model)
+    schema = surgery_of(model).schema
+    chosen = _all_combinations(schema) if combinations is None else list(combinations)
+    encoded = [schema.encode_one(combination) for combination in chosen]
+    _check_distinct(schema, encoded)
+    rank = writer.allowed_rank(encoded)
+    described = [_described(schema, ids) for ids in encoded]
+    adapters = [
+        {"features": features, "directory": name}
+        for features, name in zip(described, _directory_names(described))
+    ]
+    index = {
+        "format": "keras_flix.loras",
+        "version": INDEX_VERSION,
+        "base_model": base_model,
+        "max_lora_rank": rank,
+        "features": [
+            {"name": f.name, "values": list(f.values), "multiple": f.multiple}
+            for f in schema.routed
+        ],
+        "adapters": adapters,
+    }
+    with new_directory(directory) as temporary:
+        for ids, adapter in zip(encoded, adapters):
+            target = temporary / str(adapter["directory"])
+            target.mkdir()
+            writer.write(ids, rank, target)
+        write_json(temporary / INDEX_FILE, index)
+
+
+def _all_combinations(schema: FeatureSchema) -> list[dict[str, Any]]:
+    count = math.prod(len(feature.values) for feature in schema.routed)
+    if count > MAX_COMBINATIONS:
+        raise ValueError(
+            f"`combinations=None` stands for at most {MAX_COMBINATIONS} combinations. "
+            f"Received: a model with {count}, each of which would be a directory. "
+            "List those that you need."
+        )
+    names = [feature.name for feature in schema.routed]
+    axes = [feature.values for feature in schema.routed]
+    return [dict(zip(names, values)) for values in itertools.product(*axes)]
+
+
+def _check_distinct(schema: FeatureSchema, encoded: Sequence[Ids]) -> None:
+    if not encoded:
+        raise ValueError(
+            "`combinations` must hold at least one. Received: combinations=[]. List "
+            "some, or pass None for all of them."
+        )
+    seen: set[tuple[Any, ...]] = set()
+    for ids in encoded:
+        key = tuple(
+            tuple(sorted(_active_pairs(ids[feature.name]))) for feature in schema.routed
+        )
+        if key in seen:
+            raise ValueError(
+                "`combinations` must hold each of them once. Received: "
+                f"{_described(schema, ids)} twice. Remove one."
+            )
+        seen.add(key)
+
+
+def _active_pairs(ids: np.ndarray) -> list[tuple[int, Any]]:
+    """Ids of one example that are present, and their weights where they have some."""
+    rows = ids[0].tolist() if ids.ndim == 3 else [(i, None) for i in ids.ravel()]
+    return [(int(i), weight) for i, weight in rows if i != encoding.ABSENT]
+
+
+def _described(schema: FeatureSchema, ids: Ids) -> dict[str, Any]:
+    """A combination in JSON's types."""
+    described: dict[str, Any] = {}
+    for feature in schema.routed:
+        pairs = _active_pairs(ids[feature.name])
+        values = [feature.values[i] for i, _ in pairs]
+        if ids[feature.name].ndim == 3:
+            weights = [round(w * encoding.WEIGHT_UNIT, 6) for _, w in pairs]
+            described[feature.name] = dict(zip(map(str, values), weights))
+        elif feature.multiple:
+            described[feature.name] = values
+        else:
+            described[feature.name] = values[0] if values else None
+    return described
+
+
+def _directory_names(described: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name for each combination, unique where case does not count."""
+    names: list[str] = []
+    taken = {INDEX_FILE}
+    for features in described:
+        words = []
+        for value in features.values():
+            if isinstance(value, dict):
+                value = [f"{weight:g}-{name}" for name, weight in value.items()]
+            parts = value if isinstance(value, list) else [value]
+            present = [str(part) for part in parts if part is not None]
+            words.append("+".join(present) or "none")
+        # What every file system takes, and servers as a LoRA's name.
+        safe = re.sub(r"[^A-Za-z0-9._+-]", "_", "-".join(words))[:100].strip(".")
+        name = safe = safe or "shared"
+        for number in itertools.count(2):
+            if name.casefold() not in taken:
+                break
+            name = f"{safe}-{number}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
