@@ -1,6 +1,7 @@
 """Featurized Low-rank Mixtures (FLix) for Keras 3."""
 
 from keras_flix import evaluation, mixtures
+from keras_flix.blending import Blend, fit_blend
 from keras_flix.disabling import adapters_disabled
 from keras_flix.distribution import add_adapter_rules
 from keras_flix.dropout import FeatureDropout
@@ -16,9 +17,11 @@ from keras_flix.restoring import AdaptedModel as _AdaptedModel  # noqa: F401
 from keras_flix.saving import load_adapters, save_adapters
 from keras_flix.summary import flix_summary
 from keras_flix.surgery import enable_flix
+from keras_flix.updating import update_from
 from keras_flix.version import __version__
 
 __all__ = [
+    "Blend",
     "Feature",
     "FeatureDropout",
     "FeatureSchema",
@@ -34,6 +37,7 @@ __all__ = [
     "export_lora",
     "export_loras",
     "export_merged",
+    "fit_blend",
     "flix_summary",
     "load_adapters",
     "merge_features",
@@ -41,4 +45,5 @@ __all__ = [
     "remove_values",
     "rename_value",
     "save_adapters",
+    "update_from",
 ]

@@ -1,0 +1,246 @@
+"""`fit_blend`: a new value as a blend of known ones, learned from a few examples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import keras_hub
+import numpy as np
+from keras import ops
+
+from keras_flix import _compat
+from keras_flix.encoding import ABSENT
+from keras_flix.factors import Factors, table_of
+from keras_flix.feature import Feature, Value
+from keras_flix.growing import add_values
+from keras_flix.inputs import split_entries
+from keras_flix.layers.checks import check_ranks
+from keras_flix.low_rank import ActiveValues, Tensor
+from keras_flix.routed_model import Surgery, surgery_of
+from keras_flix.routing import Routing, routing_scope
+from keras_flix.schema_changes import (
+    checked_axis,
+    checked_init,
+    replaced,
+    with_values,
+)
+from keras_flix.sources import to_numpy
+
+
+@dataclasses.dataclass(frozen=True)
+class Blend:
+    """What `fit_blend` learned.
+
+    Attributes:
+        feature: The axis.
+        value: The new value.
+        weights: Weight of each known value. As an entry of the model's input,
+            `{feature: weights}` is the blend itself.
+        losses: The mean loss of each epoch.
+        kept: What share of the blend's squared norm the new value's table holds,
+            whose rank is lower than that of the blend: 1 is all of it.
+    """
+
+    feature: str
+    value: Value
+    weights: dict[Value, float]
+    losses: list[float]
+    kept: float
+
+
+def fit_blend(
+    model: keras.Model,
+    feature: str,
+    value: Value,
+    data: Any,
+    *,
+    init: Mapping[Value, float] | None = None,
+    rank: int | None = None,
+    epochs: int = 30,
+    batch_size: int = 16,
+    learning_rate: float = 0.05,
+    verbose: Any = 0,
+) -> Blend:
+    """Adds a value that is a blend of known ones, with weights learned from data.
+
+    For a value with a handful of examples, such as a new language: instead of a
+    table of its own, only the weights of the known values' updates are trained, one
+    number each. Nothing else moves. The blend is then added as a new value by
+    `add_values(model, feature, [value], init=weights)`.
+
+    Each example of a batch holds the tables of all blended values at once: name the
+    likely ones in `init` where a feature has hundreds.
+
+    Args:
+        model: A trained model adapted by `enable_flix`, compiled with a loss.
+        feature: The axis, such as `"language"`.
+        value: The new value, such as `"rw"`.
+        data: What `fit` takes as `x`, such as `{"prompts": [...], "responses":
+            [...], "task": [...]}`, or a tuple `(x, y)` or `(x, y, sample_weight)`,
+            as arrays or lists. Without an entry for `feature`.
+        init: The weights to start from, by value; others are left out. By default
+            all known values count equally, and sum to 1.
+        rank: Rank of the new value's table, see `add_values`. The higher, the closer
+            it is to the blend.
+        epochs: How often all examples are seen.
+        batch_size: Examples per step.
+        learning_rate: Of Adam, for the weights.
+        verbose: As in `fit`.
+
+    Returns:
+        A `Blend`.
+
+    Raises:
+        ValueError: If an argument is not valid, or the known values have no effect
+            that could be blended. The model is then left as it was.
+
+    Example:
+
+    >>> inputs = keras.Input((8,), name="x")
+    >>> model = keras.Model({"x": inputs}, keras.layers.Dense(4)(inputs))
+    >>> model = enable_flix(model, {"language": ["en", "sw"]}, targets="all-linear")
+    >>> model.compile(optimizer="adam", loss="mse")
+    >>> x, y = np.ones((6, 8), "float32"), np.ones((6, 4), "float32")
+    >>> history = model.fit({"x": x, "language": ["en", "sw"] * 3}, y, verbose=0)
+    >>> blend = fit_blend(model, "language", "rw", ({"x": x}, y), epochs=2)
+    >>> sorted(blend.weights)
+    ['en', 'sw']
+    >>> tuple(model({"x": x, "language": "rw"}).shape)
+    (6, 4)
+    """
+    surgery = surgery_of(model)
+    axis = checked_axis(surgery.schema, feature)
+    weights = checked_init(axis, init) or dict.fromkeys(
+        range(len(axis.values)), 1.0 / len(axis.values)
+    )
+    grown = replaced(surgery.schema, with_values(axis, [value], rank, None))
+    for layer in surgery.layers.values():
+        check_ranks(layer, grown)
+    _check_trainable(model, surgery)
+    x, y, sample_weight = _prepared(model, axis, data)
+    with _frozen(model):
+        blended = _Blended(model, axis, weights)
+        blended.compile(optimizer=keras.optimizers.Adam(learning_rate), loss=model.loss)
+        with _compat.variables_survive(blended):
+            history = blended.fit(
+                x,
+                y,
+                sample_weight=sample_weight,
+                batch_size=batch_size,
+                epochs=epochs,
+                verbose=verbose,
+            )
+        found = ops.convert_to_numpy(blended.blend).astype("float64").tolist()
+    if not np.isfinite(found).all() or found == list(
+        np.float32(list(weights.values()))
+    ):
+        raise ValueError(
+            f"The weights of {feature!r} must get a finite gradient that is not zero. "
+            f"Received: weights {found} after training. Train the known values "
+            "first, or lower `learning_rate`."
+        )
+    learned = {axis.values[row]: w for row, w in zip(weights, found)}
+    add_values(model, feature, [value], init=learned, rank=rank)
+    return Blend(
+        feature, value, learned, history.history["loss"], _kept(surgery, axis, learned)
+    )
+
+
+class _Blended(keras.Model):
+    """A model with one value more, whose only trained variable are its weights."""
+
+    def __init__(
+        self, inner: keras.Model, axis: Feature, weights: Mapping[int, float]
+    ) -> None:
+        super().__init__(name="blended")
+        self.inner = inner
+        self.axis_name = axis.name
+        self.rows = tuple(weights)
+        self.blend = self.add_weight(
+            name="blend", shape=(len(weights),), dtype="float32"
+        )
+        self.blend.assign(np.asarray(list(weights.values()), "float32"))
+
+    def call(self, inputs: Any) -> Tensor:
+        schema = surgery_of(self.inner).schema
+        own, ids = split_entries(inputs, schema)
+        routing = Routing.from_ids(schema, ids)
+        assert routing.active is not None
+        # Of the axis itself, the inputs have absent ids: one for every example.
+        shape = (routing.active[self.axis_name].batch_size, len(self.rows))
+        blend = ActiveValues(
+            rows=ops.broadcast_to(np.asarray(self.rows, "int32"), shape),
+            present=ops.ones(shape, "bool"),
+            filler=ops.zeros(shape),
+            weight=ops.broadcast_to(self.blend.value, shape),
+        )
+        active = {**routing.active, self.axis_name: blend}
+        # Feature dropout would only blur what few examples say: no training=True.
+        with routing_scope(Routing(schema, active)):
+            return self.inner(own, training=False)
+
+
+class _frozen:
+    """Lets no variable of a model train within the block."""
+
+    def __init__(self, model: keras.Model) -> None:
+        self.trained = list(model.trainable_variables)
+
+    def __enter__(self) -> None:
+        for variable in self.trained:
+            variable.trainable = False
+
+    def __exit__(self, *_: Any) -> None:
+        for variable in self.trained:
+            variable.trainable = True
+
+
+def _check_trainable(model: keras.Model, surgery: Surgery) -> None:
+    if surgery.no_gradient:
+        raise ValueError(surgery.no_gradient)
+    if not getattr(model, "loss", None):
+        raise ValueError(
+            "The model must be compiled with a loss. Received: a "
+            f"{type(model).__name__} without one. Call `model.compile(...)`."
+        )
+
+
+def _prepared(model: Any, axis: Feature, data: Any) -> tuple[Any, Any, Any]:
+    """The data as arrays, preprocessed, with absent ids of the axis."""
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    if not isinstance(x, Mapping) or axis.name in x:
+        raise ValueError(
+            "`data` must be a dict of inputs, or a tuple that starts with one, "
+            f"without an entry {axis.name!r}, which is what is learned. Received: "
+            f"{sorted(x) if isinstance(x, Mapping) else type(x).__name__}. Pass such "
+            'as {"prompts": [...], "responses": [...], ...}.'
+        )
+    batch = ({**x, axis.name: ABSENT}, y, sample_weight)
+    prepare = (
+        model._preprocess_batch
+        if isinstance(model, keras_hub.models.Task)
+        else model._encode_batch
+    )
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(prepare(batch))
+    if y is None:
+        raise ValueError(
+            "`data` must hold what the model is to answer. Received: no responses and "
+            'no `y`. Add "responses", or pass (x, y).'
+        )
+    return to_numpy(x), to_numpy(y), to_numpy(sample_weight)
+
+
+def _kept(surgery: Surgery, axis: Feature, learned: Mapping[Value, float]) -> float:
+    weights = np.zeros(len(axis.values) + 1)
+    for value, weight in learned.items():
+        weights[axis.id_of(value)] = weight
+    lost = total = 0.0
+    for layer in surgery.layers.values():
+        products = Factors.of(table_of(layer._adapter, axis.name)).products()
+        total += weights @ products @ weights
+        rest = weights - np.eye(len(weights))[-1]
+        lost += rest @ products @ rest
+    return float(1 - lost / total) if total else 1.0
