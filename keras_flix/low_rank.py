@@ -107,6 +107,7 @@ class FeatureTables:
         scales: `s_f` of each value.
         shared: Whether all examples use the one value (`always`), so that no
             look-up per example is needed.
+        trained: Which values train; `None` for all.
     """
 
     name: str
@@ -114,6 +115,16 @@ class FeatureTables:
     b: Tensor
     scales: Sequence[float]
     shared: bool = False
+    trained: Sequence[bool] | None = None
+
+    def look_up(self, table: Tensor, rows: Tensor) -> Tensor:
+        """Entries of `a` or `b`, whose gradient is zero where they do not train."""
+        found = look_up(table, rows)
+        if self.trained is None or all(self.trained):
+            return found
+        trained = look_up(ops.convert_to_tensor(self.trained, "bool"), rows)
+        # Not cut off where no value trains: then too, the gradient is to be zeros.
+        return ops.where(trained[..., None, None], found, ops.stop_gradient(found))
 
     def gather(self, active: ActiveValues, dtype: str) -> tuple[Tensor, Tensor]:
         """`A` of shape `(batch, d_in, k * rank)`, `B` `(batch, k * rank, d_out)`."""
@@ -122,7 +133,7 @@ class FeatureTables:
         a, b = (
             ops.where(
                 active.present[..., None, None],
-                ops.cast(look_up(table, active.rows), dtype),
+                ops.cast(self.look_up(table, active.rows), dtype),
                 ops.cast(active.filler, dtype)[..., None, None],
             )
             for table in (self.a, self.b)
@@ -183,7 +194,12 @@ def low_rank_update(
         deltas.append(ops.matmul(ops.matmul(x, a), b))
     for table in tables:
         if table.shared:
-            a, b = (ops.cast(t, dtype)[0] for t in (table.a, table.b))
+            a, b = (
+                ops.cast(table.look_up(t, ops.zeros((1,), "int32")), dtype)[0]
+                if table.trained is not None
+                else ops.cast(t, dtype)[0]
+                for t in (table.a, table.b)
+            )
             delta = ops.matmul(ops.matmul(x, a * table.scales[0]), b)
             if table.name in active:
                 one = active[table.name]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_flix.feature import Feature
+from keras_flix.feature import Feature, Value
 from keras_flix.features import FeatureSchema
 from keras_flix.low_rank import FeatureTables, Tensor
 
@@ -25,6 +26,8 @@ class Adapter:
         alpha: The scale of a value's update is `alpha / rank`, or 1 if `None`;
             an axis' own alpha wins.
         variables: By axis, the variables `A` and `B`.
+        trainable: By axis, the values that train, the others being frozen; `None`
+            for all.
     """
 
     schema: FeatureSchema
@@ -32,6 +35,7 @@ class Adapter:
     variables: dict[str, tuple[keras.Variable, keras.Variable]] = dataclasses.field(
         default_factory=dict
     )
+    trainable: Mapping[str, Sequence[Value]] | None = None
 
     @property
     def named_variables(self) -> dict[str, keras.Variable]:
@@ -57,6 +61,13 @@ class Adapter:
         alpha = self.alpha if feature.alpha is None else feature.alpha
         return [1.0 if alpha is None else alpha / rank for rank in feature.ranks]
 
+    def trained(self, feature: Feature) -> list[bool] | None:
+        """Which values of an axis train; `None` for all."""
+        if self.trainable is None:
+            return None
+        named = self.trainable.get(feature.name, ())
+        return [value in named for value in feature.values]
+
     def tables(self) -> list[FeatureTables]:
         """What the update reads."""
         return [
@@ -65,6 +76,7 @@ class Adapter:
                 *self.variables[feature.name],
                 scales=self.scales(feature),
                 shared=feature.always,
+                trained=self.trained(feature),
             )
             for feature in self.schema
         ]
