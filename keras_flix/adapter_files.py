@@ -15,6 +15,7 @@ import safetensors.numpy
 from keras_flix.feature import check_alpha
 from keras_flix.features import FeatureSchema
 from keras_flix.fingerprint import BaseFingerprint
+from keras_flix.whole_files import check_folder, write_whole
 
 SUFFIX = ".flix.safetensors"
 FORMAT_VERSION = 1
@@ -41,6 +42,36 @@ class Adapters:
     tables: Mapping[str, np.ndarray]
     base: BaseFingerprint | None = None
 
+    def pair(self, layer: str, axis: str) -> tuple[np.ndarray, np.ndarray]:
+        """The tables of an axis in a layer; raises if they are not as it says."""
+        feature = self.schema[axis]
+        count, rank = len(feature.values), max(feature.ranks)
+        names = table_names(layer, axis)
+        a, b = (self.tables.get(name, np.zeros(0, "float32")) for name in names)
+        for name, table, shape in (
+            (names[0], a, (count, *a.shape[1:2], rank)),
+            (names[1], b, (count, rank, *b.shape[2:])),
+        ):
+            if table.shape != shape or table.ndim != 3 or table.dtype != np.float32:
+                raise ValueError(
+                    "The tables of adapters must be float32, of shape (values, d_in, "
+                    "rank) and (values, rank, d_out). Received: "
+                    f"{table.dtype} of shape {table.shape} at {name!r} in "
+                    f"{self.source!r}, for {count} values and rank {rank}. Save it "
+                    "again."
+                )
+        return a, b
+
+    def alpha_of(self, axis: str) -> float | None:
+        """The alpha that an axis goes by: its own, or that of all."""
+        own = self.schema[axis].alpha
+        return self.alpha if own is None else own
+
+
+def table_names(layer: str, axis: str) -> tuple[str, str]:
+    """What the tables of an axis in a layer are called in an adapter file."""
+    return f"{layer}/flix_{axis}_a", f"{layer}/flix_{axis}_b"
+
 
 def checked_path(path: str | os.PathLike[str]) -> Path:
     """The path of an adapter file; raises for another suffix."""
@@ -62,25 +93,11 @@ def write_adapters(adapters: Adapters, path: Path) -> None:
     }
     if adapters.base is not None:
         header["base"] = adapters.base.get_config()
-    if not path.parent.is_dir():
-        raise ValueError(
-            f"`path` must be in an existing folder. Received: path={str(path)!r}. "
-            "Make the folder first."
-        )
+    check_folder(path)
     data = safetensors.numpy.save(
         dict(adapters.tables), {"keras_flix": json.dumps(header)}
     )
-    # In the same folder, so that it can take the file's place at once.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(path, data)
 
 
 def read_adapters(path: str | os.PathLike[str]) -> Adapters:

@@ -14,6 +14,7 @@ from keras_flix.adapter_files import (
     Adapters,
     checked_path,
     read_adapters,
+    table_names,
     write_adapters,
 )
 from keras_flix.features import FeatureSchema
@@ -191,7 +192,7 @@ def _check_layers(model: keras.Model, adapters: Adapters) -> dict[str, Any]:
         d_in, d_out = matrix_shape(by_path[name])
         for feature in adapters.schema:
             count, rank = len(feature.values), max(feature.ranks)
-            expected[f"{name}/flix_{feature.name}_a"] = (count, d_in, rank)
-            expected[f"{name}/flix_{feature.name}_b"] = (count, rank, d_out)
+            shapes = (count, d_in, rank), (count, rank, d_out)
+            expected |= zip(table_names(name, feature.name), shapes)
     _check_tables(expected, adapters.tables, adapters.source)
     return {name: by_path[name] for name in adapters.layers}

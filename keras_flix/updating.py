@@ -1,0 +1,238 @@
+"""`update_from`: brings in values that somebody else trained on the same base."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_flix import _compat
+from keras_flix.adapter_files import Adapters, read_adapters
+from keras_flix.feature import Feature, Value
+from keras_flix.features import FeatureSchema
+from keras_flix.fingerprint import base_fingerprint
+from keras_flix.layers.checks import check_ranks
+from keras_flix.resizing import Pair, changeable_surgery, optimizers_of, resize
+from keras_flix.routed_model import Surgery
+from keras_flix.saving import adapters_of, check_same_base
+from keras_flix.schema_changes import (
+    checked_axis,
+    checked_values,
+    replaced,
+    with_values,
+)
+
+Chosen = dict[str, tuple[Value, ...]]
+
+
+def update_from(
+    model: keras.Model,
+    other: keras.Model | str | os.PathLike[str],
+    values: Mapping[str, Sequence[Value]] | None = None,
+    *,
+    check_base: bool = True,
+) -> keras.Model:
+    """Takes over values that were trained elsewhere, on the same base.
+
+    Their tables come over bit by bit, with their ranks; all others stay as they
+    are, bit by bit. A value's update was trained beside those of the other axes: it
+    means the same here if these are the same, as when both models began from one
+    adapter file and the new values were trained alone.
+
+    Args:
+        model: A model adapted by `enable_flix`. It is changed in place.
+        other: An adapter file, or an adapted model, with the same adapted layers
+            and the same alpha. Other axes of it do not matter.
+        values: Which values, by axis, such as `{"language": ["rw"]}`. Those that
+            the model has are overwritten, and must have the same rank; new ones are
+            appended, as by `add_values`. `None`: all that the model does not have.
+        check_base: Whether to compare the base weights of both, as in
+            `load_adapters`.
+
+    Returns:
+        `model`. Its optimizer goes on as after `add_values`; of values that were
+        overwritten, it still knows how the old ones were trained: compile the model
+        again before you train those.
+
+    Raises:
+        ValueError: If the two do not fit. The model is then left as it was.
+
+    Example:
+
+    >>> def make(languages):
+    ...     x = keras.Input((8,), name="x")
+    ...     head = keras.layers.Dense(4, name="head", kernel_initializer="ones")
+    ...     model = keras.Model({"x": x}, head(x))
+    ...     return enable_flix(model, {"language": languages}, targets=["head"])
+    >>> model = update_from(make(["en", "sw"]), make(["sw", "rw"]))
+    >>> model.get_layer("head").features["language"].values
+    ('en', 'sw', 'rw')
+    """
+    surgery = changeable_surgery(model)
+    theirs = adapters_of(other) if _is_model(other) else read_adapters(other)
+    chosen = _chosen(surgery.schema, theirs, values)
+    _check_layers(surgery, theirs)
+    for axis in chosen:
+        _check_axis(surgery, theirs, axis)
+    grown = {}
+    for axis, names in chosen.items():
+        own, saved = surgery.schema[axis], theirs.schema[axis]
+        ranks = {name: saved.ranks[saved.id_of(name)] for name in names}
+        new = [name for name in names if name not in own.values]
+        _check_overwritten(own, ranks, theirs.source)
+        if new:
+            grown[axis] = with_values(
+                own, new, {name: ranks[name] for name in new}, None
+            )
+    _check_growth(surgery, grown)
+    if check_base and theirs.base is not None:
+        check_same_base(base_fingerprint(model), theirs.base, theirs.source)
+
+    for axis, feature in grown.items():
+        old = surgery.schema[axis].values
+        added = {
+            key: [_pair(theirs, key, axis, v) for v in feature.values[len(old) :]]
+            for key in surgery.layers
+        }
+        schema = replaced(surgery.schema, feature)
+        resize(surgery, schema, feature, range(len(old)), added)
+    for axis, names in chosen.items():
+        _overwrite(surgery, theirs, axis, names)
+    return model
+
+
+def _is_model(other: Any) -> bool:
+    return isinstance(other, keras.Model)
+
+
+def _chosen(own: FeatureSchema, theirs: Adapters, values: Any) -> Chosen:
+    """The values to take over, by axis."""
+    if values is None:
+        for feature in theirs.schema:
+            if feature.name not in own:
+                raise ValueError(
+                    "Without `values`, all features of `other` must be the model's: "
+                    f"{own.names}. Received: values=None, and {theirs.source!r} with "
+                    f"the feature {feature.name!r}. Name the values to take over, "
+                    f"such as values={{{own.names[0]!r}: [...]}}."
+                )
+        values = {
+            feature.name: [
+                v for v in feature.values if v not in own[feature.name].values
+            ]
+            for feature in theirs.schema
+            if not feature.always
+        }
+        values = {axis: new for axis, new in values.items() if new}
+        if not values:
+            raise ValueError(
+                "Without `values`, `other` must have values that the model does not "
+                f"have. Received: values=None, and {theirs.source!r} without any. "
+                "Name those that are to be overwritten."
+            )
+    if not isinstance(values, Mapping) or not values:
+        raise ValueError(
+            "`values` must be None or a dict from the name of a feature to a list of "
+            f"values. Received: values={values!r}. Write such as "
+            f"{{{own.names[0]!r}: [...]}}."
+        )
+    chosen = {}
+    for axis, names in values.items():
+        checked_axis(own, axis)
+        if axis not in theirs.schema:
+            raise ValueError(
+                "`values` must name features that `other` has. Received: "
+                f"{axis!r}, and {theirs.source!r} with {theirs.schema.names}. "
+                "Leave it out."
+            )
+        chosen[axis] = checked_values(theirs.schema[axis], names)
+    return chosen
+
+
+def _check_layers(surgery: Surgery, theirs: Adapters) -> None:
+    unlike = sorted(surgery.layers.keys() ^ set(theirs.layers))
+    if unlike:
+        place = "the model" if unlike[0] in surgery.layers else "`other`"
+        raise ValueError(
+            "The adapted layers of `other` must be those of the model. Received: "
+            f"{theirs.source!r}, where {len(unlike)} differ: {unlike[0]!r} is adapted "
+            f"in {place} only. Adapt both with the same `targets`."
+        )
+
+
+def _check_axis(surgery: Surgery, theirs: Adapters, axis: str) -> None:
+    own = surgery.schema[axis].alpha
+    alpha = surgery.alpha if own is None else own
+    if alpha != theirs.alpha_of(axis):
+        raise ValueError(
+            f"The alpha of feature {axis!r} must be the same in both, since it scales "
+            f"the updates. Expected: alpha={alpha}. Received: "
+            f"alpha={theirs.alpha_of(axis)} in {theirs.source!r}. Adapt both with the "
+            "same alpha."
+        )
+    for key, layer in surgery.layers.items():
+        a, b = theirs.pair(key, axis)
+        own_a, own_b = layer._adapter.variables[axis]
+        expected, found = (own_a.shape[1], own_b.shape[2]), (a.shape[1], b.shape[2])
+        if expected != found:
+            raise ValueError(
+                "The layers of `other` must have the sizes of the model's. At "
+                f"{key!r}, expected: (d_in, d_out)={expected}. Received: {found} in "
+                f"{theirs.source!r}. Use adapters of the same base."
+            )
+
+
+def _check_overwritten(own: Feature, ranks: Mapping[Value, int], source: str) -> None:
+    for value, rank in ranks.items():
+        if value in own.values and own.ranks[own.id_of(value)] != rank:
+            raise ValueError(
+                "A value that is overwritten must have the rank it has in the model. "
+                f"Expected: rank={own.ranks[own.id_of(value)]} of "
+                f"{own.name}={value!r}. Received: rank={rank} in {source!r}. "
+                "Remove the value with `remove_values` first, or give it another "
+                "name with `rename_value`."
+            )
+
+
+def _check_growth(surgery: Surgery, grown: Mapping[str, Feature]) -> None:
+    """Raises for all that could keep the tables of one of several axes from growing."""
+    for feature in grown.values():
+        schema = replaced(surgery.schema, feature)
+        for layer in surgery.layers.values():
+            check_ranks(layer, schema)
+    tables = [
+        table
+        for layer in surgery.layers.values()
+        for axis in grown
+        for table in layer._adapter.variables[axis]
+    ]
+    for optimizer, _ in optimizers_of(surgery).values():
+        _compat.check_growable(optimizer, tables)
+
+
+def _pair(theirs: Adapters, key: str, axis: str, value: Value) -> Pair:
+    """A value's own tables, without what is beyond its rank."""
+    feature = theirs.schema[axis]
+    row = feature.id_of(value)
+    rank = feature.ranks[row]
+    a, b = theirs.pair(key, axis)
+    return a[row, :, :rank], b[row, :rank]
+
+
+def _overwrite(
+    surgery: Surgery, theirs: Adapters, axis: str, names: Sequence[Value]
+) -> None:
+    feature = surgery.schema[axis]
+    for key, layer in surgery.layers.items():
+        tables = layer._adapter.variables[axis]
+        for part, table in enumerate(tables):
+            value = np.array(ops.convert_to_numpy(table.value))
+            for name in names:
+                taken = _pair(theirs, key, axis, name)[part]
+                rows, columns = taken.shape
+                value[feature.id_of(name), :rows, :columns] = taken
+            table.assign(value)
