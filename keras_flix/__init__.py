@@ -9,6 +9,7 @@ from keras_flix.feature import Feature
 from keras_flix.features import FeatureSchema
 from keras_flix.fingerprint import base_fingerprint
 from keras_flix.growing import add_values, remove_values, rename_value
+from keras_flix.hub import push_adapters
 from keras_flix.layers import FlixDense, FlixEinsumDense
 from keras_flix.merged_export import export_merged
 from keras_flix.merging import merge_features
@@ -42,6 +43,7 @@ __all__ = [
     "load_adapters",
     "merge_features",
     "mixtures",
+    "push_adapters",
     "remove_values",
     "rename_value",
     "save_adapters",

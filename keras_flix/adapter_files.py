@@ -15,6 +15,7 @@ import safetensors.numpy
 from keras_flix.feature import check_alpha
 from keras_flix.features import FeatureSchema
 from keras_flix.fingerprint import BaseFingerprint
+from keras_flix.handles import adapter_file
 from keras_flix.whole_files import check_folder, write_whole
 
 SUFFIX = ".flix.safetensors"
@@ -104,7 +105,7 @@ def read_adapters(path: str | os.PathLike[str]) -> Adapters:
     """Reads an adapter file.
 
     Args:
-        path: A file that `save_adapters` wrote.
+        path: A file that `save_adapters` wrote, or a handle of one on a hub.
 
     Returns:
         Its `Adapters`. Whether the tables fit schema and layers is not checked.
@@ -112,7 +113,8 @@ def read_adapters(path: str | os.PathLike[str]) -> Adapters:
     Raises:
         ValueError: If there is no such file, or it is not an adapter file.
     """
-    path = checked_path(path)
+    place = str(path)
+    path = checked_path(adapter_file(path, SUFFIX))
     if not path.is_file():
         raise ValueError(
             f"`path` must be an existing file. Received: path={str(path)!r}, which "
@@ -130,7 +132,7 @@ def read_adapters(path: str | os.PathLike[str]) -> Adapters:
             check_alpha(header["alpha"])
             base = header.get("base")
             adapters = Adapters(
-                source=str(path),
+                source=place,
                 schema=schema,
                 alpha=header["alpha"],
                 layers=[str(layer) for layer in header["layers"]],

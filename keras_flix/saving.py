@@ -51,7 +51,9 @@ def load_adapters(
         model: An adapted model, whose schema and layers must be those of the
             file; or a plain one, which is then adapted as the file says, with
             the schema's dropout rates.
-        path: A file that `save_adapters` wrote.
+        path: A file that `save_adapters` wrote; or where one is on a hub, such as
+            `"hf://owner/name"`, `"hf://owner/name@revision/file.flix.safetensors"`
+            or `"kaggle://owner/model/framework/variation"` (extra `hub`).
         check_base: Whether to compare the model's base weights with those that
             the adapters were trained on: the variables that both have, by
             `base_fingerprint`. Files of earlier versions have no fingerprint.

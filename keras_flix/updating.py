@@ -45,8 +45,9 @@ def update_from(
 
     Args:
         model: A model adapted by `enable_flix`. It is changed in place.
-        other: An adapter file, or an adapted model, with the same adapted layers
-            and the same alpha. Other axes of it do not matter.
+        other: An adapter file (or its handle on a hub), or an adapted model, with
+            the same adapted layers and the same alpha. Other axes of it do not
+            matter.
         values: Which values, by axis, such as `{"language": ["rw"]}`. Those that
             the model has are overwritten, and must have the same rank; new ones are
             appended, as by `add_values`. `None`: all that the model does not have.

@@ -1,0 +1,172 @@
+"""Model cards: what somebody who finds adapters on a hub needs to know, as Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from keras_flix.adapter_files import Adapters
+from keras_flix.feature import Feature
+from keras_flix.handles import Handle
+from keras_flix.scores import Scores
+from keras_flix.version import __version__
+
+SHOWN = 40
+"""So many values of an axis are listed, and so many layers."""
+
+
+def adapter_card(
+    adapters: Adapters,
+    handle: Handle,
+    *,
+    base_model: str | None = None,
+    license: str | None = None,
+    scores: Scores | Mapping[str, Scores] | None = None,
+) -> str:
+    """The card of an adapter file.
+
+    Args:
+        adapters: What is in the file.
+        handle: Where it will be, with the file's name.
+        base_model: The preset that the adapters were trained on.
+        license: Its identifier, such as `"apache-2.0"`.
+        scores: The scores to show, or several by title.
+
+    Returns:
+        Markdown, with metadata as the hubs read it.
+    """
+    size = sum(table.nbytes for table in adapters.tables.values())
+    count = sum(table.size for table in adapters.tables.values())
+    base = adapters.base
+    parts = [
+        _metadata(base_model, license, ["keras", "flix"]),
+        f"# {handle.repository.rpartition('/')[2]}",
+        "Featurized low-rank adapters (FLix): every value of a feature has a low-rank "
+        "update of the base model's weights, and an example uses the sum of the "
+        "updates of its own values.",
+        "## Features",
+        _axes(adapters),
+        "## Base",
+        f"Trained on {_code(base_model) if base_model else 'a base model'}"
+        + (
+            f", with the fingerprint {_code(base.digest)}: `load_adapters` refuses "
+            "another one."
+            if base is not None
+            else "."
+        ),
+        f"{len(adapters.layers)} adapted layers, {count:,} parameters, "
+        f"{size / 1e6:,.1f} MB:",
+        _listed(map(_code, adapters.layers), len(adapters.layers)),
+        "## Use",
+        _usage(adapters, handle, base_model),
+        *_score_parts(scores),
+        f"Written by keras_flix {__version__}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def lora_card(
+    config: Mapping[str, Any],
+    handle: Handle,
+    *,
+    base_model: str | None = None,
+    license: str | None = None,
+    scores: Scores | Mapping[str, Scores] | None = None,
+) -> str:
+    """The card of a PEFT directory, as `adapter_card`.
+
+    Args:
+        config: What is in `adapter_config.json`.
+        handle: Where it will be.
+        base_model: As for `adapter_card`; by default what `config` names.
+        license: As for `adapter_card`.
+        scores: As for `adapter_card`.
+    """
+    base_model = base_model or config.get("base_model_name_or_path")
+    modules = config.get("target_modules") or []
+    modules = [modules] if isinstance(modules, str) else sorted(modules)
+    parts = [
+        _metadata(base_model, license, ["peft", "lora", "flix"]),
+        f"# {handle.repository.rpartition('/')[2]}",
+        "One combination of the values of featurized low-rank adapters (FLix), as a "
+        f"LoRA of rank {config.get('r')} on {', '.join(map(_code, modules))}.",
+        "## Use",
+        "```python\nfrom peft import PeftModel\n"
+        "from transformers import AutoModelForCausalLM\n\n"
+        f"base = AutoModelForCausalLM.from_pretrained({base_model or '...'!r})\n"
+        f"model = PeftModel.from_pretrained(base, {handle.repository!r})\n```",
+        *_score_parts(scores),
+        f"Written by keras_flix {__version__}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _metadata(base_model: str | None, license: str | None, tags: list[str]) -> str:
+    library = "peft" if "peft" in tags else "keras-flix"
+    lines = [f"library_name: {library}", f"tags: {json.dumps(tags)}"]
+    # JSON strings are YAML strings: nothing in them can add an entry.
+    if license:
+        lines.append(f"license: {json.dumps(license)}")
+    if base_model and base_model.count("/") == 1 and "://" not in base_model:
+        lines.append(f"base_model: {json.dumps(base_model)}")
+    return "\n".join(["---", *lines, "---"])
+
+
+def _axes(adapters: Adapters) -> str:
+    rows = [
+        "| feature | values | rank | alpha | kind |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for feature in adapters.schema:
+        ranks = sorted(set(feature.ranks))
+        rank = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+        alpha = adapters.alpha_of(feature.name)
+        values = _listed(map(_code, feature.values), len(feature.values))
+        cells = [_code(feature.name), values, rank, str(alpha), _kind(feature)]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _kind(feature: Feature) -> str:
+    if feature.always:
+        return "always active"
+    return "several per example" if feature.multiple else "one per example"
+
+
+def _usage(adapters: Adapters, handle: Handle, base_model: str | None) -> str:
+    entries = {f.name: f.values[0] for f in adapters.schema.routed}
+    task = f"keras_hub.models.Task.from_preset({base_model or '...'!r})"
+    lines = [
+        "```python",
+        "import keras_hub, keras_flix",
+        "",
+        f"model = {task}",
+        f"keras_flix.load_adapters(model, {str(handle)!r})",
+    ]
+    if entries:
+        lines.append(f"merged = keras_flix.merge_features(model, {entries!r})")
+    return "\n".join([*lines, "```"])
+
+
+def _score_parts(scores: Scores | Mapping[str, Scores] | None) -> list[str]:
+    if scores is None:
+        return []
+    named = {"": scores} if isinstance(scores, Scores) else scores
+    parts = ["## Scores"]
+    for title, one in named.items():
+        parts += [f"### {title}"] if title else []
+        parts += [f"```text\n{one.table(axis)}\n```" for axis in one.features]
+    return parts
+
+
+def _listed(texts: Any, count: int) -> str:
+    shown = [text for _, text in zip(range(min(SHOWN, count)), texts)]
+    more = f" and {count - SHOWN} more" if count > SHOWN else ""
+    return ", ".join(shown) + more
+
+
+def _code(text: Any) -> str:
+    """A name as code, which cannot end the cell or the code that it is in."""
+    plain = " ".join(str(text).split()).replace("`", "'").replace("|", "\\|")
+    return f"`{plain}`"
