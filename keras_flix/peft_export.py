@@ -12,8 +12,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_flix import encoding
 from keras_flix.directories import new_directory
+from keras_flix.encoding import ABSENT, WEIGHT_UNIT
 from keras_flix.features import FeatureSchema
 from keras_flix.lora_writer import Ids, LoraWriter, write_json
 from keras_flix.routed_model import surgery_of
@@ -168,7 +168,7 @@ def _check_distinct(schema: FeatureSchema, encoded: Sequence[Ids]) -> None:
 def _active_pairs(ids: np.ndarray) -> list[tuple[int, Any]]:
     """Ids of one example that are present, and their weights where they have some."""
     rows = ids[0].tolist() if ids.ndim == 3 else [(i, None) for i in ids.ravel()]
-    return [(int(i), weight) for i, weight in rows if i != encoding.ABSENT]
+    return [(int(i), weight) for i, weight in rows if i != ABSENT]
 
 
 def _described(schema: FeatureSchema, ids: Ids) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _described(schema: FeatureSchema, ids: Ids) -> dict[str, Any]:
         pairs = _active_pairs(ids[feature.name])
         values = [feature.values[i] for i, _ in pairs]
         if ids[feature.name].ndim == 3:
-            weights = [round(w * encoding.WEIGHT_UNIT, 6) for _, w in pairs]
+            weights = [round(w * WEIGHT_UNIT, 6) for _, w in pairs]
             described[feature.name] = dict(zip(map(str, values), weights))
         elif feature.multiple:
             described[feature.name] = values

@@ -61,20 +61,16 @@ CONFIGS = {
             "eos_token_id": None,
         },
     ),
-    # KerasHub's is that kind of GELU. Many layers, since PEFT shortens long lists of
-    # modules in its own way.
-    "Bert": (
-        "Bert",
-        {**SIZES, "hidden_act": "gelu_pytorch_tanh", "num_hidden_layers": 8},
-    ),
+    # KerasHub's is that kind of GELU.
+    "Bert": ("Bert", {**SIZES, "hidden_act": "gelu_pytorch_tanh"}),
 }
 """By KerasHub family, the name and the options of transformers' configuration."""
 
 
-def save_base(family: str, directory: Path, auto: str) -> None:
+def save_base(family: str, directory: Path, auto: str, **more) -> None:
     """Writes a random model, as one that `transformers.{auto}` loads."""
     name, options = CONFIGS[family]
-    config = getattr(transformers, f"{name}Config")(**options)
+    config = getattr(transformers, f"{name}Config")(**{**options, **more})
     torch.manual_seed(0)
     model = getattr(transformers, auto).from_config(config)
     with torch.no_grad():

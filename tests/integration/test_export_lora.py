@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import keras
@@ -27,15 +28,40 @@ MODULES = {
 }
 
 
-def make(features=FEATURES, random=True, **options):
+MANY_KINDS = [
+    Feature("task", ["qa", "parse"], rank={"qa": 3, "*": 1}, alpha=6),
+    Feature("language", ["en", "sw", "yo"], rank={"en": 2, "*": 5}, multiple=True),
+    Feature("all", always=True, rank=4),
+]
+
+only_once = pytest.mark.skipif(
+    keras.config.backend() != "torch",
+    reason="does not depend on the backend: tested once, with torch",
+)
+
+
+def make(features=FEATURES, **options):
     keras.utils.set_random_seed(0)
-    task = keras_hub.models.GemmaCausalLM(backbone=make_backbone(), preprocessor=None)
-    keras_flix.enable_flix(task, features, **{"targets": "all-linear", **options})
-    return randomize(task) if random else task
+    backbone = make_backbone(num_layers=1)
+    task = keras_hub.models.GemmaCausalLM(backbone=backbone, preprocessor=None)
+    return randomize(keras_flix.enable_flix(task, features, **options))
 
 
-def within_ranks(model):
+@pytest.fixture(scope="module")
+def model():
+    """Exports leave it as it is."""
+    return make(targets="all-linear")
+
+
+@pytest.fixture(scope="module")
+def many_kinds():
+    return make(MANY_KINDS, alpha=2, targets=["query", "ffw_linear"])
+
+
+@pytest.fixture(scope="module")
+def within_ranks(many_kinds):
     """Zero beyond the values' ranks, as in training; `randomize` fills that too."""
+    model = copy.deepcopy(many_kinds)
     for layer in model._flix.layers.values():
         for feature in model._flix.schema:
             a, b = layer._adapter.variables[feature.name]
@@ -79,13 +105,6 @@ def used_rank(tensors):
     return max(int(np.any(t, 1).sum()) for k, t in tensors.items() if ".lora_A." in k)
 
 
-MANY_KINDS = [
-    Feature("task", ["qa", "parse"], rank={"qa": 3, "*": 1}, alpha=6),
-    Feature("language", ["en", "sw", "yo"], rank={"en": 2, "*": 5}, multiple=True),
-    Feature("all", always=True, rank=4),
-]
-
-
 @pytest.mark.parametrize(
     "combination, rank",
     [
@@ -96,34 +115,32 @@ MANY_KINDS = [
         ({"task": None, "language": None}, 4),
     ],
 )
-def test_ranks_scales_and_axes_of_all_kinds(combination, rank, tmp_path):
-    model = within_ranks(make(MANY_KINDS, alpha=2, targets=["query", "ffw_linear"]))
-    export_lora(model, combination, tmp_path / "lora")
-    config, tensors = assert_deltas(model, combination, tmp_path / "lora")
+def test_ranks_scales_and_axes_of_all_kinds(combination, rank, within_ranks, tmp_path):
+    export_lora(within_ranks, combination, tmp_path / "lora")
+    config, tensors = assert_deltas(within_ranks, combination, tmp_path / "lora")
     assert used_rank(tensors) == rank
     assert config["r"] == next(r for r in RANKS if r >= rank)
 
 
-def test_weights_of_values(tmp_path):
-    model = make()
+def test_weights_of_values(model, tmp_path):
     combination = {"task": "qa", "language": {"sw": 0.75, "yo": -0.5}}
     export_lora(model, combination, tmp_path / "lora")
     _, tensors = assert_deltas(model, combination, tmp_path / "lora")
     assert used_rank(tensors) == 3 * 4
 
 
-def test_without_any_value_the_lora_is_zero(tmp_path):
+def test_without_any_value_the_lora_is_zero(model, tmp_path):
     nothing = {"task": None, "language": None}
-    export_lora(make(), nothing, tmp_path / "lora")
+    export_lora(model, nothing, tmp_path / "lora")
     config, tensors = read(tmp_path / "lora")
     assert config["r"] == 1
     assert not any(map(np.any, tensors.values()))
 
 
-def test_one_scale_and_nothing_that_servers_do_not_read(tmp_path):
+def test_one_scale_and_nothing_that_servers_do_not_read(model, tmp_path):
     directory = tmp_path / "lora"
     directory.mkdir()
-    export_lora(make(), COMBINATION, directory, base_model="google/gemma-2b")
+    export_lora(model, COMBINATION, directory, base_model="google/gemma-2b")
     config, tensors = read(directory)
     assert config == {
         "peft_type": "LORA",
@@ -144,9 +161,10 @@ def test_one_scale_and_nothing_that_servers_do_not_read(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["lora"]
 
 
+@only_once
 def test_the_base_may_be_quantized(tmp_path):
     backbone = make_backbone(num_layers=1)
-    backbone.quantize("int8")
+    backbone.quantize("int8", filters=["ffw_linear"])
     task = keras_hub.models.GemmaCausalLM(backbone=backbone, preprocessor=None)
     keras_flix.enable_flix(task, FEATURES, targets=["ffw_linear"])
     # The tables are floats.
@@ -165,6 +183,7 @@ def refused(directory, text, model, combination=COMBINATION, export=export_lora)
     assert sorted(directory.parent.iterdir()) == before
 
 
+@only_once
 def test_other_families_are_refused_by_name(tmp_path):
     opt = keras_hub.models.OPTBackbone(
         vocabulary_size=40,
@@ -186,6 +205,7 @@ def test_plain_models_are_refused(tmp_path):
     refused(tmp_path / "lora", "Received: a", make_backbone())
 
 
+@only_once
 def test_layers_without_a_counterpart_are_refused(tmp_path):
     bert = keras_hub.models.BertBackbone(
         vocabulary_size=40,
@@ -201,8 +221,7 @@ def test_layers_without_a_counterpart_are_refused(tmp_path):
     refused(tmp_path / "lora", text + " Received: ['logits']", task)
 
 
-def test_wrong_combinations_are_refused(tmp_path):
-    model = make(random=False)
+def test_wrong_combinations_are_refused(model, tmp_path):
     refused(tmp_path / "lora", "no entry 'language'", model, {"task": "qa"})
     wrong = {"task": "qa", "language": "xx"}
     refused(tmp_path / "lora", "Received: language='xx'", model, wrong)
@@ -210,7 +229,7 @@ def test_wrong_combinations_are_refused(tmp_path):
 
 def test_ranks_beyond_those_of_servers_are_refused(tmp_path):
     many = [Feature("language", range(40), rank=16, multiple=True)]
-    model = make(many, targets=["query"], random=False)
+    model = make(many, targets=["query"])
     text = "must be at most 512, which is what servers take. Received: a combination"
     every = {"language": list(range(40))}
     refused(tmp_path / "lora", text, model, every)
@@ -218,14 +237,14 @@ def test_ranks_beyond_those_of_servers_are_refused(tmp_path):
 
 @pytest.mark.parametrize("part", "ab")
 def test_tables_that_are_not_finite_are_refused(part, tmp_path):
-    model = make()
-    layer = model._flix.layers["decoder_block_1/ffw_linear"]
+    model = make(targets=["ffw_linear"])
+    layer = model._flix.layers["decoder_block_0/ffw_linear"]
     table = layer._adapter.named_variables[f"flix_language_{part}"]
     broken = np.array(to_numpy(table))
     broken[1, 0, 0] = np.nan
     table.assign(broken)
     text = "must be finite, and zero beyond their values' ranks [4, 4, 4]. Received: "
-    text += "other numbers in feature 'language' of layer 'decoder_block_1/ffw_linear'"
+    text += "other numbers in feature 'language' of layer 'decoder_block_0/ffw_linear'"
     refused(tmp_path / "lora", text, model)
     refused(tmp_path / "all", text, model, None, export_loras)
     # Nobody else's tables.
@@ -233,17 +252,16 @@ def test_tables_that_are_not_finite_are_refused(part, tmp_path):
     assert (tmp_path / "other" / "adapter_config.json").exists()
 
 
-def test_tables_beyond_their_ranks_are_refused(tmp_path):
+def test_tables_beyond_their_ranks_are_refused(many_kinds, tmp_path):
     refused(
         tmp_path / "lora",
         "zero beyond their values' ranks [3, 1]. Received: other numbers in",
-        make(MANY_KINDS),
+        many_kinds,
         {"task": "parse", "language": None},
     )
 
 
-def test_directories_that_are_not_free_are_refused(tmp_path):
-    model = make(random=False)
+def test_directories_that_are_not_free_are_refused(model, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     text = "`directory` must be new or empty, so that nothing of an earlier export"
@@ -255,11 +273,11 @@ def test_directories_that_are_not_free_are_refused(tmp_path):
         export_lora(model, COMBINATION, tmp_path / "none" / "lora")
 
 
-def test_nothing_is_left_where_writing_fails(tmp_path, monkeypatch):
+def test_nothing_is_left_where_writing_fails(model, tmp_path, monkeypatch):
     def full(*_):
         raise OSError("No space left on device")
 
     monkeypatch.setattr("keras_flix.lora_writer.write_json", full)
     with pytest.raises(OSError, match="No space left"):
-        export_lora(make(random=False), COMBINATION, tmp_path / "lora")
+        export_lora(model, COMBINATION, tmp_path / "lora")
     assert list(tmp_path.iterdir()) == []

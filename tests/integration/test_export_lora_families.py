@@ -37,9 +37,9 @@ def bases(tmp_path_factory):
     """Directories of random models, made once."""
 
     @functools.cache
-    def base(family, auto):
+    def base(family, auto, **more):
         directory = tmp_path_factory.mktemp(family)
-        save_base(family, directory, auto)
+        save_base(family, directory, auto, **more)
         return directory
 
     return base
@@ -65,10 +65,18 @@ def assert_same(model, base, auto, directory, combination=COMBINATION):
     assert np.abs(plain - ours).max() > 0.1
 
 
-@pytest.mark.parametrize("targets", [None, "all-linear"])
 @pytest.mark.parametrize(
-    "family",
-    ["Gemma", *(pytest.param(f, marks=needs_torch) for f in CONFIGS if f != "Gemma")],
+    "family, targets",
+    [
+        pytest.param(
+            family,
+            targets,
+            # One on every backend.
+            marks=() if (family, targets) == ("Gemma", "all-linear") else needs_torch,
+        )
+        for family in CONFIGS
+        for targets in (None, "all-linear")
+    ],
 )
 def test_transformers_computes_the_same(family, targets, bases, tmp_path):
     auto = "AutoModel" if family == "Bert" else CAUSAL_LM
@@ -116,6 +124,18 @@ def test_some_layers_alone(family, auto, targets, bases, tmp_path):
     keras_flix.enable_flix(model, FEATURES, targets=targets)
     keras_flix.export_lora(randomize(model), COMBINATION, tmp_path / "lora")
     assert_same(model, base, auto, tmp_path / "lora")
+
+
+@needs_torch
+def test_many_modules_by_their_whole_names(bases, tmp_path):
+    """From 20 on, PEFT looks for shorter names."""
+    base = bases("Bert", "AutoModel", num_hidden_layers=7)
+    model = load_keras("Bert", base)
+    targets = ["attention_output", ".*/feedforward_.*_dense"]
+    keras_flix.enable_flix(model, FEATURES, targets=targets, rank=1)
+    keras_flix.export_lora(randomize(model), COMBINATION, tmp_path / "lora")
+    assert len(read_config(tmp_path / "lora")["target_modules"]) == 21
+    assert_same(model, base, "AutoModel", tmp_path / "lora")
 
 
 @needs_torch
