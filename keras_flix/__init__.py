@@ -18,6 +18,7 @@ from keras_flix.restoring import AdaptedModel as _AdaptedModel  # noqa: F401
 from keras_flix.saving import load_adapters, save_adapters
 from keras_flix.summary import flix_summary
 from keras_flix.surgery import enable_flix
+from keras_flix.trainable_rows import set_trainable
 from keras_flix.updating import update_from
 from keras_flix.version import __version__
 
@@ -47,5 +48,6 @@ __all__ = [
     "remove_values",
     "rename_value",
     "save_adapters",
+    "set_trainable",
     "update_from",
 ]

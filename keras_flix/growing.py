@@ -160,5 +160,8 @@ def rename_value(model: keras.Model, axis: str, old: Value, new: Value) -> keras
     """
     surgery = changeable_surgery(model)
     renamed = with_name(checked_axis(surgery.schema, axis), old, new)
-    set_schema(surgery, replaced(surgery.schema, renamed))
+    choice = surgery.trainable
+    if choice is not None and axis in choice:
+        choice = {**choice, axis: [new if v == old else v for v in choice[axis]]}
+    set_schema(surgery, replaced(surgery.schema, renamed), choice)
     return model

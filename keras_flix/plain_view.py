@@ -68,6 +68,7 @@ class PlainView(_compat.Mixin):
             # By position: paths may change where a model is made again.
             "layers": layer_positions(self, surgery.layers),
             "seed": surgery.seed,
+            **({} if surgery.trainable is None else {"trainable": surgery.trainable}),
         }
 
 

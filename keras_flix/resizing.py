@@ -13,9 +13,11 @@ from keras_flix import _compat
 from keras_flix.devices import check_devices, creation_scope
 from keras_flix.feature import Feature
 from keras_flix.features import FeatureSchema
+from keras_flix.frozen_rows import Choice, choose
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.new_values import KnownTables, fill_with_product, fresh_tables
 from keras_flix.routed_model import Surgery, surgery_of
+from keras_flix.schema_changes import narrowed
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -34,13 +36,13 @@ def changeable_surgery(model: Any) -> Surgery:
     return surgery
 
 
-def set_schema(surgery: Surgery, schema: FeatureSchema) -> None:
-    """Makes all that holds a model's schema hold another one."""
+def set_schema(surgery: Surgery, schema: FeatureSchema, choice: Choice) -> None:
+    """Makes all that holds a model's schema, and what trains, hold other ones."""
     for layer in surgery.layers.values():
         layer._adapter.schema = schema
     for part in surgery.parts:
         part._flix.schema = schema
-        _compat.reset_functions(part)
+    choose(surgery, choice)
 
 
 def optimizers_of(surgery: Surgery) -> dict[int, tuple[Any, Any]]:
@@ -102,6 +104,7 @@ def resize(
         for layer in surgery.layers.values()
         for table in layer._adapter.variables[feature.name]
     ]
+    choice = narrowed(surgery.trainable, feature)
     optimizers = optimizers_of(surgery)
     for optimizer, _ in optimizers.values():
         _compat.check_growable(optimizer, tables)
@@ -123,6 +126,6 @@ def resize(
             _compat.regrow_optimizer(
                 optimizer, None, {id(table): rows for table in tables}
             )
-    set_schema(surgery, schema)
+    set_schema(surgery, schema, choice)
     for part in surgery.parts:
         _compat.track_torch_parameters(part)

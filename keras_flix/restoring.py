@@ -8,7 +8,9 @@ from typing import Any
 import keras
 
 from keras_flix.features import FeatureSchema
+from keras_flix.frozen_rows import choose
 from keras_flix.plain_view import REGISTERED_NAME, linear_layers
+from keras_flix.routed_model import surgery_of
 from keras_flix.surgery import adapt_layers
 from keras_flix.targets import keyed_layers
 
@@ -34,9 +36,11 @@ class AdaptedModel:
                 )
             layers[keys.get(id(layer), layer.path)] = layer
         schema = FeatureSchema.from_config(config["schema"])
-        return adapt_layers(
+        model = adapt_layers(
             base, schema, layers, alpha=config["alpha"], seed=config["seed"]
         )
+        choose(surgery_of(model), config.get("trainable"))
+        return model
 
 
 keras.saving.get_custom_objects()[REGISTERED_NAME] = AdaptedModel

@@ -21,6 +21,7 @@ from keras_flix import _compat, preprocessing
 from keras_flix.devices import MirroredBuild
 from keras_flix.exporting import Exporting
 from keras_flix.features import FeatureSchema
+from keras_flix.frozen_rows import Choice, FrozenRows
 from keras_flix.inputs import (
     batch_length,
     encode_batch,
@@ -70,8 +71,15 @@ class Surgery:
     disabled: bool = False
     no_gradient: str = ""
 
+    @property
+    def trainable(self) -> Choice:
+        """Which values train, see `set_trainable`."""
+        return next(iter(self.layers.values()))._adapter.trainable
 
-class RoutedModel(RoutedGeneration, MirroredBuild, PlainView, Exporting, Refusals):
+
+class RoutedModel(
+    RoutedGeneration, FrozenRows, MirroredBuild, PlainView, Exporting, Refusals
+):
     """Mixin of adapted models; the model's own class comes after it."""
 
     _flix: Surgery
@@ -276,14 +284,6 @@ class RoutedModel(RoutedGeneration, MirroredBuild, PlainView, Exporting, Refusal
         if pipeline or not isinstance(self, keras_hub.models.Task):
             return getattr(super(), name)
         return functools.partial(getattr(keras.Model, name), self)
-
-    def _check_optimizer(self) -> None:
-        if not _compat.optimizer_knows(self, self.trainable_variables):
-            raise ValueError(
-                "The optimizer must know the adapters' variables. Received: a "
-                "model whose optimizer was built before `enable_flix`. Call "
-                "`model.compile(...)` again before training."
-            )
 
 
 def _is_symbolic(x: Any) -> bool:

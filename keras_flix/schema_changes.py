@@ -11,6 +11,7 @@ from typing import Any
 
 from keras_flix.feature import Feature, Value
 from keras_flix.features import FeatureSchema
+from keras_flix.frozen_rows import Choice
 
 
 def checked_axis(schema: FeatureSchema, axis: str) -> Feature:
@@ -128,3 +129,18 @@ def _plain(ranks: Mapping[Any, Any]) -> Any:
 def replaced(schema: FeatureSchema, feature: Feature) -> FeatureSchema:
     """The schema with another feature in the place of that of the same name."""
     return FeatureSchema(feature if f.name == feature.name else f for f in schema)
+
+
+def narrowed(choice: Choice, feature: Feature) -> Choice:
+    """A choice of values that train, without those a feature has no more."""
+    if choice is None or feature.name not in choice:
+        return choice
+    chosen = [value for value in choice[feature.name] if value in feature.values]
+    rest = {name: values for name, values in choice.items() if name != feature.name}
+    if not chosen and not rest:
+        raise ValueError(
+            "One of the values that train must stay. Received: removed values "
+            f"{list(choice[feature.name])!r} of feature {feature.name!r}, the only "
+            "ones that train. Call `set_trainable` first."
+        )
+    return {**rest, feature.name: chosen} if chosen else rest

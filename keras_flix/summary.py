@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from keras_flix import _compat
+from keras_flix.frozen_rows import frozen_rows
 from keras_flix.routed_model import surgery_of
 
 MB = 1e6
@@ -22,7 +23,7 @@ class FlixSummary:
     Attributes:
         layers: Path of each adapted layer, with its kernel's shape.
         parameters: Number of adapter parameters by feature.
-        trainable: Number of trainable parameters.
+        trainable: Number of trainable parameters, without those of frozen values.
         total: Number of all parameters, the adapters included, as Keras counts
             them: two 4-bit ones are one.
         base_bytes: Memory of the base's weights, which quantization lowers.
@@ -62,10 +63,16 @@ def flix_summary(
             parameters[name] += sum(math.prod(v.shape) for v in pair)
             tables += pair
     adapter_bytes = _compat.memory_of(tables)
+    frozen = frozen_rows(surgery)
+    idle = sum(
+        int(frozen[id(v)].sum()) * math.prod(v.shape[1:])
+        for v in tables
+        if id(v) in frozen
+    )
     summary = FlixSummary(
         layers={p: _compat.kernel_shape(lyr) for p, lyr in surgery.layers.items()},
         parameters=parameters,
-        trainable=sum(math.prod(v.shape) for v in model.trainable_variables),
+        trainable=sum(math.prod(v.shape) for v in model.trainable_variables) - idle,
         total=sum(math.prod(v.shape) for v in model.weights),
         base_bytes=_compat.memory_of(model.weights) - adapter_bytes,
         adapter_bytes=adapter_bytes,
@@ -92,6 +99,9 @@ def _lines(surgery: Any, summary: FlixSummary) -> list[str]:
         f"Trainable: {summary.trainable:,} of {summary.total:,} parameters "
         f"({summary.share:.2%})."
     )
+    if surgery.trainable is not None:
+        chosen = [f"{axis} {list(v)}" for axis, v in surgery.trainable.items()]
+        lines.append(f"Only these values train: {', '.join(chosen)}.")
     base, adapters = summary.base_bytes / MB, summary.adapter_bytes / MB
     lines.append(
         f"Memory: {base:,.1f} MB of base weights, {adapters:,.1f} MB of adapters."

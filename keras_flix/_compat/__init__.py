@@ -4,6 +4,7 @@ Written against Keras 3.13 to 3.15 and KerasHub 0.27 to 0.32. Each function says
 what it relies on, so that a new release can be checked function by function.
 """
 
+from keras_flix._compat.guards import guard_rows
 from keras_flix._compat.layers import (
     BaseVariablesCheck,
     Mixin,
@@ -63,6 +64,7 @@ __all__ = [
     "flatten_layers",
     "freeze",
     "fresh_seed",
+    "guard_rows",
     "holds_values",
     "input_keys",
     "input_names",

@@ -1,0 +1,72 @@
+"""`set_trainable`: which values of an adapted model train."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import keras
+
+from keras_flix.feature import Value
+from keras_flix.frozen_rows import choose
+from keras_flix.resizing import changeable_surgery
+from keras_flix.schema_changes import checked_axis, checked_values
+
+
+def set_trainable(
+    model: keras.Model, values: Mapping[str, Sequence[Value]] | None
+) -> keras.Model:
+    """Makes only some values of an adapted model train.
+
+    All others stay bit-identical, and so does what the optimizer holds of them:
+    averages of former steps, weight decay and averaged weights move them as little
+    as gradients do. The choice stays when the model is compiled again or saved as a
+    `.keras` file, until the next one. Values that are added later do not train
+    unless they are chosen.
+
+    It holds in `fit`, `train_on_batch` and loops of your own that use a Keras
+    optimizer which the model was compiled with. In other loops, gradients of frozen
+    values are exactly zero, but an optimizer of torch's own moves what has
+    momentum from before or weight decay.
+
+    Args:
+        model: A model adapted by `enable_flix`. It is changed in place, and need
+            not be compiled again.
+        values: By feature, the values that train, such as `{"language": ["rw"]}`.
+            Features that are not named are frozen as a whole. A feature with
+            always=True has one value, called like itself unless it was named.
+            `None` lets all values train.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: If a feature or a value is not the model's. The choice is then
+            left as it was.
+
+    Example:
+
+    >>> x = keras.Input((8,), name="x")
+    >>> model = keras.Model({"x": x}, keras.layers.Dense(4, name="head")(x))
+    >>> model = enable_flix(model, {"language": ["en", "sw"]}, targets=["head"])
+    >>> model = add_values(model, "language", ["rw"], init="sw")
+    >>> model = set_trainable(model, {"language": ["rw"]})
+    >>> model.compile("adam", loss="mse")
+    >>> batch = {"x": np.ones((3, 8)), "language": ["en", "sw", "rw"]}
+    >>> history = model.fit(batch, np.zeros((3, 4)), verbose=0)
+    """
+    surgery = changeable_surgery(model)
+    if values is None:
+        choose(surgery, None)
+        return model
+    if not isinstance(values, Mapping) or not values:
+        raise ValueError(
+            "`values` must be a dict from features to values that train, or None for "
+            f"all. Received: values={values!r}. Write such as "
+            f"{{{surgery.schema.names[0]!r}: [...]}}."
+        )
+    choice = {
+        axis: list(checked_values(checked_axis(surgery.schema, axis), chosen))
+        for axis, chosen in values.items()
+    }
+    choose(surgery, choice)
+    return model
