@@ -182,8 +182,8 @@ def _verify(merged: Any, directory: Path) -> None:
         x["vision_mask"] = np.zeros_like(ids)
     ours = ops.convert_to_numpy(ops.cast(merged(x), "float32"))
     largest = np.abs(ours - theirs.numpy()).max() / np.abs(ours).max()
-    # In half precision, KerasHub's layers round.
-    allowed = 1e-3 if backbone.compute_dtype == "float32" else 0.1
+    # Accelerators multiply float32 with fewer digits, and half precision rounds.
+    allowed = 0.01 if backbone.compute_dtype == "float32" else 0.1
     if lost or not largest <= allowed:
         raise ValueError(
             f"What was exported must compute what the merged model does, to {allowed} "

@@ -37,6 +37,7 @@ def export_lora(
     A combination is a single LoRA: the tables of its values side by side, their
     scales in `A`. It has one rank, which is the sum of its values' ranks, padded
     with zeros to the next one that vLLM has room for, and `lora_alpha` is that rank.
+    (GPT-2's queries, keys and values are one module there, where their ranks add up.)
 
     It fits the transformers model that is the counterpart of `model`: for a
     `CausalLM` what `AutoModelForCausalLM` loads, which is also what servers such as

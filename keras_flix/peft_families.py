@@ -149,7 +149,8 @@ class PeftNames:
         """
         adapted = set(paths) - self.unused
         unknown = sorted(adapted - set(self.modules))
-        if unknown:
+        if unknown or not adapted:
+            unknown = unknown or sorted(self.unused)
             raise ValueError(
                 "Every adapted layer must have a counterpart in Hugging Face "
                 f"transformers. Received: {unknown[:4]}, which have none. Leave them "

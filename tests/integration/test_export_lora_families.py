@@ -155,15 +155,22 @@ def test_a_classifier_has_its_head_in_the_base(bases, tmp_path):
 
 @needs_torch
 def test_a_masked_lm_has_no_pooler(bases, tmp_path):
-    base = bases("Bert", "AutoModelForMaskedLM")
-    with_pooler = bases("Bert", "AutoModelForSequenceClassification")
-    task = keras_hub.models.BertMaskedLM(
-        load_keras("Bert", with_pooler), preprocessor=None
-    )
-    keras_flix.enable_flix(task, FEATURES, targets="all-linear")
-    keras_flix.export_lora(randomize(task), COMBINATION, tmp_path / "lora")
-    model = with_lora(load(base, "AutoModelForMaskedLM"), tmp_path / "lora")
-    assert "classifier" not in dict(model.named_modules())
+    base = bases("Bert", "AutoModelForSequenceClassification")
+
+    def make(targets):
+        backbone = load_keras("Bert", base)
+        task = keras_hub.models.BertMaskedLM(backbone, preprocessor=None)
+        return randomize(keras_flix.enable_flix(task, FEATURES, targets=targets))
+
+    task = make("all-linear")
+    keras_flix.export_lora(task, COMBINATION, tmp_path / "lora")
+    theirs = with_lora(load(base, "AutoModelForMaskedLM"), tmp_path / "lora")
+    encoder = theirs.get_base_model().bert
+    assert encoder.pooler is None
+    ours = keras_outputs(task.backbone, **COMBINATION)
+    np.testing.assert_allclose(torch_outputs(encoder), ours, atol=1e-4)
+    with pytest.raises(ValueError, match="Received: .'pooled_dense'., which have none"):
+        keras_flix.export_lora(make(["pooled_dense"]), COMBINATION, tmp_path / "none")
 
 
 @needs_torch

@@ -171,7 +171,7 @@ def test_the_check_finds_what_is_not_known(monkeypatch, tmp_path):
     model = adapt(make("Gemma", final_logit_soft_cap=1.0))
     with pytest.raises(ValueError) as error:
         export_merged(model, COMBINATION, tmp_path / "merged")
-    text = "must compute what the merged model does, to 0.001 of the largest logit."
+    text = "must compute what the merged model does, to 0.01 of the largest logit."
     assert text in str(error.value)
     assert "This is an error of KerasHub's export" in str(error.value)
     assert list(tmp_path.iterdir()) == []
