@@ -1,0 +1,1 @@
+"""The command `keras-flix`: adapter files inspected, compared, merged, exported."""

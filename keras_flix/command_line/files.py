@@ -1,0 +1,232 @@
+"""`inspect` and `diff`: adapter files, without a model."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from typing import Any
+
+import numpy as np
+
+from keras_flix.adapter_files import Adapters, read_adapters
+from keras_flix.command_line.output import Answer, Table
+from keras_flix.factors import Factors
+from keras_flix.layers.adapter import Adapter
+from keras_flix.low_rank import FeatureTables
+from keras_flix.updates import number, update_norms
+
+SHOWN = 12
+"""So many layers are listed, unless all are asked for."""
+
+
+def inspect(arguments: argparse.Namespace) -> Answer:
+    """What is in an adapter file."""
+    adapters = read_adapters(arguments.file)
+    sizes = {layer: _size(adapters, layer) for layer in adapters.layers}
+    norms = update_norms(adapters).total
+    parameters = {
+        f.name: sum(
+            t.size for layer in adapters.layers for t in adapters.pair(layer, f.name)
+        )
+        for f in adapters.schema
+    }
+    base = adapters.base
+    data = {
+        "file": str(arguments.file),
+        "bytes": sum(table.nbytes for table in adapters.tables.values()),
+        "base": None if base is None else base.digest,
+        "alpha": adapters.alpha,
+        "features": adapters.schema.get_config()["features"],
+        "parameters": parameters,
+        "layers": {layer: list(size) for layer, size in sizes.items()},
+        "norms": {
+            f.name: [[v, _finite(n)] for v, n in zip(f.values, norms[f.name])]
+            for f in adapters.schema
+        },
+    }
+    fingerprint = "none" if base is None else f"{base.digest} "
+    if base is not None:
+        fingerprint += f"({len(base.variables)} variables)"
+    lines = [
+        f"{arguments.file}: {data['bytes'] / 1e6:,.1f} MB of tables",
+        f"base: {fingerprint}",
+        f"alpha: {adapters.alpha}",
+        f"layers: {len(sizes)}",
+    ]
+    shown = list(sizes.items())[: None if arguments.all_layers else SHOWN]
+    lines += [f"  {layer} {size}" for layer, size in shown]
+    if len(shown) < len(sizes):
+        lines.append(f"  ... (--all-layers lists {len(sizes) - len(shown)} more)")
+    tables = []
+    for feature in adapters.schema:
+        kind = "always active" if feature.always else "one per example"
+        kind = "several per example" if feature.multiple else kind
+        own = "" if feature.alpha is None else f", alpha {feature.alpha}"
+        title = (
+            f"{feature.name}: {kind}, dropout {feature.dropout}{own}, "
+            f"{parameters[feature.name]:,} parameters"
+        )
+        rows = [
+            [str(value), str(rank), number(norm)]
+            for value, rank, norm in zip(
+                feature.values, feature.ranks, norms[feature.name]
+            )
+        ]
+        tables.append(Table(title, [["value", "rank", "norm"], *rows]))
+    return Answer(data, ["\n".join(lines), *tables])
+
+
+def diff(arguments: argparse.Namespace) -> Answer:
+    """What differs between two adapter files; exit code 1 if anything does."""
+    a, b = (read_adapters(place) for place in (arguments.a, arguments.b))
+    notes = [*_schema_notes(a, b), *_layer_notes(a, b)]
+    if a.base is not None and b.base is not None:
+        changed = a.base.differences(b.base)
+        if changed:
+            notes.append(f"base: other weights at {', '.join(_some(changed))}")
+    layers = [layer for layer in a.layers if layer in b.layers]
+    layers = [layer for layer in layers if _size(a, layer) == _size(b, layer)]
+    values: dict[str, list[list[Any]]] = {}
+    rows = []
+    for feature in a.schema:
+        if feature.name not in b.schema:
+            continue
+        known = b.schema[feature.name].values
+        shared = [value for value in feature.values if value in known]
+        found = _relative_differences(a, b, feature.name, shared, layers)
+        kept = [
+            pair for pair in zip(shared, found) if not pair[1] <= arguments.tolerance
+        ]
+        values[feature.name] = [[value, _finite(x)] for value, x in kept]
+        rows += [[f"{feature.name}={value}", number(x)] for value, x in kept]
+    differ = bool(notes or rows)
+    data = {"different": differ, "notes": notes, "values": values}
+    blocks: list[str | Table] = ["\n".join(notes)] if notes else []
+    if rows:
+        title = "relative differences of the updates, over the layers of both"
+        blocks.append(Table(title, [["value", "difference"], *rows]))
+    return Answer(data, blocks, int(differ))
+
+
+def _size(adapters: Adapters, layer: str) -> tuple[int, int]:
+    a, b = adapters.pair(layer, adapters.schema.names[0])
+    return int(a.shape[1]), int(b.shape[2])
+
+
+def _finite(x: float) -> float | None:
+    return float(x) if math.isfinite(x) else None
+
+
+def _some(names: list[str]) -> list[str]:
+    return names[:3] + [f"{len(names) - 3} more"] * (len(names) > 3)
+
+
+def _schema_notes(a: Adapters, b: Adapters) -> list[str]:
+    notes = []
+    for one, other, mark in ((a, b, "-"), (b, a, "+")):
+        for feature in one.schema:
+            if feature.name not in other.schema:
+                notes.append(f"{mark} feature {feature.name}")
+                continue
+            known = other.schema[feature.name].values
+            new = [value for value in feature.values if value not in known]
+            notes += [f"{mark} {feature.name}={value}" for value in new]
+    for feature in a.schema:
+        if feature.name not in b.schema:
+            continue
+        other_feature = b.schema[feature.name]
+        both = set(feature.values) & set(other_feature.values)
+        orders = [[v for v in f.values if v in both] for f in (feature, other_feature)]
+        if orders[0] != orders[1]:
+            notes.append(f"{feature.name}: the values are in another order")
+        ranks = [dict(zip(f.values, f.ranks)) for f in (feature, other_feature)]
+        for value in orders[0]:
+            if ranks[0][value] != ranks[1][value]:
+                change = f"{ranks[0][value]} -> {ranks[1][value]}"
+                notes.append(f"{feature.name}={value}: rank {change}")
+        for name in ("dropout", "multiple", "always"):
+            pair = [getattr(f, name) for f in (feature, other_feature)]
+            if pair[0] != pair[1]:
+                notes.append(f"{feature.name}: {name} {pair[0]} -> {pair[1]}")
+        alphas = [x.alpha_of(feature.name) for x in (a, b)]
+        if alphas[0] != alphas[1]:
+            notes.append(f"{feature.name}: alpha {alphas[0]} -> {alphas[1]}")
+    return notes
+
+
+def _layer_notes(a: Adapters, b: Adapters) -> list[str]:
+    notes = [f"- layer {layer}" for layer in a.layers if layer not in b.layers]
+    notes += [f"+ layer {layer}" for layer in b.layers if layer not in a.layers]
+    for layer in a.layers:
+        if layer in b.layers and _size(a, layer) != _size(b, layer):
+            notes.append(f"layer {layer}: {_size(a, layer)} -> {_size(b, layer)}")
+    return notes
+
+
+def _relative_differences(
+    a: Adapters, b: Adapters, axis: str, values: list[Any], layers: list[str]
+) -> list[float]:
+    """`|update of a - update of b| / |update of a|` of each value, over all layers."""
+    rows = [[x.schema[axis].id_of(value) for value in values] for x in (a, b)]
+    scales = [
+        np.asarray(Adapter(x.schema, x.alpha).scales(x.schema[axis]))[ids]
+        for x, ids in zip((a, b), rows)
+    ]
+    squares = np.zeros((2, len(values)))
+    same = scales[0] == scales[1]
+    for layer in layers if values else ():
+        pairs = [
+            [table[ids] for table in x.pair(layer, axis)]
+            for x, ids in zip((a, b), rows)
+        ]
+        for one, other in zip(*pairs):
+            same &= _equal_rows(one, other)
+        factors = [
+            (pair[0] * scale[:, None, None], pair[1])
+            for pair, scale in zip(pairs, scales)
+        ]
+        (left, right), (other_left, other_right) = factors
+        difference = (
+            np.concatenate([left, -other_left], axis=2),
+            np.concatenate([right, other_right], axis=1),
+        )
+        for i, (x, y) in enumerate([difference, factors[0]]):
+            squares[i] += _norms(axis, x, y) ** 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # The same bits are no difference, whatever their sums round to.
+        return np.where(same, 0.0, np.sqrt(squares[0] / squares[1])).tolist()
+
+
+def _equal_rows(one: np.ndarray, other: np.ndarray) -> Any:
+    if one.shape != other.shape:
+        return False
+    return np.array([np.array_equal(x, y, equal_nan=True) for x, y in zip(one, other)])
+
+
+def _norms(axis: str, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return Factors.of(FeatureTables(axis, left, right, [1.0] * len(left))).norms
+
+
+def add_file_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Adds both commands to the parser."""
+    one = commands.add_parser(
+        "inspect", parents=[common], help="what is in an adapter file"
+    )
+    one.add_argument("file", type=os.fspath, help="a file, or its handle on a hub")
+    one.add_argument("--all-layers", action="store_true", help="list every layer")
+    one.set_defaults(run=inspect)
+    two = commands.add_parser(
+        "diff",
+        parents=[common],
+        help="what differs between two adapter files; exit code 1 if anything does",
+    )
+    two.add_argument("a", type=os.fspath)
+    two.add_argument("b", type=os.fspath)
+    two.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.0,
+        help="relative differences of updates up to this do not count (default: 0)",
+    )
+    two.set_defaults(run=diff)
