@@ -1,6 +1,6 @@
 """Featurized Low-rank Mixtures (FLix) for Keras 3."""
 
-from keras_flix import evaluation, mixtures
+from keras_flix import analysis, callbacks, evaluation, mixtures, plots
 from keras_flix.blending import Blend, fit_blend
 from keras_flix.disabling import adapters_disabled
 from keras_flix.distribution import add_adapter_rules
@@ -33,7 +33,9 @@ __all__ = [
     "adapters_disabled",
     "add_adapter_rules",
     "add_values",
+    "analysis",
     "base_fingerprint",
+    "callbacks",
     "enable_flix",
     "evaluation",
     "export_lora",
@@ -44,6 +46,7 @@ __all__ = [
     "load_adapters",
     "merge_features",
     "mixtures",
+    "plots",
     "push_adapters",
     "remove_values",
     "rename_value",

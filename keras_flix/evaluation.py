@@ -67,6 +67,34 @@ def evaluate(
     scores.by("task", "language")["qa", "sw"]["exact_match"]
     ```
     """
+    mixture = checked_mixture(model, mixture)
+    if batch_size < 1:
+        raise ValueError(
+            "A batch must have at least one prompt. Received: "
+            f"batch_size={batch_size}. Pass a positive number."
+        )
+    metrics = {"exact_match": exact_match} if metrics is None else metrics
+    # Before hours of generation, not after.
+    check_metrics(metrics)
+    examples = mixture.inputs()
+    features = {name: examples[name] for name in mixture.datasets[0].features}
+    inputs = {PROMPTS: examples[PROMPTS], **entries_for(model, features)}
+    predictions: list[str] = []
+    for rows, kept in batches(len(mixture), batch_size):
+        batch: Any = {name: [x[i] for i in rows] for name, x in inputs.items()}
+        if not is_adapted(model) and preprocessing.takes_plain_strings(
+            model.preprocessor
+        ):
+            batch = batch[PROMPTS]
+        answers = model.generate(batch, max_length=max_length, strip_prompt=True)
+        predictions += list(answers)[:kept]
+    return Scores(features, predictions, examples[RESPONSES], metrics)
+
+
+def checked_mixture(
+    model: keras.Model, mixture: Mixture | Dataset | Sequence[Dataset]
+) -> Mixture:
+    """A mixture to evaluate on; raises unless the model can be asked its prompts."""
     if isinstance(mixture, Dataset):
         mixture = [mixture]
     if not isinstance(mixture, Mixture):
@@ -84,27 +112,7 @@ def evaluate(
             f"{type(model).__name__} without a preprocessor. Attach one, or use "
             "`forced_exact_match` on tokens."
         )
-    if batch_size < 1:
-        raise ValueError(
-            "A batch must have at least one prompt. Received: "
-            f"batch_size={batch_size}. Pass a positive number."
-        )
-    metrics = {"exact_match": exact_match} if metrics is None else metrics
-    # Before hours of generation, not after.
-    check_metrics(metrics)
-    examples = mixture.inputs()
-    features = {name: examples[name] for name in mixture.datasets[0].features}
-    inputs = {PROMPTS: examples[PROMPTS], **_entries(model, features)}
-    predictions: list[str] = []
-    for rows, kept in _batches(len(mixture), batch_size):
-        batch: Any = {name: [x[i] for i in rows] for name, x in inputs.items()}
-        if not is_adapted(model) and preprocessing.takes_plain_strings(
-            model.preprocessor
-        ):
-            batch = batch[PROMPTS]
-        answers = model.generate(batch, max_length=max_length, strip_prompt=True)
-        predictions += list(answers)[:kept]
-    return Scores(features, predictions, examples[RESPONSES], metrics)
+    return mixture
 
 
 def forced_exact_match(
@@ -155,8 +163,8 @@ def forced_exact_match(
     own = {name: host_value(value) for name, value in x.items()}
     hits = np.zeros(len(y), "bool")
     done = 0
-    for rows, kept in _batches(len(y), batch_size):
-        batch = {name: _rows_of(value, rows) for name, value in own.items()}
+    for rows, kept in batches(len(y), batch_size):
+        batch = {name: rows_of(value, rows) for name, value in own.items()}
         right = (_logits(model, batch).argmax(axis=-1) == y[rows]) | ~counted[rows]
         hit = right.all(axis=1) & counted[rows].any(axis=1)
         hits[done : done + kept] = hit[:kept]
@@ -164,7 +172,7 @@ def forced_exact_match(
     return hits
 
 
-def _entries(model: Any, features: Mapping[str, Any]) -> dict[str, Any]:
+def entries_for(model: Any, features: Mapping[str, Any]) -> dict[str, Any]:
     """The features that a model takes."""
     if not is_adapted(model):
         return {}
@@ -180,10 +188,10 @@ def _logits(model: Any, tokens: dict[str, Any]) -> np.ndarray:
     return np.asarray(model.predict_on_batch(tokens))
 
 
-def _batches(count: int, batch_size: int) -> list[tuple[list[int], int]]:
+def batches(count: int, batch_size: int) -> list[tuple[list[int], int]]:
     """Rows of batches of one size, and how many of them are no repetition.
 
-    >>> _batches(3, 2)
+    >>> batches(3, 2)
     [([0, 1], 2), ([2, 2], 1)]
     """
     size = min(count, batch_size)
@@ -197,7 +205,7 @@ def _batches(count: int, batch_size: int) -> list[tuple[list[int], int]]:
     ]
 
 
-def _rows_of(value: Any, rows: list[int]) -> Any:
+def rows_of(value: Any, rows: list[int]) -> Any:
     if isinstance(value, (list, tuple)):
         return [value[i] for i in rows]
     # A scalar holds for the whole batch.

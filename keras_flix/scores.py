@@ -108,11 +108,7 @@ class Scores:
             label = "/".join(_label(v) for v in (key if len(axes) > 1 else (key,)))
             rows.append([label, str(counts[key]), *_numbers(score)])
         rows.append(["all", str(len(self)), *_numbers(self.overall())])
-        widths = [max(map(len, column)) for column in zip(*rows)]
-        return "\n".join(
-            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-            for row in rows
-        )
+        return aligned(rows)
 
     def __str__(self) -> str:
         return "\n\n".join(self.table(name) for name in self.features)
@@ -175,6 +171,20 @@ class Scores:
             for key in _keys([self.features[name][i] for name in axes]):
                 groups.setdefault(key[0] if len(axes) == 1 else key, []).append(i)
         return groups
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of a table as a text, the first column to the left.
+
+    >>> print(aligned([["task", "norm"], ["qa", "12.5"]]))
+    task  norm
+    qa    12.5
+    """
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+        for row in rows
+    )
 
 
 def check_metrics(metrics: Mapping[str, Metric]) -> None:

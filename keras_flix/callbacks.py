@@ -1,0 +1,233 @@
+"""Keras callbacks: scores by feature value while `fit` runs, and TensorBoard."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_flix.datasets import Dataset, check_axis
+from keras_flix.evaluation import (
+    PROMPTS,
+    RESPONSES,
+    checked_mixture,
+    entries_for,
+    evaluate,
+    forced_exact_match,
+)
+from keras_flix.factors import adapters_of_layers, norms_by_axis
+from keras_flix.mixtures import Mixture
+from keras_flix.optional import needed
+from keras_flix.routed_model import surgery_of
+from keras_flix.scores import Scores, check_metrics
+from keras_flix.text_metrics import Metric, exact_match
+
+__all__ = ["FeatureScores", "FeatureTensorBoard"]
+
+
+class FeatureScores(keras.callbacks.Callback):
+    """Scores a model by feature value at the end of epochs.
+
+    The scores join the logs of the epoch, and so the `History`: other callbacks can
+    monitor them if they come later in the list, with `mode="max"`. They are named
+
+    - `exact_match/language=sw`: the examples of a value,
+    - `exact_match/task=qa,language=sw`: those of a combination,
+    - `exact_match/language`: the mean over the values of an axis, and
+      `exact_match/task,language` over combinations,
+    - `exact_match/all`: all examples.
+
+    Epochs between two scored ones repeat the latest scores: a `ModelCheckpoint` with
+    `save_best_only` saves where its score is missing, over what was best. Training is
+    the same as without this callback.
+
+    Args:
+        data: A `Mixture`, or datasets, as for `evaluate`.
+        by: What to score by: names of axes, and tuples of them for combinations.
+            `None` takes each axis of the data.
+        metrics: As for `evaluate`; `exact_match` by default.
+        forced: Whether to score with `forced_exact_match`: one forward pass per
+            batch, instead of one for each token. For adapted models only.
+        batch_size: Prompts per batch.
+        max_length: As for `evaluate`.
+        every: Score every so many epochs.
+
+    Attributes:
+        last: The latest `Scores` of this `fit`, or `None` before the first ones.
+
+    Raises:
+        ValueError: Here or when training begins, if an argument does not fit.
+
+    Example:
+
+    ```python
+    scores = keras_flix.callbacks.FeatureScores(validation, by=["language"])
+    best = keras.callbacks.ModelCheckpoint(
+        "best.weights.h5",
+        monitor="exact_match/language",
+        mode="max",
+        save_best_only=True,
+        save_weights_only=True,
+    )
+    gemma.fit(train, epochs=10, callbacks=[scores, best])
+    print(scores.last.table("language"))
+    ```
+    """
+
+    def __init__(
+        self,
+        data: Mixture | Dataset | Sequence[Dataset],
+        by: Sequence[str | tuple[str, ...]] | None = None,
+        *,
+        metrics: Mapping[str, Metric] | None = None,
+        forced: bool = False,
+        batch_size: int = 32,
+        max_length: int | None = None,
+        every: int = 1,
+    ) -> None:
+        super().__init__()
+        self.metrics = {"exact_match": exact_match} if metrics is None else metrics
+        check_metrics(self.metrics)
+        if forced and (metrics is not None or max_length is not None):
+            raise ValueError(
+                "`forced=True` scores exact matches and generates nothing. Received: "
+                "`metrics` or `max_length` besides. Leave them out, or `forced`."
+            )
+        if isinstance(by, str):
+            by = [by]
+        self.data, self.by, self.forced = data, by, forced
+        self.batch_size, self.max_length = batch_size, max_length
+        self.every = _checked_every(every)
+        self.last: Scores | None = None
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.last = None
+        # Before an epoch of training, not after.
+        self.mixture = checked_mixture(self.model, self.data)
+        names = list(self.mixture.datasets[0].features)
+        by = names if self.by is None else self.by
+        self.groups = [(group,) if isinstance(group, str) else group for group in by]
+        for group in self.groups:
+            for name in group:
+                check_axis(name, names, "`by`")
+        if self.forced:
+            surgery_of(self.model)
+            self.tokens = self._tokens(names)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if not (epoch + 1) % self.every:
+            self.last = self._scores()
+        if self.last is not None and logs is not None:
+            logs.update(self._named(self.last))
+
+    def _scores(self) -> Scores:
+        if not self.forced:
+            return evaluate(
+                self.model, self.mixture, self.metrics, self.batch_size, self.max_length
+            )
+        x, y, weights = self.tokens
+        hits = forced_exact_match(self.model, x, y, weights, self.batch_size)
+        features = {n: self.examples[n] for n in self.mixture.datasets[0].features}
+        predictions = ["right" if hit else "wrong" for hit in hits]
+        return Scores(features, predictions, ["right"] * len(hits), self.metrics)
+
+    def _tokens(self, names: Sequence[str]) -> tuple[Any, Any, Any]:
+        self.examples = self.mixture.inputs()
+        several = [x for x in self.examples[RESPONSES] if not isinstance(x, str)]
+        if several:
+            raise ValueError(
+                "`forced=True` needs one right response per example. Received: "
+                f"{several[0]!r}. Leave `forced` out, or score the first of them."
+            )
+        texts = {name: self.examples[name] for name in (PROMPTS, RESPONSES)}
+        features = {name: self.examples[name] for name in names}
+        return keras.utils.unpack_x_y_sample_weight(
+            self.model.preprocess_samples(
+                {**texts, **entries_for(self.model, features)}
+            )
+        )
+
+    def _named(self, scores: Scores) -> dict[str, float]:
+        named = {f"{name}/all": value for name, value in scores.overall().items()}
+        for group in self.groups:
+            for name, value in scores.mean_over(*group).items():
+                named[f"{name}/{','.join(group)}"] = value
+            for key, score in scores.by(*group).items():
+                values = key if len(group) > 1 else (key,)
+                label = ",".join(
+                    f"{axis}={'(none)' if value is None else value}"
+                    for axis, value in zip(group, values)
+                )
+                named |= {f"{name}/{label}": value for name, value in score.items()}
+        return named
+
+
+class FeatureTensorBoard(keras.callbacks.Callback):
+    """Writes logs, scores by feature value and norms of updates for TensorBoard.
+
+    Each entry of an epoch's logs becomes a scalar of its name, on every backend:
+    losses, metrics and, if a `FeatureScores` comes earlier in the list, its scores.
+    The norm of each value's update over all layers is `update_norm/language=sw`.
+
+    Args:
+        log_dir: The folder for the event files.
+        norms: Whether to write norms; for adapted models only.
+        every: Write norms every so many epochs.
+
+    Raises:
+        ImportError: When training begins, if `tensorboard` is not installed.
+        ValueError: Then, if there are no updates to measure.
+
+    Example:
+
+    ```python
+    callbacks = [FeatureScores(validation), FeatureTensorBoard("logs")]
+    gemma.fit(train, epochs=10, callbacks=callbacks)
+    ```
+    """
+
+    def __init__(
+        self, log_dir: str | os.PathLike[str], *, norms: bool = True, every: int = 1
+    ) -> None:
+        super().__init__()
+        self.log_dir = os.fspath(log_dir)
+        self.norms, self.every = norms, _checked_every(every)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if self.norms:
+            surgery_of(self.model)
+        # TensorBoard's own writer needs numpy only, and keeps names as they are.
+        summary = needed("tensorboard.summary", "FeatureTensorBoard", "tensorboard")
+        self.writer = summary.Writer(self.log_dir)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        for name, value in (logs or {}).items():
+            if np.ndim(value) == 0:
+                self.writer.add_scalar(name, value, epoch)
+        if self.norms and not (epoch + 1) % self.every:
+            for name, value in self._norms().items():
+                self.writer.add_scalar(name, value, epoch)
+        self.writer.flush()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.writer.close()
+
+    def _norms(self) -> dict[str, float]:
+        schema, layers = adapters_of_layers(self.model)
+        return {
+            f"update_norm/{axis}={value}": float(np.linalg.norm(row))
+            for axis, norms in norms_by_axis(schema, layers).items()
+            for value, row in zip(schema[axis].values, norms)
+        }
+
+
+def _checked_every(every: int) -> int:
+    if every < 1:
+        raise ValueError(
+            "`every` must be a positive number of epochs. Received: "
+            f"every={every}. 1 is each epoch."
+        )
+    return every

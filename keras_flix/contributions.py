@@ -1,0 +1,300 @@
+"""What each axis does to the loss of an example."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import keras_hub
+import numpy as np
+from keras import ops, tree
+
+from keras_flix.datasets import check_axis
+from keras_flix.encoding import ABSENT
+from keras_flix.evaluation import batches, rows_of
+from keras_flix.features import FeatureSchema
+from keras_flix.host import host_value
+from keras_flix.inputs import TEXT_KEYS, encode_batch, split_entries
+from keras_flix.low_rank import Tensor
+from keras_flix.routed_model import surgery_of
+from keras_flix.routing import Routing, routing_scope
+from keras_flix.scores import aligned
+from keras_flix.updates import number, plain
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""From targets and outputs to losses by example, `(batch, ...)`."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AxisContributions:
+    """Losses with and without each axis: what `axis_contributions` returns.
+
+    All arrays have the shape `(examples,)`. A contribution is negative where the
+    axis lowers the loss.
+
+    Attributes:
+        full: The loss of each example with all of its values.
+        base: The loss of the base model.
+        without: By axis, the loss with that axis absent.
+        alone: By axis, the loss with all other axes absent.
+        values: By axis, the value of each example: a value, `None`, or a tuple.
+    """
+
+    full: np.ndarray
+    base: np.ndarray
+    without: Mapping[str, np.ndarray]
+    alone: Mapping[str, np.ndarray]
+    values: Mapping[str, tuple[Any, ...]]
+
+    def __len__(self) -> int:
+        return len(self.full)
+
+    @property
+    def leave_one_out(self) -> dict[str, np.ndarray]:
+        """By axis, the loss with all axes minus that without this one."""
+        return {name: self.full - loss for name, loss in self.without.items()}
+
+    @property
+    def over_base(self) -> dict[str, np.ndarray]:
+        """By axis, the loss with this axis alone minus that of the base."""
+        return {name: loss - self.base for name, loss in self.alone.items()}
+
+    def means(self) -> dict[str, dict[str, float]]:
+        """By axis, the means of `"leave_one_out"` and `"over_base"`.
+
+        Examples whose loss is NaN do not count.
+        """
+        left, over = self.leave_one_out, self.over_base
+        return {
+            name: {"leave_one_out": _mean(left[name]), "over_base": _mean(over[name])}
+            for name in self.without
+        }
+
+    def by_value(self, axis: str) -> dict[Any, dict[str, float]]:
+        """Means of an axis' contributions for the examples of each of its values.
+
+        Args:
+            axis: The axis' name.
+
+        Returns:
+            By value (`None` for examples without), a dict with the number of
+            `"examples"`, `"leave_one_out"` and `"over_base"`. An example with
+            several values counts for each. Examples whose loss is NaN do not.
+        """
+        check_axis(axis, self.without, "Contributions")
+        left, over = self.leave_one_out[axis], self.over_base[axis]
+        rows: dict[Any, list[int]] = {}
+        for i in np.flatnonzero(~np.isnan(self.full)):
+            entry = self.values[axis][i]
+            for value in (entry or (None,)) if isinstance(entry, tuple) else (entry,):
+                rows.setdefault(value, []).append(int(i))
+        return {
+            value: {
+                "examples": len(chosen),
+                "leave_one_out": float(left[chosen].mean()),
+                "over_base": float(over[chosen].mean()),
+            }
+            for value, chosen in rows.items()
+        }
+
+    def table(self, axis: str | None = None) -> str:
+        """Mean contributions as a text: of all axes, or by the values of one."""
+        if axis is not None:
+            rows = [[axis, "examples", "leave one out", "alone over base"]]
+            for value, means in self.by_value(axis).items():
+                label = "(none)" if value is None else str(value)
+                pair = [number(means[x]) for x in ("leave_one_out", "over_base")]
+                rows.append([label, str(means["examples"]), *pair])
+            return aligned(rows)
+        rows = [["axis", "leave one out", "alone over base"]]
+        for name, mean in self.means().items():
+            rows.append([name, *map(number, mean.values())])
+        rows.append(["all axes", "", number(_mean(self.full - self.base))])
+        return aligned(rows)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The losses as a dict of JSON types; `None` stands for NaN."""
+        return plain(dataclasses.asdict(self))
+
+
+def axis_contributions(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    *,
+    loss: Any = None,
+    batch_size: int = 32,
+) -> AxisContributions:
+    """How much each axis lowers or raises the loss of each example.
+
+    Two numbers per axis: what is lost by leaving it out, the others being there,
+    and what it does to the base model alone. Where axes stand in for each other,
+    the first is small and the second large. The model runs forward only, and is not
+    changed. `always` axes are left out in the same way.
+
+    Args:
+        model: A model adapted by `enable_flix`.
+        x: Its inputs with the entries of the features, all in memory. A task with
+            its preprocessor takes strings, such as `{"prompts", "responses"}`.
+        y: Targets; those of a causal LM come from its preprocessor.
+        sample_weight: How much each target of an example counts, of the shape of
+            the losses: the loss of an example is their weighted mean. `None`
+            counts all. An example whose weights are all zero has the loss NaN.
+        loss: A Keras loss, its name, or a function of targets and outputs that
+            returns losses of shape `(batch, ...)`. By default the cross entropy of
+            the next token in nats for causal LMs, and what the model was compiled
+            with for others.
+        batch_size: Examples per forward pass, of which there are two for each axis
+            and two more.
+
+    Returns:
+        The `AxisContributions`.
+
+    Raises:
+        ValueError: If targets or the loss are missing, or shapes do not fit.
+
+    Example:
+
+    ```python
+    contributions = axis_contributions(gemma, mixture.inputs())
+    print(contributions)
+    print(contributions.table("language"))
+    ```
+    """
+    schema = surgery_of(model).schema
+    if isinstance(x, Mapping) and any(key in x for key in TEXT_KEYS):
+        if getattr(model, "preprocessor", None) is not None:
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(
+                model.preprocess_samples(x, y, sample_weight)
+            )
+    if y is None:
+        raise ValueError(
+            "Contributions to a loss need targets. Received: y=None. Pass `y`, or, to "
+            'a causal LM with its preprocessor, "prompts" and "responses".'
+        )
+    loss_function = _loss_function(model, loss)
+    own, entries = split_entries(encode_batch(schema, x), schema)
+    schema.check_entries(entries)
+    own, entries, y = (tree.map_structure(_on_host, each) for each in (own, entries, y))
+    count = len(tree.flatten(y)[0])
+    always = {f.name: np.zeros(count, "int32") for f in schema if f.always}
+    ids = {f.name: {**entries, **always}[f.name] for f in schema}
+    probe = _Probe(model, schema, loss_function)
+
+    def losses(active: set[str]) -> np.ndarray:
+        chosen = {
+            name: value if name in active else np.full_like(value, ABSENT)
+            for name, value in ids.items()
+        }
+        parts = []
+        for rows, kept in batches(count, batch_size):
+            batch = tree.map_structure(
+                lambda leaf, rows=rows: rows_of(leaf, rows),
+                {"own": own, "ids": chosen, "targets": y},
+            )
+            result = np.asarray(host_value(probe.predict_on_batch(batch)), "float64")
+            parts.append(result[:kept])
+        return _weighted(np.concatenate(parts), sample_weight, count)
+
+    names = set(ids)
+    return AxisContributions(
+        full=losses(names),
+        base=losses(set()),
+        without={f.name: losses(names - {f.name}) for f in schema},
+        alone={f.name: losses({f.name}) for f in schema},
+        values={f.name: _values_of(f.values, ids[f.name]) for f in schema},
+    )
+
+
+class _Probe(keras.Model):
+    """A model's losses, with ids for all axes: for those that always act, too.
+
+    A model takes no entry for an `always` axis. But where a scope is open already
+    and there are no entries, it follows that scope.
+    """
+
+    def __init__(self, model: keras.Model, schema: FeatureSchema, loss: Loss) -> None:
+        super().__init__(name="probe")
+        self.probed = model
+        self.routes = functools.partial(Routing.from_ids, schema)
+        self.losses_of = loss
+
+    def build(self, input_shape: Any) -> None:
+        self.built = True
+
+    def call(self, inputs: Mapping[str, Any]) -> Tensor:
+        with routing_scope(self.routes(inputs["ids"])):
+            outputs = self.probed(inputs["own"], training=False)
+        return self.losses_of(inputs["targets"], outputs)
+
+
+def next_token_losses(targets: Tensor, logits: Tensor) -> Tensor:
+    """Cross entropy in nats of each next token, `(batch, length)`, in float32."""
+    return keras.losses.sparse_categorical_crossentropy(
+        targets, ops.cast(logits, "float32"), from_logits=True
+    )
+
+
+def _loss_function(model: Any, loss: Any) -> Loss:
+    if loss is None and isinstance(model, keras_hub.models.CausalLM):
+        return next_token_losses
+    loss = getattr(model, "loss", None) if loss is None else loss
+    if isinstance(loss, str):
+        loss = keras.losses.get(loss)
+    if isinstance(loss, keras.losses.Loss):
+        return loss.call
+    if not callable(loss):
+        raise ValueError(
+            "`loss` must be a Keras loss, its name or a function of targets and "
+            f"outputs. Received: {loss!r}. Pass `loss=`, or compile the model with "
+            "one loss."
+        )
+    return loss
+
+
+def _on_host(x: Any) -> Any:
+    return x if x is None else np.asarray(host_value(x))
+
+
+def _weighted(losses: np.ndarray, weights: Any, count: int) -> np.ndarray:
+    """The weighted mean loss of each example."""
+    if losses.shape[:1] != (count,):
+        raise ValueError(
+            "A loss must be by example, of shape (batch, ...). Received: losses of "
+            f"shape {losses.shape} for {count} examples. Leave out the reduction."
+        )
+    if weights is None:
+        return losses.reshape(count, -1).mean(axis=1)
+    weights = np.asarray(host_value(weights), "float64")
+    if weights.shape != losses.shape:
+        raise ValueError(
+            "`sample_weight` must have the shape of the losses. Received: weights of "
+            f"shape {weights.shape} and losses of shape {losses.shape}. Pass one "
+            "weight per target, or None."
+        )
+    weights = weights.reshape(count, -1)
+    totals = weights.sum(axis=1)
+    counted = np.where(weights > 0, losses.reshape(count, -1), 0.0)
+    sums = (weights * counted).sum(axis=1)
+    return np.where(totals > 0, sums / np.where(totals > 0, totals, 1.0), np.nan)
+
+
+def _values_of(values: Any, ids: np.ndarray) -> tuple[Any, ...]:
+    """The values of each example: a tuple of them where it may have several."""
+    if ids.ndim == 1:
+        return tuple(None if i == ABSENT else values[i] for i in ids)
+    # With weights, ids come in pairs with them.
+    rows = ids[..., 0] if ids.ndim == 3 else ids
+    return tuple(tuple(values[i] for i in row if i != ABSENT) for row in rows)
+
+
+def _mean(x: np.ndarray) -> float:
+    counted = x[~np.isnan(x)]
+    return float(counted.mean()) if len(counted) else float("nan")

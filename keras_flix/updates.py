@@ -1,0 +1,342 @@
+"""Sizes, directions and ranks of the updates of values, out of their factors.
+
+The update of a value in a layer is `s * A @ B`. All here is computed from the two
+factors, in float64 and with numpy: the product, of the kernel's size, is never made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_flix.adapter_files import Adapters
+from keras_flix.datasets import check_axis
+from keras_flix.factors import (
+    Factors,
+    adapters_of_layers,
+    kernel_norm,
+    norms_by_axis,
+    table_of,
+    tables_by_axis,
+)
+from keras_flix.feature import Value
+from keras_flix.features import FeatureSchema
+from keras_flix.scores import aligned
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class UpdateNorms:
+    """How large updates are: what `update_norms` returns.
+
+    Attributes:
+        layers: The paths of the adapted layers.
+        values: The values of each axis.
+        norms: By axis, Frobenius norms of shape `(values, layers)`.
+        kernel_norms: Those of the base's kernels, `(layers,)`; NaN where there is
+            no kernel in floating point.
+    """
+
+    layers: tuple[str, ...]
+    values: Mapping[str, tuple[Value, ...]]
+    norms: Mapping[str, np.ndarray]
+    kernel_norms: np.ndarray
+
+    @property
+    def relative(self) -> dict[str, np.ndarray]:
+        """The norms over those of the kernels, by axis."""
+        return {name: norms / self.kernel_norms for name, norms in self.norms.items()}
+
+    @property
+    def total(self) -> dict[str, np.ndarray]:
+        """By axis, the norm of each value over all layers, `(values,)`."""
+        return {name: _over_layers(norms) for name, norms in self.norms.items()}
+
+    def table(self, axis: str) -> str:
+        """The values of an axis as a text, one line each."""
+        check_axis(axis, self.values, "A table")
+        kernels = _over_layers(self.kernel_norms)
+        rows = [[axis, "norm", "relative", "largest in"]]
+        for value, total, norms in zip(
+            self.values[axis], self.total[axis], self.norms[axis]
+        ):
+            share = number(total / kernels)
+            where = self.layers[int(np.argmax(norms))] if total > 0 else "-"
+            rows.append([str(value), number(total), share, where])
+        return aligned(rows)
+
+    def __str__(self) -> str:
+        return "\n\n".join(self.table(name) for name in self.values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The norms as a dict of JSON types; `None` stands for NaN."""
+        return plain(dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ValueSimilarity:
+    """How alike the updates of an axis' values are: see `value_similarity`.
+
+    Attributes:
+        axis: The axis' name.
+        values: Its values.
+        layers: The paths of the layers that count.
+        matrix: Cosines of shape `(values, values)`, NaN for values without update.
+    """
+
+    axis: str
+    values: tuple[Value, ...]
+    layers: tuple[str, ...]
+    matrix: np.ndarray
+
+    def table(self) -> str:
+        """Each value with the one that is most like it, as a text."""
+        rows = [[self.axis, "nearest", "cosine"]]
+        others = np.where(np.eye(len(self.values), dtype=bool), np.nan, self.matrix)
+        for value, cosines in zip(self.values, others):
+            if np.isnan(cosines).all():
+                rows.append([str(value), "-", "-"])
+            else:
+                best = int(np.nanargmax(cosines))
+                row = [str(value), str(self.values[best]), f"{cosines[best]:.2f}"]
+                rows.append(row)
+        return aligned(rows)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The similarities as a dict of JSON types; `None` stands for NaN."""
+        return plain(dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EffectiveRank:
+    """How much of their ranks updates use: what `effective_rank` returns.
+
+    Attributes:
+        layers: The paths of the adapted layers.
+        values: The values of each axis.
+        allotted: The rank of each value by axis, `(values,)`.
+        energy: The share of the squared singular values that counts.
+        singular_values: By axis and layer, of shape `(values, rank)`, falling.
+        energy_ranks: By axis, `(values, layers)`: how many singular values hold
+            that share; 0 without update.
+        entropy_ranks: By axis, `(values, layers)`: `exp` of the entropy of the
+            singular values as shares of their sum (Roy and Vetterli, 2007); a
+            number between 1 and the rank, 0 without update.
+    """
+
+    layers: tuple[str, ...]
+    values: Mapping[str, tuple[Value, ...]]
+    allotted: Mapping[str, np.ndarray]
+    energy: float
+    singular_values: Mapping[str, tuple[np.ndarray, ...]]
+    energy_ranks: Mapping[str, np.ndarray]
+    entropy_ranks: Mapping[str, np.ndarray]
+
+    @property
+    def used(self) -> dict[str, np.ndarray]:
+        """`energy_ranks` over the allotted ranks, by axis."""
+        return {
+            name: ranks / self.allotted[name][:, None]
+            for name, ranks in self.energy_ranks.items()
+        }
+
+    def table(self, axis: str) -> str:
+        """The values of an axis as a text: means over the layers."""
+        check_axis(axis, self.values, "A table")
+        rows = [[axis, "rank", f"for {self.energy:.0%}", "by entropy", "used"]]
+        for value, *numbers, used in zip(
+            self.values[axis],
+            self.allotted[axis],
+            self.energy_ranks[axis].mean(axis=1),
+            self.entropy_ranks[axis].mean(axis=1),
+            self.used[axis].mean(axis=1),
+        ):
+            rows.append([str(value), *map(number, numbers), f"{used:.0%}"])
+        return aligned(rows)
+
+    def __str__(self) -> str:
+        return "\n\n".join(self.table(name) for name in self.values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ranks as a dict of JSON types; `None` stands for NaN."""
+        return plain(dataclasses.asdict(self))
+
+
+def update_norms(source: keras.Model | Adapters) -> UpdateNorms:
+    """Frobenius norms of the updates of all values in all layers.
+
+    Args:
+        source: An adapted model, or what `read_adapters` read of a file.
+
+    Returns:
+        The `UpdateNorms`. NaN stands where a table holds what is not finite, and
+        for kernels that are quantized or not there.
+
+    Example:
+
+    >>> inputs = keras.Input((8,), name="x")
+    >>> head = keras.layers.Dense(4, kernel_initializer="ones", name="head")
+    >>> model = keras.Model({"x": inputs}, head(inputs))
+    >>> model = keras_flix.enable_flix(model, {"task": ["qa"]}, targets=["head"])
+    >>> norms = update_norms(model)
+    >>> norms.norms["task"], norms.kernel_norms
+    (array([[0.]]), array([5.65685425]))
+    """
+    schema, layers = adapters_of_layers(source)
+    norms = norms_by_axis(schema, layers)
+    kernels = [kernel_norm(source, path) for path in layers]
+    return UpdateNorms(tuple(layers), _values(schema), norms, np.asarray(kernels))
+
+
+def value_similarity(
+    source: keras.Model | Adapters, axis: str, layers: Sequence[str] | None = None
+) -> ValueSimilarity:
+    """Cosines between the updates of an axis' values.
+
+    The updates of a value in all layers count as one long vector.
+
+    Args:
+        source: An adapted model, or what `read_adapters` read of a file.
+        axis: The axis' name.
+        layers: Paths, names, or regexes that match a whole path, of the layers to
+            count; `None` counts all.
+
+    Returns:
+        The `ValueSimilarity`. A value whose update is zero, such as one that was
+        never trained, has no direction: its row and column are NaN, as are those
+        of a value with a table that is not finite.
+
+    Raises:
+        ValueError: If there is no such axis, or nothing matches a layer.
+    """
+    schema, adapters = adapters_of_layers(source)
+    check_axis(axis, schema.names, "A similarity")
+    paths = _matching(list(adapters), layers)
+    products = np.zeros((len(schema[axis].values),) * 2)
+    for path in paths:
+        products += Factors.of(table_of(adapters[path], axis)).products()
+    norms = np.sqrt(np.diag(products))
+    norms = np.where(norms > 0, norms, np.nan)
+    matrix = np.clip(products / np.outer(norms, norms), -1.0, 1.0)
+    np.fill_diagonal(matrix, np.where(np.isnan(norms), np.nan, 1.0))
+    return ValueSimilarity(axis, tuple(schema[axis].values), tuple(paths), matrix)
+
+
+def effective_rank(
+    source: keras.Model | Adapters, energy: float = 0.99
+) -> EffectiveRank:
+    """How much of its rank each value's update uses in each layer.
+
+    Args:
+        source: An adapted model, or what `read_adapters` read of a file.
+        energy: The share of an update's squared singular values that must be
+            held; in `(0, 1]`.
+
+    Returns:
+        The `EffectiveRank`. NaN stands where a table holds what is not finite.
+
+    Raises:
+        ValueError: If `energy` is not such a share.
+    """
+    if not 0 < energy <= 1:
+        raise ValueError(
+            "`energy` must be a share in (0, 1]. Received: "
+            f"energy={energy!r}. 0.99 is the default."
+        )
+    schema, layers = adapters_of_layers(source)
+    singular = {
+        name: tuple(Factors.of(table).singular_values() for table in tables)
+        for name, tables in tables_by_axis(schema, layers).items()
+    }
+    return EffectiveRank(
+        layers=tuple(layers),
+        values=_values(schema),
+        allotted={f.name: np.asarray(f.ranks) for f in schema},
+        energy=float(energy),
+        singular_values=singular,
+        energy_ranks={
+            name: np.stack([_energy_rank(s, energy) for s in each], axis=1)
+            for name, each in singular.items()
+        },
+        entropy_ranks={
+            name: np.stack([_entropy_rank(s) for s in each], axis=1)
+            for name, each in singular.items()
+        },
+    )
+
+
+def _values(schema: FeatureSchema) -> dict[str, tuple[Value, ...]]:
+    return {feature.name: tuple(feature.values) for feature in schema}
+
+
+def _matching(paths: list[str], wanted: Sequence[str] | None) -> list[str]:
+    if wanted is None:
+        return paths
+    found = set()
+    for pattern in [wanted] if isinstance(wanted, str) else wanted:
+        matches = {
+            path
+            for path in paths
+            if pattern in (path, path.rpartition("/")[2]) or re.fullmatch(pattern, path)
+        }
+        if not matches:
+            near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)
+            raise ValueError(
+                "`layers` must be paths, names or regexes of adapted layers. "
+                f"Received: {pattern!r}, which matches none of {len(paths)}. The "
+                f"nearest is {near[0]!r}."
+            )
+        found |= matches
+    return [path for path in paths if path in found]
+
+
+def _over_layers(norms: np.ndarray) -> Any:
+    return np.sqrt((norms**2).sum(axis=-1))
+
+
+def _energy_rank(singular: np.ndarray, energy: float) -> np.ndarray:
+    held = np.cumsum(singular**2, axis=-1)
+    # A share of exactly 1 must not fail for the last bit of a sum.
+    short = held < energy * held[:, -1:] * (1 - 1e-12)
+    ranks = np.where(held[:, -1] > 0, short.sum(axis=-1) + 1.0, 0.0)
+    return np.where(np.isnan(held[:, -1]), np.nan, ranks)
+
+
+def _entropy_rank(singular: np.ndarray) -> np.ndarray:
+    total = singular.sum(axis=-1, keepdims=True)
+    shares = singular / np.where(total > 0, total, 1.0)
+    terms = shares * np.log(np.where(shares > 0, shares, 1.0))
+    ranks = np.where(total[:, 0] > 0, np.exp(-terms.sum(axis=-1)), 0.0)
+    return np.where(np.isnan(total[:, 0]), np.nan, ranks)
+
+
+def number(x: Any) -> str:
+    """A number as a table shows it.
+
+    >>> number(1234.5), number(0.012345), number(float("nan"))
+    ('1.23e+03', '0.0123', '-')
+    """
+    return "-" if np.isnan(x) else f"{x:.3g}"
+
+
+def plain(x: Any) -> Any:
+    """Arrays, tuples and dicts of them as JSON types; `None` stands for NaN.
+
+    >>> plain({"norms": np.array([1.5, np.nan])})
+    {'norms': [1.5, None]}
+    """
+    if isinstance(x, Mapping):
+        return {name: plain(value) for name, value in x.items()}
+    if isinstance(x, np.ndarray):
+        x = x.tolist()
+    if isinstance(x, (list, tuple)):
+        return [plain(value) for value in x]
+    return None if isinstance(x, float) and np.isnan(x) else x
