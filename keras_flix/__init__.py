@@ -8,7 +8,7 @@ from keras_flix.dropout import FeatureDropout
 from keras_flix.feature import Feature
 from keras_flix.features import FeatureSchema
 from keras_flix.fingerprint import base_fingerprint
-from keras_flix.growing import add_values, remove_values, rename_value
+from keras_flix.growing import add_feature, add_values, remove_values, rename_value
 from keras_flix.hub import push_adapters
 from keras_flix.layers import FlixDense, FlixEinsumDense
 from keras_flix.merged_export import export_merged
@@ -32,6 +32,7 @@ __all__ = [
     "__version__",
     "adapters_disabled",
     "add_adapter_rules",
+    "add_feature",
     "add_values",
     "analysis",
     "base_fingerprint",

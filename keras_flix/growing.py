@@ -1,4 +1,4 @@
-"""Trained models that grow: `add_values`, `remove_values`, `rename_value`."""
+"""Trained models that grow: more values or fewer, other names, more features."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import keras
 
-from keras_flix.feature import Value
+from keras_flix.dropout import FeatureDropout
+from keras_flix.feature import Feature, Value
+from keras_flix.features import FeatureSchema
 from keras_flix.layers.checks import check_ranks
-from keras_flix.resizing import Start, changeable_surgery, resize, set_schema
+from keras_flix.resizing import Start, add_axis, changeable_surgery, resize, set_schema
 from keras_flix.schema_changes import (
     checked_axis,
     checked_init,
@@ -17,7 +19,7 @@ from keras_flix.schema_changes import (
     with_values,
     without_values,
 )
-from keras_flix.surgery import checked_seed
+from keras_flix.surgery import check_names, checked_seed
 
 
 def add_values(
@@ -164,4 +166,61 @@ def rename_value(model: keras.Model, axis: str, old: Value, new: Value) -> keras
     if choice is not None and axis in choice:
         choice = {**choice, axis: [new if v == old else v for v in choice[axis]]}
     set_schema(surgery, replaced(surgery.schema, renamed), choice)
+    return model
+
+
+def add_feature(
+    model: keras.Model,
+    feature: Feature,
+    *,
+    rank: int | Mapping[Value, int] = 4,
+    dropout: float | FeatureDropout = 0.0,
+    seed: int | None = None,
+) -> keras.Model:
+    """Gives an adapted model one more feature, also after training.
+
+    What the model computes does not change until the feature is trained: its
+    updates start at zero. Inputs must state it from now on, unless it has
+    always=True. The optimizer stays the same object and keeps its iterations and
+    its state of the other features' tables; training goes on without compiling
+    again. (Where the model had feature dropout and the new feature has some too,
+    later draws are others.)
+
+    Args:
+        model: A model adapted by `enable_flix`. It is changed in place.
+        feature: The new feature, the last of the model's from now on.
+        rank: Rank of its values' updates, if the feature states none: a number, or
+            a dict by value.
+        dropout: Its feature dropout, if it states none.
+        seed: Seeds its tables. `None` takes the seed of `enable_flix`.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: If the feature does not fit the model, or the state of the
+            optimizer cannot be kept. The model is then left as it was.
+
+    Example:
+
+    >>> x = keras.Input((8,), name="x")
+    >>> model = keras.Model({"x": x}, keras.layers.Dense(4, name="head")(x))
+    >>> model = enable_flix(model, {"language": ["en", "sw"]}, targets=["head"])
+    >>> model = add_feature(model, Feature("shared", always=True))
+    >>> model = add_feature(model, Feature("domain", ["news", "web"], rank=2))
+    >>> batch = {"x": np.ones((2, 8)), "language": "en", "domain": ["web", None]}
+    >>> tuple(model(batch).shape)
+    (2, 4)
+    """
+    surgery = changeable_surgery(model)
+    (feature,) = FeatureSchema([feature])
+    by_name = {feature.name: rank} if isinstance(rank, Mapping) else rank
+    (feature,) = FeatureSchema([feature]).resolve(by_name, dropout)
+    schema = FeatureSchema([*surgery.schema, feature])
+    for part in surgery.parts:
+        check_names(part, schema)
+    for layer in surgery.layers.values():
+        check_ranks(layer, schema)
+    seed = surgery.seed if seed is None else checked_seed(seed)
+    add_axis(surgery, schema, feature, seed)
     return model

@@ -21,26 +21,22 @@ class KnownTables:
         a: `(values, d_in, rank)`.
         b: `(values, rank, d_out)`.
         scales: `s_f` of each value.
-        ranks: Of each value.
     """
 
     a: np.ndarray
     b: np.ndarray
     scales: Sequence[float]
-    ranks: Sequence[int]
-
-    def copy(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """A value's own `A` and `B`, without what is beyond its rank."""
-        rank = self.ranks[row]
-        return self.a[row, :, :rank], self.b[row, :rank]
 
     def weighted_sum(
         self, weights: Mapping[int, float]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Factors, side by side, of the sum of values' updates, by their ids."""
-        pairs = [(w * self.scales[row], self.copy(row)) for row, w in weights.items()]
-        a = np.concatenate([scale * a.astype("float64") for scale, (a, _) in pairs], 1)
-        b = np.concatenate([b.astype("float64") for _, (_, b) in pairs], 0)
+        scaled = [
+            w * self.scales[row] * self.a[row].astype("float64")
+            for row, w in weights.items()
+        ]
+        a = np.concatenate(scaled, axis=1)
+        b = np.concatenate([self.b[row] for row in weights], axis=0).astype("float64")
         return a, b
 
 

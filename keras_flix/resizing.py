@@ -18,6 +18,7 @@ from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.new_values import KnownTables, fill_with_product, fresh_tables
 from keras_flix.routed_model import Surgery, surgery_of
 from keras_flix.schema_changes import narrowed
+from keras_flix.surgery import add_dropout_seed
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -70,16 +71,17 @@ class Start:
         adapter = layer._adapter
         old = adapter.schema[grown.name]
         a, b = (ops.convert_to_numpy(v.value) for v in adapter.variables[grown.name])
-        known = KnownTables(a, b, adapter.scales(old), old.ranks)
         rank = grown.ranks[row]
         if self.copies:
             (source,) = self.weights
             if old.ranks[source] == rank:
-                return known.copy(source)
+                return a[source], b[source]
         name = f"{key}/{grown.name}/{grown.values[row]}"
         new_a, new_b = fresh_tables(a.shape[1], b.shape[2], rank, (self.seed, name))
         if self.weights:
-            factors, others = known.weighted_sum(self.weights)
+            factors, others = KnownTables(a, b, adapter.scales(old)).weighted_sum(
+                self.weights
+            )
             if not np.isfinite(factors).all() or not np.isfinite(others).all():
                 raise ValueError(
                     "The values that `init` names must have finite tables. Received: "
@@ -127,5 +129,28 @@ def resize(
                 optimizer, None, {id(table): rows for table in tables}
             )
     set_schema(surgery, schema, choice)
+    for part in surgery.parts:
+        _compat.track_torch_parameters(part)
+
+
+def add_axis(
+    surgery: Surgery, schema: FeatureSchema, feature: Feature, seed: int
+) -> None:
+    """Gives all layers the tables of one more axis, the last one of the schema."""
+    optimizers = [
+        (optimizer, part)
+        for optimizer, part in optimizers_of(surgery).values()
+        if _compat.optimizer_knows(part, part.trainable_variables)
+    ]
+    for optimizer, _ in optimizers:
+        _compat.check_growable(optimizer, [])
+    with creation_scope(surgery.parts[-1]):
+        for path, layer in surgery.layers.items():
+            layer.add_axis(feature, seed, path)
+        if feature.dropout and surgery.dropout_seed is None:
+            add_dropout_seed(surgery.parts, surgery.seed)
+        for optimizer, part in optimizers:
+            _compat.regrow_optimizer(optimizer, part.trainable_variables, {})
+    set_schema(surgery, schema, surgery.trainable)
     for part in surgery.parts:
         _compat.track_torch_parameters(part)

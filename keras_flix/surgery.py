@@ -114,13 +114,10 @@ def adapt_layers(
         check_ranks(layer, schema)
     verified = _check_runs(model, layers)
 
-    dropout_seed = None
     with creation_scope(model):
         for key, layer in layers.items():
             adapted = ADAPTED_CLASSES[type(layer)]
             adapted.from_layer(layer, schema, alpha=alpha, seed=seed, key=key)
-        if any(feature.dropout for feature in schema):
-            dropout_seed = keras.random.SeedGenerator(seed)
     tables = [
         variable
         for layer in layers.values()
@@ -136,7 +133,6 @@ def adapt_layers(
             base_class=type(part),
             parts=parts,
             seed=seed,
-            dropout_seed=dropout_seed,
             unwraps=not _compat.takes_dict(part),
             input_keys=_compat.input_keys(part),
             verified=verified,
@@ -144,10 +140,9 @@ def adapt_layers(
         if isinstance(part, keras_hub.models.Task):
             surgery.no_gradient = rounded_logits(part)
         _route(part, surgery)
-    if dropout_seed is not None:
-        # Its state must be among the variables of each part, once.
-        with _compat.unlocked(parts[0]):
-            parts[0]._flix_dropout_seed = dropout_seed
+    if any(feature.dropout for feature in schema):
+        with creation_scope(model):
+            add_dropout_seed(parts, seed)
     _compat.wrap_rematerialization(model, carry_routing)
     _compat.track_torch_parameters(model)
     return model
@@ -171,6 +166,16 @@ def _parts(model: keras.Model) -> list[keras.Model]:
     if isinstance(model, keras_hub.models.Task) and isinstance(backbone, keras.Model):
         return [backbone, model]
     return [model]
+
+
+def add_dropout_seed(parts: list[Any], seed: int) -> None:
+    """Gives an adapted model what drives its feature dropout."""
+    dropout_seed = keras.random.SeedGenerator(seed)
+    for part in parts:
+        part._flix.dropout_seed = dropout_seed
+    # Its state must be among the variables of each part, once.
+    with _compat.unlocked(parts[0]):
+        parts[0]._flix_dropout_seed = dropout_seed
 
 
 def _route(model: keras.Model, surgery: Surgery) -> None:
@@ -205,6 +210,11 @@ def _check_model(model: Any, schema: FeatureSchema) -> None:
         )
     check_quantized_model(model)
     check_devices(model)
+    check_names(model, schema)
+
+
+def check_names(model: keras.Model, schema: FeatureSchema) -> None:
+    """Raises if a feature is called like one of the model's own inputs."""
     names = _compat.input_names(model)
     if isinstance(model, keras_hub.models.Task):
         names = [*names, *TEXT_KEYS]

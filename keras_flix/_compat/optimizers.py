@@ -138,11 +138,14 @@ def regrow_optimizer(
 
     Args:
         optimizer: A built optimizer, or a `LossScaleOptimizer` around one.
-        variables: All variables it is to train from now on; `None` for the same.
+        variables: The variables it is to train from now on; `None` for the same.
         rows: By id of a resized variable, the old rows that come first in it.
     """
     inner = _innermost(optimizer)
-    variables = list(inner._trainable_variables if variables is None else variables)
+    given = {id(v) for v in variables or ()}
+    # Those that were frozen since the optimizer was built stay, with their state.
+    others = [v for v in inner._trainable_variables if id(v) not in given]
+    variables = [*(variables or ()), *others]
     old = _state(inner)
     fresh = _fresh(inner)
     fresh.build(variables)

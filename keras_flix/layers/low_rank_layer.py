@@ -12,11 +12,11 @@ from keras import ops, tree
 
 from keras_flix import _compat
 from keras_flix.equations import KernelSplit, split_equation
-from keras_flix.feature import check_alpha
+from keras_flix.feature import Feature, check_alpha
 from keras_flix.features import FeatureSchema
 from keras_flix.inputs import layer_ids
 from keras_flix.layers.adapter import Adapter, Constant, initial_a
-from keras_flix.layers.checks import check_ranks, two_loras
+from keras_flix.layers.checks import check_ranks, matrix_shape, two_loras
 from keras_flix.layers.quantized import QuantizedCall
 from keras_flix.low_rank import ActiveValues, Tensor, combined_matrix, low_rank_update
 from keras_flix.routing import Routing, current_routing
@@ -93,22 +93,23 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
         layer._dropout_seed = None
         for variable in layer.weights:
             variable.trainable = False
-        with _compat.unlocked(layer):
-            layer._add_tables(seed, key)
+        layer._add_tables(seed, key)
         return layer
 
     def _add_tables(self, seed: int | None = None, key: str | None = None) -> None:
-        """Creates `A` and `B` of every axis; `B` starts at zero."""
+        """Creates the tables of every axis."""
         check_ranks(self, self.features)
-        shape = _compat.kernel_shape(self)
-        d_in, d_out = self._split().matrix_shape(shape)
-        adapter = self._adapter
         seed = _compat.fresh_seed() if seed is None else seed
-        key = key or self.path
-        for feature in adapter.schema:
-            count, rank = len(feature.values), max(feature.ranks)
-            a = initial_a(feature.ranks, d_in, (seed, f"{key}/{feature.name}"))
-            adapter.variables[feature.name] = tuple(
+        for feature in self.features:
+            self.add_axis(feature, seed, key or self.path)
+
+    def add_axis(self, feature: Feature, seed: int, key: str) -> None:
+        """Creates `A` and `B` of an axis; `B` starts at zero."""
+        d_in, d_out = matrix_shape(self)
+        count, rank = len(feature.values), max(feature.ranks)
+        a = initial_a(feature.ranks, d_in, (seed, f"{key}/{feature.name}"))
+        with _compat.unlocked(self):
+            self._adapter.variables[feature.name] = tuple(
                 _compat.add_table(
                     self,
                     name=f"flix_{feature.name}_{part}",

@@ -45,7 +45,14 @@ def small(optimizer="adam", features=None, trained=True, **kwargs):
         features or FEATURES,
         **{"rank": 2, "targets": "all-linear", "seed": 3, "alpha": 3, **kwargs},
     )
-    randomize(model)
+    for layer in randomize(model)._flix.layers.values():
+        for feature in layer.features:
+            # As training leaves them: nothing beyond a value's rank.
+            for axis, table in zip((2, 1), layer._flix.variables[feature.name]):
+                value = to_numpy(table)
+                for row, rank in enumerate(feature.ranks):
+                    np.moveaxis(value[row], axis - 1, 0)[rank:] = 0
+                table.assign(value)
     model.compile(OPTIMIZERS[optimizer](), loss="mse")
     shapes = [tuple(v.shape) for v in model.trainable_variables]
     return step(model, shapes, 3) if trained else model
