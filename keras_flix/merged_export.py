@@ -42,8 +42,7 @@ EXPORTED: dict[str, dict[str, Any]] = {
         "query_head_dim_normalize": True,
         **NO_GEMMA_2,
     },
-    # Its config leaves it out, so it cannot be rebuilt with merged kernels.
-    "Llama3Backbone": {"tie_word_embeddings": False},
+    "Llama3Backbone": {},
     "MistralBackbone": {"rope_scaling_factor": 1.0},
     "QwenBackbone": {"rope_scaling_factor": 1.0},
     "GPT2Backbone": {},

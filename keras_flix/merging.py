@@ -65,6 +65,9 @@ def merge_features(model: keras.Model, combination: Mapping[str, Any]) -> keras.
 
 def _hub_copy(model: Any, filling: _Filling) -> Any:
     config = model.get_config()
+    if getattr(model, "tie_word_embeddings", False):
+        # KerasHub's Llama leaves it out of its config.
+        config["tie_word_embeddings"] = True
     if isinstance(model, keras_hub.models.Task):
         # With its weights: the logits of KerasHub's Gemma3n keep those embeddings
         # that the backbone has when the task is made.

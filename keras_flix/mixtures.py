@@ -17,6 +17,8 @@ from keras_flix.dropout import FeatureDropout
 from keras_flix.feature import Feature
 from keras_flix.features import FeatureSchema
 
+__all__ = ["Dataset", "Mixture"]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mixture:

@@ -148,12 +148,14 @@ def test_without_norms_of_queries_kerashub_exports_nothing(tmp_path):
         export_merged(adapt(plain), COMBINATION, tmp_path / "merged")
 
 
-def test_what_kerashub_cannot_rebuild_is_refused(tmp_path):
+def test_tied_embeddings_of_llama_are_kept(tmp_path):
     plain = make("Llama3", tie_word_embeddings=True)
     # The trap: a copy by its config is another model.
     assert "tie_word_embeddings" not in plain.backbone.get_config()
-    with pytest.raises(ValueError, match="tie_word_embeddings=False. Received: "):
-        export_merged(adapt(plain), COMBINATION, tmp_path / "merged")
+    merged = keras_flix.merge_features(adapt(plain), COMBINATION)
+    assert merged.backbone.tie_word_embeddings
+    export_merged(plain, COMBINATION, tmp_path / "merged", verify=True)
+    assert (tmp_path / "merged" / "config.json").exists()
 
 
 def test_images_of_other_lengths_are_refused(tmp_path):
