@@ -133,16 +133,15 @@ def fit_blend(
                 epochs=epochs,
                 verbose=verbose,
             )
-        found = ops.convert_to_numpy(blended.blend).astype("float64").tolist()
-    if not np.isfinite(found).all() or found == list(
-        np.float32(list(weights.values()))
-    ):
+        found = ops.convert_to_numpy(blended.blend)
+    start = np.asarray(list(weights.values()), "float32")
+    if not np.isfinite(found).all() or np.array_equal(found, start):
         raise ValueError(
             f"The weights of {feature!r} must get a finite gradient that is not zero. "
-            f"Received: weights {found} after training. Train the known values "
-            "first, or lower `learning_rate`."
+            f"Received: weights {found.tolist()} after training. Train the known "
+            "values first, or lower `learning_rate`."
         )
-    learned = {axis.values[row]: w for row, w in zip(weights, found)}
+    learned = {axis.values[row]: float(w) for row, w in zip(weights, found)}
     add_values(model, feature, [value], init=learned, rank=rank)
     return Blend(
         feature, value, learned, history.history["loss"], _kept(surgery, axis, learned)
