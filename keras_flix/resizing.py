@@ -27,13 +27,13 @@ def changeable_surgery(model: Any) -> Surgery:
     """What `enable_flix` did to a model whose tables can be changed now."""
     surgery = surgery_of(model)
     for part in surgery.parts:
-        check_devices(part)
-        if not _compat.holds_values(_compat.training_state(part)):
+        if _compat.is_running(part):
             raise ValueError(
-                "The values of a feature must not change while the model is being "
-                "trained. Received: a call from within `fit`, such as from a "
-                "callback. Call it before or after `fit`."
+                "A model's values, and which of them train, must not change while "
+                "Keras runs the model. Received: a call from within `fit`, such as "
+                "from a callback. Call it before or after `fit`."
             )
+        check_devices(part)
     return surgery
 
 

@@ -36,12 +36,12 @@ from keras_flix._compat.models import (
 from keras_flix._compat.optimizers import (
     carried_rows,
     check_growable,
-    holds_values,
     regrow_optimizer,
     resize_variable,
 )
 from keras_flix._compat.training import (
     accept_training,
+    is_running,
     optimizer_knows,
     reset_functions,
     source_kind,
@@ -65,10 +65,10 @@ __all__ = [
     "freeze",
     "fresh_seed",
     "guard_rows",
-    "holds_values",
     "input_keys",
     "input_names",
     "is_functional",
+    "is_running",
     "kernel_shape",
     "layers_with_parents",
     "memory_of",

@@ -29,11 +29,6 @@ def resize_variable(variable: keras.Variable, value: np.ndarray) -> None:
     variable._shape = variable._validate_shape(value.shape)
 
 
-def holds_values(variables: Sequence[keras.Variable]) -> bool:
-    """Whether variables have values: on JAX, `fit` takes them out while it runs."""
-    return all(variable._value is not None for variable in variables)
-
-
 def carried_rows(
     old: np.ndarray, initial: np.ndarray, rows: Sequence[int]
 ) -> np.ndarray:
@@ -155,7 +150,8 @@ def regrow_optimizer(
     for name, slots in new.slots.items():
         for at, (variable, slot) in enumerate(zip(variables, slots)):
             if slot is not None and name == AVERAGES:
-                slot.assign(variable)
+                # A copy: JAX would share the buffer, and training donates buffers.
+                slot.assign(ops.copy(variable.value))
             if slot is None or id(variable) not in index:
                 continue
             kept = old.slots[name][index[id(variable)]]

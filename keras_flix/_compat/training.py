@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from keras.src.trainers import data_adapters
 
 from keras_flix._compat.models import flatten_layers
 
+_RUNNING: collections.Counter[int] = collections.Counter()
 DATA_FUNCTIONS = ("train_function", "test_function", "predict_function")
 
 
@@ -76,9 +78,30 @@ def variables_survive(model: keras.Model) -> Iterator[None]:
     Keras' JAX trainer takes the values out of the variables for the loop, and an
     exception, such as that of an unknown feature value, would lose them.
     """
-    if keras.config.backend() != "jax":
+    with _running(model):
+        if keras.config.backend() != "jax":
+            yield
+            return
+        yield from _survive(model)
+
+
+def is_running(model: keras.Model) -> bool:
+    """Whether Keras loops over data with a model, and calls us from within."""
+    return bool(_RUNNING[id(model)])
+
+
+@contextlib.contextmanager
+def _running(model: keras.Model) -> Iterator[None]:
+    _RUNNING[id(model)] += 1
+    try:
         yield
-        return
+    finally:
+        _RUNNING[id(model)] -= 1
+        if not _RUNNING[id(model)]:
+            del _RUNNING[id(model)]
+
+
+def _survive(model: keras.Model) -> Iterator[None]:
     before = [(variable, variable._value) for variable in training_state(model)]
     try:
         yield
