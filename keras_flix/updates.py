@@ -185,7 +185,7 @@ def update_norms(source: keras.Model | Adapters) -> UpdateNorms:
     >>> inputs = keras.Input((8,), name="x")
     >>> head = keras.layers.Dense(4, kernel_initializer="ones", name="head")
     >>> model = keras.Model({"x": inputs}, head(inputs))
-    >>> model = keras_flix.enable_flix(model, {"task": ["qa"]}, targets=["head"])
+    >>> model = enable_flix(model, {"task": ["qa"]}, targets=["head"])
     >>> norms = update_norms(model)
     >>> norms.norms["task"], norms.kernel_norms
     (array([[0.]]), array([5.65685425]))

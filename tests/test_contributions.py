@@ -1,5 +1,8 @@
 """What axes do to the loss, against models whose tables are really gone."""
 
+import contextlib
+
+import keras
 import numpy as np
 import pytest
 from conftest import FEATURES, randomize, to_numpy
@@ -35,16 +38,23 @@ def adapted():
 
 
 def mse(model, inputs):
-    return ((to_numpy(model(inputs)) - TARGETS) ** 2).mean(axis=1)
+    return ((model.predict_on_batch(inputs) - TARGETS) ** 2).mean(axis=1)
 
 
-def zero(model, *axes):
-    """Takes the updates of axes away."""
-    for layer in ("hidden", "head"):
-        for axis in axes:
-            b = model.get_layer(layer)._adapter.variables[axis][1]
-            b.assign(np.zeros(b.shape))
-    return model
+@contextlib.contextmanager
+def gone(model, *axes):
+    """Takes the updates of axes away for a block."""
+    tables = [
+        model.get_layer(layer)._adapter.variables[axis][1]
+        for layer in ("hidden", "head")
+        for axis in axes
+    ]
+    before = [to_numpy(table).copy() for table in tables]
+    for table in tables:
+        table.assign(np.zeros(table.shape))
+    yield
+    for table, value in zip(tables, before):
+        table.assign(value)
 
 
 def test_losses_without_each_axis_and_with_it_alone():
@@ -59,10 +69,10 @@ def test_losses_without_each_axis_and_with_it_alone():
         np.testing.assert_allclose(found.without[axis], mse(model, without), **close)
     names = {"task", "domain", "shared"}
     for axis in names:
-        gone = zero(adapted(), *(names - {axis}))
-        np.testing.assert_allclose(found.alone[axis], mse(gone, INPUTS), **close)
-    gone = zero(adapted(), "shared")
-    np.testing.assert_allclose(found.without["shared"], mse(gone, INPUTS), **close)
+        with gone(model, *(names - {axis})):
+            np.testing.assert_allclose(found.alone[axis], mse(model, INPUTS), **close)
+    with gone(model, "shared"):
+        np.testing.assert_allclose(found.without["shared"], mse(model, INPUTS), **close)
     assert np.abs(found.leave_one_out["shared"]).min() > 1e-4
     # An example without a task: nothing to leave out.
     assert found.leave_one_out["task"][1] == 0.0 == found.over_base["task"][1]
@@ -101,8 +111,9 @@ def test_values_with_weights():
     inputs = {**INPUTS, "domain": [{"news": 0.25, "web": 1.5}] * 5}
     found = axis_contributions(model, inputs, TARGETS)
     np.testing.assert_allclose(found.full, mse(model, inputs), rtol=1e-5)
-    gone = {**inputs, "domain": [[]] * 5}
-    np.testing.assert_allclose(found.without["domain"], mse(model, gone), rtol=1e-5)
+    with gone(model, "domain"):
+        without = mse(model, inputs)
+    np.testing.assert_allclose(found.without["domain"], without, rtol=1e-5)
     assert found.values["domain"][0] == ("news", "web")
 
 
@@ -143,7 +154,7 @@ def test_weights_of_targets():
     weights = np.zeros((5, 4))
     weights[0], weights[1, 2] = [1, 0, 3, 0], 2
     found = axis_contributions(model, INPUTS, TARGETS, weights, loss=squares)
-    errors = (to_numpy(model(INPUTS)) - TARGETS) ** 2
+    errors = (model.predict_on_batch(INPUTS) - TARGETS) ** 2
     np.testing.assert_allclose(
         found.full, [*(errors[:2] * weights[:2]).sum(1) / [4, 2], *[np.nan] * 3], 1e-5
     )
@@ -172,7 +183,9 @@ def test_refusals():
 
 
 def test_causal_lm_in_nats_per_token_of_the_response(make_gemma):
-    gemma = randomize(keras_flix.enable_flix(make_gemma(), FEATURES, rank=2))
+    gemma = randomize(
+        keras_flix.enable_flix(make_gemma(num_layers=1), FEATURES, rank=2)
+    )
     data = {
         "prompts": ["the quick", "dog", "qa en"],
         "responses": ["brown fox", "jumps over the lazy dog", "sw"],
@@ -188,7 +201,7 @@ def test_causal_lm_in_nats_per_token_of_the_response(make_gemma):
     )
 
     def cross_entropy(x):
-        logits = to_numpy(gemma(x)).astype("float64")
+        logits = keras.Model.predict_on_batch(gemma, x).astype("float64")
         logits -= logits.max(-1, keepdims=True)
         logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
         losses = -np.take_along_axis(logits, y[..., None], -1)[..., 0]
