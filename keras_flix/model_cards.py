@@ -84,6 +84,10 @@ def lora_card(
         scores: As for `adapter_card`.
     """
     base_model = base_model or config.get("base_model_name_or_path")
+    # PEFT finds repositories on Hugging Face by itself.
+    fetched = f"keras_flix.hub.download({str(handle)!r})"
+    place = repr(handle.repository) if handle.hub == "hf" else fetched
+    imports = "" if handle.hub == "hf" else "import keras_flix\n"
     modules = config.get("target_modules") or []
     modules = [modules] if isinstance(modules, str) else sorted(modules)
     parts = [
@@ -92,10 +96,10 @@ def lora_card(
         "One combination of the values of featurized low-rank adapters (FLix), as a "
         f"LoRA of rank {config.get('r')} on {', '.join(map(_code, modules))}.",
         "## Use",
-        "```python\nfrom peft import PeftModel\n"
+        f"```python\n{imports}from peft import PeftModel\n"
         "from transformers import AutoModelForCausalLM\n\n"
         f"base = AutoModelForCausalLM.from_pretrained({base_model or '...'!r})\n"
-        f"model = PeftModel.from_pretrained(base, {handle.repository!r})\n```",
+        f"model = PeftModel.from_pretrained(base, {place})\n```",
         *_score_parts(scores),
         f"Written by keras_flix {__version__}.",
     ]
@@ -136,11 +140,12 @@ def _kind(feature: Feature) -> str:
 
 def _usage(adapters: Adapters, handle: Handle, base_model: str | None) -> str:
     entries = {f.name: f.values[0] for f in adapters.schema.routed}
-    task = f"keras_hub.models.Task.from_preset({base_model or '...'!r})"
+    task = f"keras_hub.models.CausalLM.from_preset({base_model or '...'!r})"
     lines = [
         "```python",
         "import keras_hub, keras_flix",
         "",
+        "# Or the class of the base that it was trained as.",
         f"model = {task}",
         f"keras_flix.load_adapters(model, {str(handle)!r})",
     ]

@@ -176,6 +176,8 @@ def test_a_lora_directory_there_and_back(folders, tmp_path, place):
     card = (fetched / "README.md").read_text()
     assert 'base_model: "google/gemma"' in card
     assert "LoRA of rank 8 on `q_proj`, `v_proj`." in card
+    where = f"keras_flix.hub.download({place!r})" if "kaggle" in place else "'me/lora'"
+    assert f"PeftModel.from_pretrained(base, {where})" in card
     with pytest.raises(ValueError) as error:
         keras_flix.load_adapters(make_mlp(), place)
     assert str(error.value) == (
