@@ -11,6 +11,7 @@ import keras
 import pytest
 
 import keras_flix
+from keras_flix.command_line.main import parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "guides" / "reference"
@@ -56,3 +57,13 @@ def test_the_site_builds(tmp_path):
     # From the docstring: its text, its table of arguments and its example.
     for expected in ("The model is changed in place", "all-linear", "&gt;&gt;&gt;"):
         assert expected in page
+
+
+def test_every_command_is_in_the_reference():
+    text = (PAGES / "command_line.md").read_text()
+    (commands,) = (
+        action.choices for action in parser()._actions if action.dest == "command"
+    )
+    assert len(commands) >= 5
+    for command in commands:
+        assert f"`keras-flix {command}" in text
