@@ -114,7 +114,7 @@ def _restore(rows: Sequence[tuple[keras.Variable, np.ndarray, Any]]) -> None:
         for (variable, mask, _), old in zip(rows, old_values):
 
             def assign(one: Any, old: Any, mask: np.ndarray = mask) -> Any:
-                return one.assign(kept(mask, old, one))
+                return one.assign(kept(mask, old, tf.convert_to_tensor(one)))
 
             strategy.extended.update(variable.value, assign, args=(old,), group=False)
 
