@@ -34,7 +34,9 @@ __all__ = ["plot_contributions", "plot_norms", "plot_ranks", "plot_similarity"]
 
 
 def plot_similarity(
-    similarity: ValueSimilarity, groups: Groups | None = None
+    similarity: ValueSimilarity,
+    groups: Groups | None = None,
+    limit: float | None = None,
 ) -> Figure:
     """Similarities of values, ordered by a dendrogram, which is beside them.
 
@@ -44,6 +46,9 @@ def plot_similarity(
         similarity: What `value_similarity` returned.
         groups: By value, the name of its group, such as a language's family. Labels
             are coloured by it; values may be missing.
+        limit: Colours go from `-limit` to `limit`. By default that is the largest
+            cosine of two values: each value starts from a random `A` of its own, so
+            that cosines may be small and tell values apart all the same.
 
     Returns:
         A figure. Values without update come last, in grey.
@@ -66,7 +71,11 @@ def plot_similarity(
     )
     axes = page.add(3, 1)
     shown = similarity.matrix[np.ix_(order, order)]
-    image = heat(axes, shown, "RdBu_r", -1.0, 1.0)
+    if limit is None:
+        others = shown[~np.eye(len(shown), dtype=bool) & np.isfinite(shown)]
+        # Not 0: a scale needs a length.
+        limit = max(np.abs(others), default=0.0) or 1.0
+    image = heat(axes, shown, "RdBu_r", -limit, limit)
     page.name_rows(axes, values, side="right")
     page.name_columns(axes, values)
     page.add_colorbar(image, 5, 1, "cosine")

@@ -201,7 +201,9 @@ def value_similarity(
 ) -> ValueSimilarity:
     """Cosines between the updates of an axis' values.
 
-    The updates of a value in all layers count as one long vector.
+    The updates of a value in all layers count as one long vector. Each value starts
+    from a random `A` of its own: cosines of unlike values are near 0, and those of
+    like ones may be small too. Compare them with each other.
 
     Args:
         source: An adapted model, or what `read_adapters` read of a file.

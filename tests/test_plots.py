@@ -106,7 +106,11 @@ def test_similarity_is_ordered_by_its_dendrogram():
     shown = heat.images[0].get_array()
     expected = FAMILIES.matrix[np.ix_(order, order)]
     np.testing.assert_array_equal(shown.filled(np.nan), expected)
-    assert heat.images[0].get_clim() == (-1.0, 1.0)
+    others = expected[~np.eye(5, dtype=bool)]
+    highest = np.nanmax(np.abs(others))
+    assert highest < 1.0 and heat.images[0].get_clim() == (-highest, highest)
+    limited = plots.plot_similarity(FAMILIES, limit=0.5)
+    assert limited.axes[0].images[0].get_clim() == (-0.5, 0.5)
     assert figure.texts[0].get_text() == (
         "Similarity of language values: cosine of their updates in 4 layers"
     )
