@@ -20,6 +20,8 @@ PARTS = {"hf": 2, "kaggle": 4}
 FORMS = "'hf://owner/name' or 'kaggle://owner/model/framework/variation'"
 NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.\-]*[A-Za-z0-9_\-])?")
 LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")
+INDEX_FILE = "index.json"
+"""The list of many LoRA directories, as `export_loras` writes it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +117,7 @@ def download(handle: str | Handle, suffix: str = ".flix.safetensors") -> Path:
 
     Returns:
         The local path of the adapter file; or, where there is none, that of the
-        folder, if it is a PEFT directory.
+        folder, if it is a PEFT directory or holds several with their index.
 
     Raises:
         ValueError: If the handle is not valid, or there is not one such file.
@@ -152,7 +154,8 @@ def _from_hugging_face(handle: Handle, suffix: str) -> Path:
         names = client.HfApi().list_repo_files(**place)
         file = _only_file(names, suffix, handle)
     if file is None:
-        folder = client.snapshot_download(**place, allow_patterns=list(LORA_FILES))
+        wanted = [INDEX_FILE, *LORA_FILES, *(f"*/{name}" for name in LORA_FILES)]
+        folder = client.snapshot_download(**place, allow_patterns=wanted)
         return Path(folder)
     return Path(client.hf_hub_download(**place, filename=file))
 
@@ -168,10 +171,10 @@ def _from_kaggle(handle: Handle, suffix: str) -> Path:
 
 
 def _only_file(names: Iterable[str], suffix: str, handle: Handle) -> str | None:
-    """The one adapter file in a repository; `None` if it is a PEFT directory."""
+    """The one adapter file in a repository; `None` if it holds PEFT directories."""
     names = list(names)
     found = sorted(name for name in names if name.endswith(suffix))
-    if not found and set(LORA_FILES) <= set(names):
+    if not found and (set(LORA_FILES) <= set(names) or INDEX_FILE in names):
         return None
     if len(found) != 1:
         raise ValueError(

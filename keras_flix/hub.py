@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import keras
 
 from keras_flix.adapter_files import SUFFIX, checked_path, read_adapters
 from keras_flix.handles import (
+    INDEX_FILE,
     LORA_FILES,
     Handle,
     adapter_file,
@@ -52,7 +53,7 @@ def push_adapters(
 
     Args:
         source: An adapted model, an adapter file, or a directory that `export_lora`
-            wrote.
+            or `export_loras` wrote.
         handle: `"hf://owner/name"` or `"kaggle://owner/model/framework/variation"`;
             `"/name.flix.safetensors"` after it names the file there, which otherwise
             keeps its name, or is `adapters.flix.safetensors`. A repository on
@@ -127,27 +128,47 @@ def _gather_file(source: Any, place: Handle, folder: Path) -> Handle:
 def _gather_directory(
     source: Path, place: Handle, folder: Path, options: Mapping[str, Any]
 ) -> str:
-    """Puts a LoRA directory into the folder; returns its card."""
+    """Puts a LoRA directory, or many with their index, into the folder.
+
+    Returns:
+        The card.
+    """
     if place.file is not None:
         raise ValueError(
             "A directory is pushed to a repository as it is. Received: a file "
             f"{place.file!r} in the handle. Leave it out."
         )
-    names = sorted(p.name for p in source.iterdir())
-    missing = [name for name in LORA_FILES if name not in names]
+    indexed = (source / INDEX_FILE).is_file()
+    inner = sorted(p for p in source.iterdir() if p.is_dir()) if indexed else []
+    for directory in inner or [source]:
+        _check_files(directory, LORA_FILES)
+    if inner:
+        _check_files(source, [INDEX_FILE], [p.name for p in inner])
+    for path in [source, *inner]:
+        target = folder / path.relative_to(source)
+        target.mkdir(exist_ok=True)
+        for file in path.iterdir():
+            if file.is_file():
+                shutil.copyfile(file, target / file.name)
+    first = (inner or [source])[0]
+    config = json.loads((first / LORA_FILES[0]).read_text(encoding="utf-8"))
+    return lora_card(config, place, inner=[p.name for p in inner], **options)
+
+
+def _check_files(
+    source: Path, expected: Sequence[str], directories: Sequence[str] = ()
+) -> None:
+    names = sorted(p.name for p in source.iterdir() if p.name not in directories)
+    missing = [name for name in expected if name not in names]
     odd = [n for n in names if not n.endswith(TAKEN) or not (source / n).is_file()]
     if missing or odd:
         raise ValueError(
-            f"A directory that is pushed must hold {' and '.join(LORA_FILES)}, and "
+            f"A directory that is pushed must hold {' and '.join(expected)}, and "
             f"besides only files that end in {', '.join(TAKEN)}. Received: "
             f"{str(source)!r}, "
             + (f"without {missing[0]!r}. " if missing else f"with {odd[0]!r}. ")
-            + "Push what `export_lora` wrote."
+            + "Push what `export_lora` or `export_loras` wrote."
         )
-    for name in names:
-        shutil.copyfile(source / name, folder / name)
-    config = json.loads((source / LORA_FILES[0]).read_text(encoding="utf-8"))
-    return lora_card(config, place, **options)
 
 
 def _to_hugging_face(

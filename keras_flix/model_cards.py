@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_flix.adapter_files import Adapters
 from keras_flix.feature import Feature
-from keras_flix.handles import Handle
+from keras_flix.handles import INDEX_FILE, Handle
 from keras_flix.scores import Scores
 from keras_flix.version import __version__
 
@@ -70,6 +70,7 @@ def lora_card(
     config: Mapping[str, Any],
     handle: Handle,
     *,
+    inner: Sequence[str] = (),
     base_model: str | None = None,
     license: str | None = None,
     scores: Scores | Mapping[str, Scores] | None = None,
@@ -79,6 +80,7 @@ def lora_card(
     Args:
         config: What is in `adapter_config.json`.
         handle: Where it will be.
+        inner: The names of the directories, if there are several with an index.
         base_model: As for `adapter_card`; by default what `config` names.
         license: As for `adapter_card`.
         scores: As for `adapter_card`.
@@ -90,11 +92,26 @@ def lora_card(
     imports = "" if handle.hub == "hf" else "import keras_flix\n"
     modules = config.get("target_modules") or []
     modules = [modules] if isinstance(modules, str) else sorted(modules)
+    what = f"LoRA of rank {config.get('r')} on {', '.join(map(_code, modules))}"
+    about = (
+        "One combination of the values of featurized low-rank adapters (FLix), as a "
+        f"{what}."
+    )
+    if inner:
+        about = (
+            f"{len(inner)} combinations of the values of featurized low-rank adapters "
+            f"(FLix), each in a directory of its own as a {what}: "
+            f"{_listed(map(_code, inner), len(inner))}. The features of each are in "
+            f"{_code(INDEX_FILE)}."
+        )
+    if inner and handle.hub == "hf":
+        place += f", subfolder={inner[0]!r}"
+    elif inner:
+        place += f" / {inner[0]!r}"
     parts = [
         _metadata(base_model, license, ["peft", "lora", "flix"]),
         f"# {handle.repository.rpartition('/')[2]}",
-        "One combination of the values of featurized low-rank adapters (FLix), as a "
-        f"LoRA of rank {config.get('r')} on {', '.join(map(_code, modules))}.",
+        about,
         "## Use",
         f"```python\n{imports}from peft import PeftModel\n"
         "from transformers import AutoModelForCausalLM\n\n"

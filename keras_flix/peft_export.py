@@ -15,10 +15,10 @@ import numpy as np
 from keras_flix.directories import new_directory
 from keras_flix.encoding import ABSENT, WEIGHT_UNIT
 from keras_flix.features import FeatureSchema
+from keras_flix.handles import INDEX_FILE
 from keras_flix.lora_writer import Ids, LoraWriter, write_json
 from keras_flix.routed_model import surgery_of
 
-INDEX_FILE = "index.json"
 INDEX_VERSION = 1
 
 MAX_COMBINATIONS = 1000
