@@ -72,7 +72,7 @@ class FeatureScores(keras.callbacks.Callback):
         save_best_only=True,
         save_weights_only=True,
     )
-    gemma.fit(train, epochs=10, callbacks=[scores, best])
+    gemma.fit(train, epochs=2, callbacks=[scores, best])
     print(scores.last.table("language"))
     ```
     """
@@ -185,7 +185,7 @@ class FeatureTensorBoard(keras.callbacks.Callback):
 
     ```python
     callbacks = [FeatureScores(validation), FeatureTensorBoard("logs")]
-    gemma.fit(train, epochs=10, callbacks=callbacks)
+    gemma.fit(train, epochs=2, callbacks=callbacks)
     ```
     """
 

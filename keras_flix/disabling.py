@@ -26,7 +26,7 @@ def adapters_disabled(model: keras.Model) -> Iterator[keras.Model]:
 
     ```python
     with keras_flix.adapters_disabled(model):
-        base_logits = model.predict({"token_ids": ..., "padding_mask": ...})
+        base_logits = model.predict(inputs)
     ```
     """
     # A task and its backbone share layers, so they go together.

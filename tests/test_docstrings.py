@@ -1,14 +1,18 @@
-"""Every `>>>` example in a docstring runs and prints what it says."""
+"""Every example in a docstring runs; after `>>>`, it prints what it says."""
 
 import doctest
 import importlib
 import pkgutil
+import re
+import textwrap
 
 import keras
 import numpy as np
 import pytest
+from conftest import FEATURES
 
 import keras_flix
+from keras_flix.mixtures import Dataset, Mixture
 
 MODULES = [
     "keras_flix",
@@ -48,3 +52,52 @@ def test_examples_run(name):
 )
 def test_there_are_examples(name):
     assert examples(name)
+
+
+FENCED = re.compile(r"^ *```python\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+NEEDS_A_HUB = 'from_preset("gemma2_2b_en")'
+
+
+def fenced_examples():
+    for name in MODULES:
+        module = importlib.import_module(name)
+        for test in doctest.DocTestFinder(exclude_empty=False).find(module, name):
+            for block in FENCED.findall(test.docstring):
+                if NEEDS_A_HUB not in block:
+                    yield pytest.param(textwrap.dedent(block), id=test.name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="once is enough")
+@pytest.mark.parametrize("example", fenced_examples())
+def test_examples_with_models_run(example, make_gemma, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gemma = keras_flix.enable_flix(make_gemma(), FEATURES, rank=2)
+    gemma.compile(optimizer="adam", loss=gemma.loss, sampler="greedy")
+    columns = {"prompts": ["the quick", "the lazy"], "responses": ["fox", "dog"]}
+    mixture = Mixture(
+        Dataset({"task": task, "language": language}, columns)
+        for task in ("qa", "parse")
+        for language in ("en", "sw")
+    )
+    names = {
+        "FeatureScores": keras_flix.callbacks.FeatureScores,
+        "FeatureTensorBoard": keras_flix.callbacks.FeatureTensorBoard,
+        "axis_contributions": keras_flix.analysis.axis_contributions,
+        "evaluate": keras_flix.evaluation.evaluate,
+        "forced_exact_match": keras_flix.evaluation.forced_exact_match,
+        "gemma": gemma,
+        "inputs": {"text": ["the dog", "fox"]},
+        "keras": keras,
+        "keras_flix": keras_flix,
+        "mixture": mixture,
+        "model": gemma,
+        "train": mixture.inputs(),
+        "unseen": mixture,
+        "validation": mixture,
+    }
+    exec(compile(example, "docstring", "exec"), names)
+
+
+def test_examples_with_models_are_found():
+    assert len(list(fenced_examples())) >= 6
