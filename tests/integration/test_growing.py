@@ -37,6 +37,18 @@ OPTIMIZERS = {
     ),
 }
 
+SLOW = ("loss scale", "accumulated")
+"""Those that compile much on JAX."""
+
+
+def cases(*left_out):
+    """The optimizers as parameters of a test."""
+    return [
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+        for name in OPTIMIZERS
+        if name not in left_out
+    ]
+
 
 def small(optimizer="adam", features=None, trained=True, **kwargs):
     """An adapted model whose optimizer has made three steps."""
@@ -160,7 +172,7 @@ def test_a_fresh_value_changes_nothing():
     np.testing.assert_array_equal(delta(model, language="rw"), 0.0)
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "adafactor"])
+@pytest.mark.parametrize("name", cases("adafactor"))
 def test_optimizers_go_on_as_if_nothing_had_been_added(name):
     alone, grown = small(name), small(name)
     optimizer, shapes = grown.optimizer, [v.shape for v in alone.trainable_variables]

@@ -1,5 +1,8 @@
 """`set_trainable`: the chosen values train, all others stay bit-identical."""
 
+import copy
+import pickle
+
 import keras
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from integration.test_growing import (
     OPTIMIZERS,
     Y,
     apply,
+    cases,
     predicted,
     small,
     tables,
@@ -65,7 +69,7 @@ def test_averages_would_come_back_at_the_end_of_fit():
 # The optimizer. -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", cases())
 def test_optimizers_leave_frozen_rows_alone(name):
     model = small(name)
     keras_flix.set_trainable(model, CHOICE)
@@ -145,6 +149,19 @@ def test_files_keep_the_choice(tmp_path):
     before = tables(found)
     train(found, 1)
     assert_only_trained(before, tables(found))
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
+)
+def test_copies_keep_the_choice(copied):
+    model = small("sgd with momentum")
+    keras_flix.set_trainable(model, CHOICE)
+    found, before = copied(model), tables(model)
+    train(found, 1)
+    assert_only_trained(before, tables(found))
+    for path, value in tables(model).items():
+        np.testing.assert_array_equal(value, before[path])
 
 
 def test_gradients_of_frozen_values_are_zero():
