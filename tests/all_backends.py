@@ -25,6 +25,7 @@ import support
 ROOT = Path(__file__).parents[1]
 BACKENDS = ("jax", "tensorflow", "torch")
 SUPPORT = ROOT / "guides" / "support.md"
+PYTEST = ("-m", "pytest", "--durations=25")
 ONE_CORE = {
     "OMP_NUM_THREADS": "1",
     "TF_NUM_INTRAOP_THREADS": "1",
@@ -89,7 +90,6 @@ def main() -> int:
         check("mypy", ["-m", "mypy"]),
     ]
     chosen = "not slow and not guide" if options.fast else "not guide"
-    pytest = ["-m", "pytest", "--durations=12", "-m", chosen]
     with (
         tempfile.TemporaryDirectory() as folder,
         concurrent.futures.ThreadPoolExecutor(options.jobs) as pool,
@@ -99,7 +99,7 @@ def main() -> int:
             pool.submit(
                 check,
                 f"tests on {name}",
-                [*pytest, f"--support-report={report}"],
+                [*PYTEST, "-m", chosen, f"--support-report={report}"],
                 KERAS_BACKEND=name,
                 **ONE_CORE,
             )
@@ -108,14 +108,13 @@ def main() -> int:
         if not options.fast:
             oldest = ["tests/oldest_versions.py"]
             runs.append(pool.submit(check, "oldest versions", oldest, **ONE_CORE))
+            guides = [*PYTEST, "-m", "guide", "-s"]
+            environment = {"KERAS_BACKEND": "jax", **ONE_CORE}
+            runs.append(pool.submit(check, "guides on jax", guides, **environment))
         results += [run.result() for run in runs]
         if not options.fast and set(reports) == set(BACKENDS):
             write = options.write_support
             results.append(check_support(list(reports.values()), write))
-    if not options.fast:
-        # The guide is measured, so it has the machine to itself.
-        guide = ["-m", "pytest", "-m", "guide", "-s"]
-        results.append(check("guide on jax", guide, KERAS_BACKEND="jax"))
     print(f"{sum(results)} checks passed, {len(results) - sum(results)} failed")
     return 0 if all(results) else 1
 

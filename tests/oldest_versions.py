@@ -25,13 +25,17 @@ CORE = (
     "tests/test_low_rank.py",
     "tests/test_targets.py",
     "tests/integration/test_bad_surgery.py",
+    "tests/integration/test_blending.py",
     "tests/integration/test_checkpoints.py",
     "tests/integration/test_generation.py",
+    "tests/integration/test_growing.py",
     "tests/integration/test_quantized.py",
     "tests/integration/test_routing.py",
     "tests/integration/test_saving.py",
+    "tests/integration/test_set_trainable.py",
     "tests/integration/test_training.py",
     "tests/integration/test_training_modes.py",
+    "tests/integration/test_weighted_values.py",
 )
 
 
