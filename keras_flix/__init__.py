@@ -1,25 +1,30 @@
 """Featurized Low-rank Mixtures (FLix) for Keras 3."""
 
 from keras_flix import analysis, callbacks, evaluation, mixtures, plots
-from keras_flix.blending import Blend, fit_blend
 from keras_flix.disabling import adapters_disabled
 from keras_flix.distribution import add_adapter_rules
 from keras_flix.dropout import FeatureDropout
+from keras_flix.exports.merged_export import export_merged
+from keras_flix.exports.peft_export import export_lora, export_loras
 from keras_flix.feature import Feature
 from keras_flix.features import FeatureSchema
-from keras_flix.fingerprint import base_fingerprint
-from keras_flix.growing import add_feature, add_values, remove_values, rename_value
-from keras_flix.hub import push_adapters
+from keras_flix.files.fingerprint import base_fingerprint
+from keras_flix.files.hub import push_adapters
+from keras_flix.files.saving import load_adapters, save_adapters
+from keras_flix.growing.blending import Blend, fit_blend
+from keras_flix.growing.trainable_rows import set_trainable
+from keras_flix.growing.updating import update_from
+from keras_flix.growing.values import (
+    add_feature,
+    add_values,
+    remove_values,
+    rename_value,
+)
 from keras_flix.layers import FlixDense, FlixEinsumDense
-from keras_flix.merged_export import export_merged
 from keras_flix.merging import merge_features
-from keras_flix.peft_export import export_lora, export_loras
 from keras_flix.restoring import AdaptedModel as _AdaptedModel  # noqa: F401
-from keras_flix.saving import load_adapters, save_adapters
 from keras_flix.summary import flix_summary
 from keras_flix.surgery import enable_flix
-from keras_flix.trainable_rows import set_trainable
-from keras_flix.updating import update_from
 from keras_flix.version import __version__
 
 __all__ = [

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_flix.analysis.factors import adapters_of_layers, norms_by_axis
 from keras_flix.datasets import Dataset, check_axis
 from keras_flix.evaluation import (
     PROMPTS,
@@ -18,7 +19,6 @@ from keras_flix.evaluation import (
     evaluate,
     forced_exact_match,
 )
-from keras_flix.factors import adapters_of_layers, norms_by_axis
 from keras_flix.mixtures import Mixture
 from keras_flix.optional import needed
 from keras_flix.routed_model import surgery_of

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_flix.contributions import AxisContributions
-from keras_flix.datasets import check_axis
-from keras_flix.figure_pages import (
+from keras_flix.analysis.contributions import AxisContributions
+from keras_flix.analysis.figure_pages import (
     FONT_SIZE,
     GREY,
     MARGIN,
@@ -25,7 +24,8 @@ from keras_flix.figure_pages import (
     short_names,
     side,
 )
-from keras_flix.updates import EffectiveRank, UpdateNorms, ValueSimilarity
+from keras_flix.analysis.updates import EffectiveRank, UpdateNorms, ValueSimilarity
+from keras_flix.datasets import check_axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

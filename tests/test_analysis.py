@@ -13,7 +13,7 @@ from models import make_mlp, rows
 
 import keras_flix
 from keras_flix import analysis
-from keras_flix.adapter_files import read_adapters
+from keras_flix.files.adapter_files import read_adapters
 
 SCHEMA = [
     keras_flix.Feature("task", ["qa", "parse"], rank={"qa": 1, "parse": 3}, alpha=2.0),
@@ -114,7 +114,7 @@ def test_norms_keep_digits_where_factors_cancel():
 @pytest.mark.parametrize("layers", [None, ["head"], ["h.*"]])
 @pytest.mark.parametrize("block", [1, 2**23])
 def test_similarity(axis, layers, block, monkeypatch):
-    monkeypatch.setattr("keras_flix.factors.BLOCK", block)
+    monkeypatch.setattr("keras_flix.analysis.factors.BLOCK", block)
     model = adapted()
     found = analysis.value_similarity(model, axis, layers)
     assert found.layers == (("head",) if layers == ["head"] else LAYERS)

@@ -61,7 +61,7 @@ def test_modules_import_only_from_modules_above_them():
     # Values know nothing of layers, layers of models, and all are below the API.
     ranks = {name: i for i, name in enumerate(order)}
     chain = ["feature", "features", "inputs", "layers.low_rank_layer"]
-    chain += ["routed_model", "surgery", "saving"]
+    chain += ["routed_model", "surgery", "files.saving"]
     positions = [ranks[f"keras_flix.{name}"] for name in chain]
     assert positions == sorted(positions)
     # Nothing imports the API, nor what is above it.

@@ -12,7 +12,8 @@ from models import make_mlp, rows, state
 
 import keras_flix
 from keras_flix import base_fingerprint
-from keras_flix.fingerprint import SMALL, BaseFingerprint
+from keras_flix.files.fingerprint import SMALL, BaseFingerprint
+from keras_flix.files.saving import adapters_of
 
 BACKBONE_DIGEST = "9f164836cf92e3ec"
 
@@ -95,7 +96,7 @@ def test_large_variables_are_sampled_where_they_are(monkeypatch):
     found = base_fingerprint(model)
     assert 1024 < max(pulled) <= 4096
     # A host copy of the same numbers would give the same digest.
-    monkeypatch.setattr("keras_flix.fingerprint.SMALL", values.size)
+    monkeypatch.setattr("keras_flix.files.fingerprint.SMALL", values.size)
     assert base_fingerprint(model) == found
     table.embeddings.assign(values * 1.01)
     assert base_fingerprint(model).differences(found) == list(found.variables)
@@ -159,8 +160,8 @@ def test_another_base_is_refused(tmp_path):
         assert str(error.value) == text
         assert state(model, inputs) == before
         keras_flix.load_adapters(model, path, check_base=False)
-        tables = keras_flix.saving.adapters_of(model).tables
-        for name, table in keras_flix.saving.adapters_of(adapted_mlp()).tables.items():
+        tables = adapters_of(model).tables
+        for name, table in adapters_of(adapted_mlp()).tables.items():
             np.testing.assert_array_equal(tables[name], table)
 
 

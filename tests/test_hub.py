@@ -12,8 +12,8 @@ from conftest import FEATURES, randomize, to_numpy
 from models import make_mlp, rows
 
 import keras_flix
-from keras_flix import hub
-from keras_flix.adapter_files import read_adapters
+from keras_flix.files import hub
+from keras_flix.files.adapter_files import read_adapters
 from keras_flix.scores import Scores
 from keras_flix.text_metrics import exact_match
 
@@ -171,7 +171,11 @@ def test_a_lora_directory_there_and_back(folders, tmp_path, place):
     card = (fetched / "README.md").read_text()
     assert 'base_model: "google/gemma"' in card
     assert "LoRA of rank 8 on `q_proj`, `v_proj`." in card
-    where = f"keras_flix.hub.download({place!r})" if "kaggle" in place else "'me/lora'"
+    where = (
+        f"keras_flix.files.hub.download({place!r})"
+        if "kaggle" in place
+        else "'me/lora'"
+    )
     assert f"PeftModel.from_pretrained(base, {where})" in card
     with pytest.raises(ValueError) as error:
         keras_flix.load_adapters(make_mlp(), place)
@@ -197,7 +201,7 @@ def test_many_loras_there_and_back(folders, tmp_path, place):
     assert found == [f"qa-{x}/adapter_model.safetensors" for x in ("en", "sw")]
     card = (fetched / "README.md").read_text()
     assert "2 combinations" in card and "`qa-en`, `qa-sw`" in card
-    where = f"keras_flix.hub.download({place!r}) / 'qa-en')"
+    where = f"keras_flix.files.hub.download({place!r}) / 'qa-en')"
     where = "'me/grid', subfolder='qa-en')" if place.startswith("hf") else where
     assert f"PeftModel.from_pretrained(base, {where}" in card
     if place.startswith("hf"):

@@ -8,12 +8,13 @@ import keras
 import numpy as np
 import pytest
 
-from keras_flix import figure_pages, plots
+from keras_flix import plots
 from keras_flix.analysis import (
     AxisContributions,
     EffectiveRank,
     UpdateNorms,
     ValueSimilarity,
+    figure_pages,
 )
 
 if keras.config.backend() != "torch":

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from keras_flix.adapter_files import Adapters, read_adapters
+from keras_flix.analysis.factors import Factors
+from keras_flix.analysis.updates import number, update_norms
 from keras_flix.command_line.output import Answer, Table
-from keras_flix.factors import Factors
+from keras_flix.files.adapter_files import Adapters, read_adapters
 from keras_flix.layers.adapter import Adapter
 from keras_flix.low_rank import FeatureTables
-from keras_flix.updates import number, update_norms
 
 SHOWN = 12
 """So many layers are listed, unless all are asked for."""

@@ -14,7 +14,7 @@ from conftest import FEATURES, make_backbone, randomize, to_numpy
 
 import keras_flix
 from keras_flix import Feature, export_lora, export_loras
-from keras_flix.lora_writer import RANKS
+from keras_flix.exports.lora_writer import RANKS
 
 COMBINATION = {"task": "parse", "language": "sw"}
 MODULES = {
@@ -277,7 +277,7 @@ def test_nothing_is_left_where_writing_fails(model, tmp_path, monkeypatch):
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("keras_flix.lora_writer.write_json", full)
+    monkeypatch.setattr("keras_flix.exports.lora_writer.write_json", full)
     with pytest.raises(OSError, match="No space left"):
         export_lora(model, COMBINATION, tmp_path / "lora")
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,8 @@ from conftest import FEATURES, randomize, to_numpy
 from hugging_face import VOCABULARY, keras_outputs, load, torch_outputs
 
 import keras_flix
-from keras_flix import export_merged, merge_features, merged_export
+from keras_flix import export_merged, merge_features
+from keras_flix.exports import merged_export
 
 if keras.config.backend() != "torch":
     reason = "what is exported does not depend on the backend: tested once, with torch"

@@ -27,7 +27,7 @@ def with_languages(*languages):
 
 
 def tables_of(model):
-    return keras_flix.saving.adapters_of(model).tables
+    return keras_flix.files.saving.adapters_of(model).tables
 
 
 def row(model, axis, value):

@@ -9,9 +9,14 @@ import keras
 from keras_flix.dropout import FeatureDropout
 from keras_flix.feature import Feature, Value
 from keras_flix.features import FeatureSchema
-from keras_flix.layers.checks import check_ranks
-from keras_flix.resizing import Start, add_axis, changeable_surgery, resize, set_schema
-from keras_flix.schema_changes import (
+from keras_flix.growing.resizing import (
+    Start,
+    add_axis,
+    changeable_surgery,
+    resize,
+    set_schema,
+)
+from keras_flix.growing.schema_changes import (
     checked_axis,
     checked_init,
     replaced,
@@ -19,6 +24,7 @@ from keras_flix.schema_changes import (
     with_values,
     without_values,
 )
+from keras_flix.layers.checks import check_ranks
 from keras_flix.surgery import check_names, checked_seed
 
 

@@ -10,8 +10,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_flix.adapter_files import Adapters
 from keras_flix.features import FeatureSchema
+from keras_flix.files.adapter_files import Adapters
 from keras_flix.layers.adapter import Adapter
 from keras_flix.low_rank import FeatureTables
 from keras_flix.routed_model import is_adapted, surgery_of

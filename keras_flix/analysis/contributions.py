@@ -12,6 +12,7 @@ import keras_hub
 import numpy as np
 from keras import ops, tree
 
+from keras_flix.analysis.updates import number, plain
 from keras_flix.datasets import check_axis
 from keras_flix.encoding import ABSENT
 from keras_flix.evaluation import batches, rows_of
@@ -22,7 +23,6 @@ from keras_flix.low_rank import Tensor
 from keras_flix.routed_model import surgery_of
 from keras_flix.routing import Routing, routing_scope
 from keras_flix.scores import aligned
-from keras_flix.updates import number, plain
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From targets and outputs to losses by example, `(batch, ...)`."""

@@ -14,9 +14,9 @@ import safetensors.numpy
 
 from keras_flix.feature import check_alpha
 from keras_flix.features import FeatureSchema
-from keras_flix.fingerprint import BaseFingerprint
-from keras_flix.handles import adapter_file
-from keras_flix.whole_files import check_folder, write_whole
+from keras_flix.files.fingerprint import BaseFingerprint
+from keras_flix.files.handles import adapter_file
+from keras_flix.files.whole_files import check_folder, write_whole
 
 SUFFIX = ".flix.safetensors"
 FORMAT_VERSION = 1

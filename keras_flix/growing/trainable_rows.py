@@ -8,8 +8,8 @@ import keras
 
 from keras_flix.feature import Value
 from keras_flix.frozen_rows import choose
-from keras_flix.resizing import changeable_surgery
-from keras_flix.schema_changes import checked_axis, checked_values
+from keras_flix.growing.resizing import changeable_surgery
+from keras_flix.growing.schema_changes import checked_axis, checked_values
 
 
 def set_trainable(

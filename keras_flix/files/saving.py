@@ -10,15 +10,15 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_flix.adapter_files import (
+from keras_flix.features import FeatureSchema
+from keras_flix.files.adapter_files import (
     Adapters,
     checked_path,
     read_adapters,
     table_names,
     write_adapters,
 )
-from keras_flix.features import FeatureSchema
-from keras_flix.fingerprint import BaseFingerprint, base_fingerprint
+from keras_flix.files.fingerprint import BaseFingerprint, base_fingerprint
 from keras_flix.layers.checks import matrix_shape
 from keras_flix.routed_model import is_adapted, surgery_of
 from keras_flix.surgery import adapt_layers

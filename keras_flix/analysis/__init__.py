@@ -15,12 +15,9 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from keras_flix import plots
-from keras_flix.adapter_files import Adapters
-from keras_flix.contributions import AxisContributions, axis_contributions
-from keras_flix.datasets import check_axis
-from keras_flix.figure_pages import Groups, library
-from keras_flix.mixtures import Mixture
-from keras_flix.updates import (
+from keras_flix.analysis.contributions import AxisContributions, axis_contributions
+from keras_flix.analysis.figure_pages import Groups, library
+from keras_flix.analysis.updates import (
     EffectiveRank,
     UpdateNorms,
     ValueSimilarity,
@@ -28,7 +25,10 @@ from keras_flix.updates import (
     update_norms,
     value_similarity,
 )
-from keras_flix.whole_files import check_folder, write_whole
+from keras_flix.datasets import check_axis
+from keras_flix.files.adapter_files import Adapters
+from keras_flix.files.whole_files import check_folder, write_whole
+from keras_flix.mixtures import Mixture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

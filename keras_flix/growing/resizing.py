@@ -14,10 +14,10 @@ from keras_flix.devices import check_devices, creation_scope
 from keras_flix.feature import Feature
 from keras_flix.features import FeatureSchema
 from keras_flix.frozen_rows import Choice, choose
+from keras_flix.growing.new_values import KnownTables, fill_with_product, fresh_tables
+from keras_flix.growing.schema_changes import narrowed
 from keras_flix.layers.low_rank_layer import LowRankLayer
-from keras_flix.new_values import KnownTables, fill_with_product, fresh_tables
 from keras_flix.routed_model import Surgery, surgery_of
-from keras_flix.schema_changes import narrowed
 from keras_flix.surgery import add_dropout_seed
 
 Pair = tuple[np.ndarray, np.ndarray]

@@ -11,20 +11,20 @@ import numpy as np
 from keras import ops
 
 from keras_flix import _compat
-from keras_flix.adapter_files import Adapters, read_adapters
 from keras_flix.feature import Feature, Value
 from keras_flix.features import FeatureSchema
-from keras_flix.fingerprint import base_fingerprint
-from keras_flix.layers.checks import check_ranks
-from keras_flix.resizing import Pair, changeable_surgery, optimizers_of, resize
-from keras_flix.routed_model import Surgery
-from keras_flix.saving import adapters_of, check_same_base
-from keras_flix.schema_changes import (
+from keras_flix.files.adapter_files import Adapters, read_adapters
+from keras_flix.files.fingerprint import base_fingerprint
+from keras_flix.files.saving import adapters_of, check_same_base
+from keras_flix.growing.resizing import Pair, changeable_surgery, optimizers_of, resize
+from keras_flix.growing.schema_changes import (
     checked_axis,
     checked_values,
     replaced,
     with_values,
 )
+from keras_flix.layers.checks import check_ranks
+from keras_flix.routed_model import Surgery
 
 Chosen = dict[str, tuple[Value, ...]]
 

@@ -15,9 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_flix.adapter_files import Adapters
-from keras_flix.datasets import check_axis
-from keras_flix.factors import (
+from keras_flix.analysis.factors import (
     Factors,
     adapters_of_layers,
     kernel_norm,
@@ -25,8 +23,10 @@ from keras_flix.factors import (
     table_of,
     tables_by_axis,
 )
+from keras_flix.datasets import check_axis
 from keras_flix.feature import Value
 from keras_flix.features import FeatureSchema
+from keras_flix.files.adapter_files import Adapters
 from keras_flix.scores import aligned
 
 

@@ -12,21 +12,21 @@ import numpy as np
 from keras import ops
 
 from keras_flix import _compat
+from keras_flix.analysis.factors import Factors, table_of
 from keras_flix.encoding import ABSENT
-from keras_flix.factors import Factors, table_of
 from keras_flix.feature import Feature, Value
-from keras_flix.growing import add_values
-from keras_flix.inputs import split_entries
-from keras_flix.layers.checks import check_ranks
-from keras_flix.low_rank import ActiveValues, Tensor
-from keras_flix.routed_model import Surgery, surgery_of
-from keras_flix.routing import Routing, routing_scope
-from keras_flix.schema_changes import (
+from keras_flix.growing.schema_changes import (
     checked_axis,
     checked_init,
     replaced,
     with_values,
 )
+from keras_flix.growing.values import add_values
+from keras_flix.inputs import split_entries
+from keras_flix.layers.checks import check_ranks
+from keras_flix.low_rank import ActiveValues, Tensor
+from keras_flix.routed_model import Surgery, surgery_of
+from keras_flix.routing import Routing, routing_scope
 from keras_flix.sources import to_numpy
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import keras
 
-from keras_flix.adapter_files import SUFFIX, checked_path, read_adapters
-from keras_flix.handles import (
+from keras_flix.files.adapter_files import SUFFIX, checked_path, read_adapters
+from keras_flix.files.handles import (
     INDEX_FILE,
     LORA_FILES,
     Handle,
@@ -22,9 +22,9 @@ from keras_flix.handles import (
     download,
     parse_handle,
 )
-from keras_flix.model_cards import adapter_card, lora_card
+from keras_flix.files.model_cards import adapter_card, lora_card
+from keras_flix.files.saving import save_adapters
 from keras_flix.optional import needed
-from keras_flix.saving import save_adapters
 from keras_flix.scores import Scores
 
 __all__ = ["download", "push_adapters"]
@@ -68,7 +68,7 @@ def push_adapters(
 
     Returns:
         The handle under which `load_adapters` finds the file; of a directory, the
-        one that `keras_flix.hub.download` takes.
+        one that `keras_flix.files.hub.download` takes.
 
     Raises:
         ValueError: If the handle is not valid, or `source` is none of the above.

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from keras_flix.adapter_files import Adapters
 from keras_flix.feature import Feature
-from keras_flix.handles import INDEX_FILE, Handle
+from keras_flix.files.adapter_files import Adapters
+from keras_flix.files.handles import INDEX_FILE, Handle
 from keras_flix.scores import Scores
 from keras_flix.version import __version__
 
@@ -87,7 +87,7 @@ def lora_card(
     """
     base_model = base_model or config.get("base_model_name_or_path")
     # PEFT finds repositories on Hugging Face by itself.
-    fetched = f"keras_flix.hub.download({str(handle)!r})"
+    fetched = f"keras_flix.files.hub.download({str(handle)!r})"
     place = repr(handle.repository) if handle.hub == "hf" else fetched
     imports = "" if handle.hub == "hf" else "import keras_flix\n"
     modules = config.get("target_modules") or []

@@ -14,11 +14,11 @@ import safetensors.numpy
 from keras import ops
 
 from keras_flix.encoding import ABSENT
+from keras_flix.exports.peft_families import PeftNames, peft_names
 from keras_flix.feature import Feature
 from keras_flix.features import FeatureSchema
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.low_rank import ActiveValues
-from keras_flix.peft_families import PeftNames, peft_names
 from keras_flix.routed_model import surgery_of
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

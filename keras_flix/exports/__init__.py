@@ -1,0 +1,1 @@
+"""Combinations of values for other libraries: PEFT LoRAs and merged models."""

@@ -1,0 +1,1 @@
+"""Adapters outside of a model: files, the base they belong to, hubs."""
