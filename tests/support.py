@@ -19,7 +19,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 BACKENDS = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
-SECTIONS = ("Families", "Tasks", "Paths", "State", "Devices")
+SECTIONS = (
+    "Families",
+    "Tasks",
+    "Paths",
+    "State",
+    "Life of an adapter",
+    "Devices",
+)
 VERDICTS = ("works", "refused")
 HEADER = """\
 # What is supported

@@ -68,6 +68,7 @@ def test_a_wider_copy_keeps_the_update_and_can_be_trained_in_full():
 # Values go, or are renamed. -------------------------------------------------
 
 
+@pytest.mark.support("Life of an adapter", "`remove_values`, `rename_value`")
 def test_removing_equals_a_model_enabled_without(tmp_path):
     ranks = {"language": {"en": 3, "*": 2}}
     features = {**FEATURES, "language": ["sw", "en", "yo"]}
@@ -106,6 +107,7 @@ def test_adding_and_removing_again_changes_nothing():
     assert model._flix.schema == small(trained=False)._flix.schema
 
 
+@pytest.mark.support("Life of an adapter", "`remove_values`, `rename_value`")
 def test_a_renamed_value_is_the_same_one():
     model = small(rank={"language": {"sw": 3, "*": 2}})
     named = {**DATA, "language": ["sw", "en", None] * 2}
@@ -147,6 +149,7 @@ def test_a_new_feature_changes_nothing():
     ]
 
 
+@pytest.mark.support("Life of an adapter", "`add_feature`")
 def test_a_new_feature_trains_and_is_saved(tmp_path):
     model = small()
     keras_flix.add_feature(model, Feature("domain", ["news", "web"], dropout=0.3))

@@ -172,6 +172,7 @@ def test_a_fresh_value_changes_nothing():
     np.testing.assert_array_equal(delta(model, language="rw"), 0.0)
 
 
+@pytest.mark.support("Life of an adapter", "`add_values` after training")
 @pytest.mark.parametrize("name", cases("adafactor"))
 def test_optimizers_go_on_as_if_nothing_had_been_added(name):
     alone, grown = small(name), small(name)
@@ -227,6 +228,7 @@ def test_factored_state_is_kept():
     assert all(np.isfinite(value).all() for value in tables(model).values())
 
 
+@pytest.mark.support("Life of an adapter", "`add_values` after training")
 def test_fit_goes_on_without_compiling_again():
     model = small(dropout=0.3)
     seed = to_numpy(model._flix.dropout_seed.state)

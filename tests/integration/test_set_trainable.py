@@ -69,6 +69,7 @@ def test_averages_would_come_back_at_the_end_of_fit():
 # The optimizer. -------------------------------------------------------------
 
 
+@pytest.mark.support("Life of an adapter", "`set_trainable`")
 @pytest.mark.parametrize("name", cases())
 def test_optimizers_leave_frozen_rows_alone(name):
     model = small(name)
@@ -108,6 +109,7 @@ def test_a_choice_can_be_undone():
 # Training. ------------------------------------------------------------------
 
 
+@pytest.mark.support("Life of an adapter", "`set_trainable`")
 def test_fit_trains_the_chosen_values_only():
     model = small("adamw, weight decay, clipping")
     keras_flix.add_values(model, "language", ["rw"], init={"sw": 0.7, "en": 0.3})

@@ -42,6 +42,7 @@ def assert_same_value(model, other, axis, value):
         np.testing.assert_array_equal(row(model, axis, value)[name], table)
 
 
+@pytest.mark.support("Life of an adapter", "`update_from`")
 @pytest.mark.parametrize("as_file", [True, False])
 def test_new_values_come_over_bit_by_bit(tmp_path, as_file):
     model = adapted()

@@ -76,6 +76,7 @@ def test_a_matrix_of_floats_states_all_weights():
         np.testing.assert_allclose(outputs(model, entry), expected, atol=1e-6)
 
 
+@pytest.mark.support("Life of an adapter", "Values by weights")
 def test_predict_fit_and_pipelines_take_weights():
     tf = pytest.importorskip("tensorflow")
     model = adapted(dropout=0.3)
@@ -177,6 +178,7 @@ def test_multiple_axes_take_weights():
     assert np.abs(first - third).max() > 1e-3
 
 
+@pytest.mark.support("Life of an adapter", "Values by weights")
 @pytest.mark.slow
 def test_generate_takes_weights(make_gemma):
     gemma = randomize(keras_flix.enable_flix(make_gemma(), FEATURES), scale=0.5)
