@@ -97,7 +97,7 @@ print(f"{score(unseen.inputs()):.1f} % on pairs that were never seen")
 
 # %% [markdown]
 # Both updates are needed. A prompt such as `2024-07-24 3 = ` says neither task nor
-# language, so without the one or the other little is right:
+# language, so without the one or the other much less is right:
 
 # %%
 for axis in ("task", "language"):

@@ -21,9 +21,9 @@
 # - `ModelParallel`: kernels are cut in parts, and the adapters' tables with them.
 #
 # This guide trains the same model three ways, on one device and on eight, and compares
-# losses and tables. The eight devices are virtual ones on a single CPU: that
-# shows where everything lies and that the numbers are right. It says nothing about
-# speed: eight virtual devices on one core are slower than one.
+# losses and tables. The eight devices are virtual ones on a single CPU: that shows
+# where everything lies and that the numbers are right. It says nothing about speed:
+# eight virtual devices on one core are slower than one.
 #
 # The stored run took 69 s of processor time on one core of a busy machine, most of it
 # compilation.
