@@ -25,7 +25,7 @@
 # The new language is Galician, whose nearest relative is Portuguese. The base has never
 # met a Galician text.
 #
-# The stored run took 94 s of processor time on one core of a busy machine, most of it
+# The stored run took 83 s of processor time on one core of a busy machine, most of it
 # compilation.
 #
 # In Colab, put the address of the repository into the next cell and run it (the badge
@@ -150,7 +150,7 @@ blend = keras_flix.fit_blend(
     "gl_blend",
     examples,
     init={"pt": 0.7, "es": 0.3, "it": 0.0, "fr": 0.0},
-    epochs=10,
+    epochs=8,
 )
 print({value: round(weight, 2) for value, weight in blend.weights.items()})
 print(f"loss {blend.losses[0]:.2f} -> {blend.losses[-1]:.2f}")
@@ -165,7 +165,7 @@ print(f"loss {blend.losses[0]:.2f} -> {blend.losses[-1]:.2f}")
 keras_flix.add_values(gemma, "language", ["gl"], init="pt", rank=4)
 keras_flix.set_trainable(gemma, {"language": ["gl"]})
 
-EPOCHS, BATCH_SIZE = 30, 20
+EPOCHS, BATCH_SIZE = 25, 20
 steps = EPOCHS * len(few["prompts"]) // BATCH_SIZE
 cldr_adapters.compile_model(gemma, steps, learning_rate=1e-2)
 before = score_as("pt")
@@ -203,7 +203,7 @@ figure.savefig(OUTPUT / "few_shot_languages.png", dpi=110)
 # What this example says: without any example, a near relative is four times as good as
 # no language (41 to 10 %). Other weights of known languages add next to nothing, also
 # when 40 examples choose them: what Galician has of its own, the base has never seen.
-# With a table of its own, the same 40 examples bring 67 %.
+# With a table of its own, the same 40 examples bring 67.5 %.
 #
 # The rates and numbers of steps were not searched for. `benchmarks/few_shot.py`
 # compares blends and tables more carefully, in six languages and with 4 to 64 examples.
@@ -218,8 +218,6 @@ keras_flix.remove_values(gemma, "language", ["gl_blend"])
 path = OUTPUT / "with_galician.flix.safetensors"
 keras_flix.save_adapters(gemma, path)
 print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB")
-gemma.compile(sampler="greedy")
-print(gemma.generate({"prompts": ["12 day = "], "task": "duration", "language": "gl"}))
 
 # %%
 print(f"The whole guide took {time.process_time():.0f} s of processor time.")

@@ -24,7 +24,7 @@
 # 4. training, and scores by task, by language and by pair;
 # 5. generating, saving, loading.
 #
-# The stored run took 77 s of processor time on one core of a busy machine, a good part
+# The stored run took 64 s of processor time on one core of a busy machine, a good part
 # of it compilation.
 #
 # In Colab, put the address of the repository into the next cell and run it (the badge
@@ -179,7 +179,7 @@ print(lines[0], *lines[-5:], sep="\n")
 # mixture.
 
 # %%
-STEPS, BATCH_SIZE = 150, 24
+STEPS, BATCH_SIZE = 125, 24
 gemma.compile(
     optimizer=keras.optimizers.Adam(
         keras.optimizers.schedules.CosineDecay(
@@ -264,8 +264,7 @@ questions = {
     "task": "full_date",
     "language": ["en", "de", "ru", None],
 }
-answers = gemma.generate(questions, strip_prompt=True)
-print(answers)
+print(gemma.generate(questions, strip_prompt=True))
 
 # %% [markdown]
 # Mistakes are refused, with the nearest right name:
@@ -285,7 +284,7 @@ path = OUTPUT / "own_tasks.flix.safetensors"
 keras_flix.save_adapters(gemma, path)
 print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB")
 restored = keras_flix.load_adapters(cldr_adapters.load_base(PRESET), path)
-restored.compile(sampler="greedy")
-assert restored.generate(questions, strip_prompt=True) == answers
+for kept, loaded in zip(gemma.trainable_variables, restored.trainable_variables):
+    assert np.array_equal(*map(keras.ops.convert_to_numpy, (kept, loaded)))
 
 print(f"The whole guide took {time.process_time():.0f} s of processor time.")
