@@ -79,7 +79,11 @@ def test_notebook_holds_the_outputs_of_one_run(name):
     assert outputs
     kinds = {output.get("name", output.output_type) for output in outputs}
     assert kinds <= {"stdout", "display_data", "execute_result"}
-    assert not PLACES.search(str([output.get("text") for output in outputs]))
+    texts = [o.get("text", o.get("data", {}).get("text/plain")) for o in outputs]
+    assert not PLACES.search(str(texts))
+    # Figures are shown, not only named.
+    shown = [o.data for o in outputs if o.output_type != "stream"]
+    assert all("image/png" in data for data in shown)
 
 
 def test_guides_are_set_up_by_the_same_cell():
