@@ -206,7 +206,7 @@ figure.savefig(OUTPUT / "few_shot_languages.png", dpi=110)
 # With a table of its own, the same 40 examples bring 67.5 %.
 #
 # The rates and numbers of steps were not searched for. `benchmarks/few_shot.py`
-# compares blends and tables more carefully, in six languages and with 4 to 64 examples.
+# compares blends and tables in three languages, with 4 to 64 examples: tables win.
 #
 # What was tried may be removed again, and the rest kept. (The file grows beyond the
 # 1.8 MB of before, as all languages of a layer lie in one table, which is as wide as

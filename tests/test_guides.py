@@ -33,7 +33,9 @@ SHORT = (
 RUN = ("quickstart", *SHORT, "does_flix_help")
 """The guides whose notebooks hold the outputs of a run."""
 ALL = (*RUN, "xtreme_up")
-PLACES = re.compile(r"/work/|/root/|/home/|/tmp/|/usr/|[A-Z]:\\\\Users")
+PLACES = re.compile(
+    rf"{re.escape(str(ROOT))}|/root/|/home/|/tmp/|/usr/|[A-Z]:\\\\Users"
+)
 
 
 def cells(notebook):
