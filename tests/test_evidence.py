@@ -283,3 +283,11 @@ def test_schemas_are_the_librarys():
     schema = plan.arms_of(CPU)["flix_family"].schema(values)
     assert isinstance(schema, keras_flix.FeatureSchema)
     assert [f.name for f in schema.routed] == ["task", "language", "family"]
+
+
+def test_the_few_shot_table_is_that_of_the_stored_result():
+    few_shot = importlib.import_module("benchmarks.few_shot")
+    result = json.loads((few_shot.RESULTS / "few_shot_torch.json").read_text())
+    assert {row["language"] for row in result["rows"]} == set(few_shot.NEW)
+    page = (few_shot.RESULTS.parent / "README.md").read_text()
+    assert few_shot.table(result["rows"]) in page
