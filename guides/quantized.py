@@ -20,7 +20,7 @@
 # adapt*. This guide measures what it saves and what it costs, trains adapters on a
 # 4-bit base, and shows the two things that are refused.
 #
-# The stored run took 74 s of processor time on one core of a busy machine, a good part
+# The stored run took 68 s of processor time on one core of a busy machine, a good part
 # of it compilation.
 #
 # In Colab, put the address of the repository into the next cell and run it (the badge

@@ -76,7 +76,7 @@ def rounded_logits(model: keras.Model) -> str:
                 "To be trained, a model must compute its logits in floating point. "
                 f"Received: layer {layer.path!r} with quantization_mode="
                 f"{layer.quantization_mode!r}, which rounds its inputs and has no "
-                "gradient past that. Quantize without the embeddings: `model."
+                "gradient past that. Quantize without the embeddings: `model.backbone."
                 "quantize(mode, filters=lambda layer: not isinstance(layer, "
                 "keras.layers.Embedding))`."
             )
