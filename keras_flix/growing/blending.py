@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -15,6 +16,7 @@ from keras_flix import _compat
 from keras_flix.analysis.factors import Factors, table_of
 from keras_flix.encoding import ABSENT
 from keras_flix.feature import Feature, Value
+from keras_flix.growing.resizing import check_fits
 from keras_flix.growing.schema_changes import (
     checked_axis,
     checked_init,
@@ -23,7 +25,6 @@ from keras_flix.growing.schema_changes import (
 )
 from keras_flix.growing.values import add_values
 from keras_flix.inputs import split_entries
-from keras_flix.layers.checks import check_ranks
 from keras_flix.low_rank import ActiveValues, Tensor
 from keras_flix.routed_model import Surgery, surgery_of
 from keras_flix.routing import Routing, routing_scope
@@ -116,9 +117,8 @@ def fit_blend(
     weights = checked_init(axis, init) or dict.fromkeys(
         range(len(axis.values)), 1.0 / len(axis.values)
     )
-    grown = replaced(surgery.schema, with_values(axis, [value], rank, None))
-    for layer in surgery.layers.values():
-        check_ranks(layer, grown)
+    grown = with_values(axis, [value], rank, None)
+    check_fits(surgery, replaced(surgery.schema, grown))
     _check_trainable(model, surgery)
     x, y, sample_weight = _prepared(model, axis, data)
     with _frozen(model):
@@ -182,18 +182,16 @@ class _Blended(keras.Model):
             return self.inner(own, training=False)
 
 
-class _frozen:
+@contextlib.contextmanager
+def _frozen(model: keras.Model) -> Iterator[None]:
     """Lets no variable of a model train within the block."""
-
-    def __init__(self, model: keras.Model) -> None:
-        self.trained = list(model.trainable_variables)
-
-    def __enter__(self) -> None:
-        for variable in self.trained:
-            variable.trainable = False
-
-    def __exit__(self, *_: Any) -> None:
-        for variable in self.trained:
+    trained = list(model.trainable_variables)
+    for variable in trained:
+        variable.trainable = False
+    try:
+        yield
+    finally:
+        for variable in trained:
             variable.trainable = True
 
 

@@ -16,6 +16,7 @@ from keras_flix.features import FeatureSchema
 from keras_flix.frozen_rows import Choice, choose
 from keras_flix.growing.new_values import KnownTables, fill_with_product, fresh_tables
 from keras_flix.growing.schema_changes import narrowed
+from keras_flix.layers.checks import check_ranks
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.routed_model import Surgery, surgery_of
 from keras_flix.surgery import add_dropout_seed
@@ -35,6 +36,12 @@ def changeable_surgery(model: Any) -> Surgery:
             )
         check_devices(part)
     return surgery
+
+
+def check_fits(surgery: Surgery, schema: FeatureSchema) -> None:
+    """Raises if an adapted layer is too small for the ranks of a schema."""
+    for layer in surgery.layers.values():
+        check_ranks(layer, schema)
 
 
 def set_schema(surgery: Surgery, schema: FeatureSchema, choice: Choice) -> None:

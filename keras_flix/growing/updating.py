@@ -16,14 +16,19 @@ from keras_flix.features import FeatureSchema
 from keras_flix.files.adapter_files import Adapters, read_adapters
 from keras_flix.files.fingerprint import base_fingerprint
 from keras_flix.files.saving import adapters_of, check_same_base
-from keras_flix.growing.resizing import Pair, changeable_surgery, optimizers_of, resize
+from keras_flix.growing.resizing import (
+    Pair,
+    changeable_surgery,
+    check_fits,
+    optimizers_of,
+    resize,
+)
 from keras_flix.growing.schema_changes import (
     checked_axis,
     checked_values,
     replaced,
     with_values,
 )
-from keras_flix.layers.checks import check_ranks
 from keras_flix.routed_model import Surgery
 
 Chosen = dict[str, tuple[Value, ...]]
@@ -202,9 +207,7 @@ def _check_overwritten(own: Feature, ranks: Mapping[Value, int], source: str) ->
 def _check_growth(surgery: Surgery, grown: Mapping[str, Feature]) -> None:
     """Raises for all that could keep the tables of one of several axes from growing."""
     for feature in grown.values():
-        schema = replaced(surgery.schema, feature)
-        for layer in surgery.layers.values():
-            check_ranks(layer, schema)
+        check_fits(surgery, replaced(surgery.schema, feature))
     tables = [
         table
         for layer in surgery.layers.values()

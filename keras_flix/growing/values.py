@@ -13,6 +13,7 @@ from keras_flix.growing.resizing import (
     Start,
     add_axis,
     changeable_surgery,
+    check_fits,
     resize,
     set_schema,
 )
@@ -24,7 +25,6 @@ from keras_flix.growing.schema_changes import (
     with_values,
     without_values,
 )
-from keras_flix.layers.checks import check_ranks
 from keras_flix.surgery import check_names, checked_seed
 
 
@@ -90,8 +90,7 @@ def add_values(
     )
     grown = with_values(feature, values, rank, copied)
     schema = replaced(surgery.schema, grown)
-    for layer in surgery.layers.values():
-        check_ranks(layer, schema)
+    check_fits(surgery, schema)
     old, new = len(feature.values), len(grown.values)
     tables = {
         path: [start.tables(layer, path, grown, row) for row in range(old, new)]
@@ -225,8 +224,7 @@ def add_feature(
     schema = FeatureSchema([*surgery.schema, feature])
     for part in surgery.parts:
         check_names(part, schema)
-    for layer in surgery.layers.values():
-        check_ranks(layer, schema)
+    check_fits(surgery, schema)
     seed = surgery.seed if seed is None else checked_seed(seed)
     add_axis(surgery, schema, feature, seed)
     return model
