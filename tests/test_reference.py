@@ -42,7 +42,6 @@ def test_every_guide_is_on_the_site():
 @pytest.mark.slow
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="it computes nothing")
 def test_the_site_builds(tmp_path):
-    pytest.importorskip("mkdocs")
     command = ["-m", "mkdocs", "build", "--strict", "-q"]
     config = ["-f", PAGES / "mkdocs.yml", "-d", tmp_path]
     result = subprocess.run(
