@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -26,11 +28,14 @@ FEATURES = {"task": ["qa", "parse", "list"], "language": ["en", "sw", "yo"]}
 
 def pytest_addoption(parser):
     parser.addoption("--support-report", help="where to write what is supported")
+    parser.addoption("--load", type=int, default=1, help="how many times the cases")
+    parser.addoption("--fault-report", help="where to write what faults were survived")
 
 
 def pytest_configure(config):
     path = config.getoption("--support-report")
     config.support = SupportReport(path, keras.config.backend()) if path else None
+    config.faults = {}
 
 
 @pytest.hookimpl(wrapper=True)
@@ -44,6 +49,9 @@ def pytest_runtest_makereport(item):
 def pytest_sessionfinish(session):
     if session.config.support is not None:
         session.config.support.write()
+    path = session.config.getoption("--fault-report")
+    if path:
+        Path(path).write_text(json.dumps(session.config.faults, indent=2) + "\n")
 
 
 def train_tokenizer() -> bytes:
@@ -78,6 +86,22 @@ def spm_proto() -> bytes:
 @pytest.fixture(autouse=True)
 def _seed():
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def load(request) -> int:
+    """By how much a test multiplies its cases; 1 in the daily run and in CI."""
+    return request.config.getoption("--load")
+
+
+@pytest.fixture
+def record_fault(request):
+    """Keeps what a test of faults has counted, for `python -m benchmarks.faults`."""
+
+    def record(name, **facts):
+        request.config.faults[name] = {"test": request.node.nodeid, **facts}
+
+    return record
 
 
 @pytest.fixture
