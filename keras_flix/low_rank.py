@@ -24,9 +24,13 @@ Tensor = Any
 
 def narrow_ids(ids: Tensor, num_values: int) -> Tensor:
     """Ids as int32; those out of range become `num_values`, not what they wrap to."""
-    if keras.backend.standardize_dtype(ids.dtype).startswith("uint"):
-        ids = ops.cast(ids, "int64")
-    valid = ops.logical_and(ids >= ABSENT, ids < num_values)
+    dtype = keras.backend.standardize_dtype(ids.dtype)
+    # No unsigned id is absent, but the highest ones wrap to -1 when widened.
+    lowest = 0 if dtype.startswith("uint") else ABSENT
+    if dtype not in ("int32", "int64"):
+        # As an int8, a number of values above 127 would itself wrap.
+        ids = ops.cast(ids, "int64" if dtype in ("uint32", "uint64") else "int32")
+    valid = ops.logical_and(ids >= lowest, ids < num_values)
     return ops.cast(ops.where(valid, ids, num_values), "int32")
 
 
