@@ -160,11 +160,11 @@ class FeatureTables:
 
 def look_up(table: Tensor, rows: Tensor) -> Tensor:
     """The entries of a table, of shape `(*rows.shape, *table.shape[1:])`."""
-    if keras.config.backend() != "torch":
-        return ops.take(table, rows, axis=0)
-    # `take` squeezes tables of more than two axes, which ONNX cannot run.
+    # Flat, as `take` squeezes tables of more than two axes on torch, which ONNX
+    # cannot run. And the gradient of `reshape` is dense: TensorFlow's optimizers
+    # would otherwise clip and square that of each example, not their sum.
     flat = ops.take(ops.reshape(table, (table.shape[0], -1)), rows, axis=0)
-    return ops.reshape(flat, (*rows.shape, *table.shape[1:]))
+    return ops.reshape(flat, (*ops.shape(rows), *table.shape[1:]))
 
 
 def low_rank_update(

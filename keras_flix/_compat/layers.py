@@ -55,11 +55,18 @@ def add_table(
 ) -> keras.Variable:
     """Adds a float32 variable under the layer's own path, whatever its policy.
 
+    It is not cast as layers read it: they cast what they look up, and gradients of
+    examples with the same value are added up in float32.
+
     Where other layers have that path too, the variable is at `key` instead:
     `model.parameters()` on torch, for one, is a dict by path.
     """
     table = layer.add_weight(
-        name=name, shape=shape, initializer=initializer, dtype="float32"
+        name=name,
+        shape=shape,
+        initializer=initializer,
+        dtype="float32",
+        autocast=False,
     )
     if key != layer.path:
         table._path = f"{key}/{name}"
