@@ -137,7 +137,8 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
         x = self._linear(inputs)
         delta = self.low_rank_output(inputs, features, training)
         if delta is not None:
-            x = ops.add(x, delta)
+            # `ops.add` would take one for no examples for a bias, on TensorFlow.
+            x = x + delta
         # As in the stock layers, so that without a delta the bits are theirs.
         if self.bias is not None:
             x = ops.add(x, self.bias)

@@ -203,12 +203,14 @@ def test_a_batch_that_is_no_multiple_raises():
     ) in str(error.value)
 
 
-def test_an_empty_batch():
-    layer, shape = make_layer("btd,df->btf")
-    found = call(
-        layer, np.zeros((0, *shape[1:]), "float32"), {"task": [], "language": []}
-    )
-    assert found.shape == (0, 4, 6)
+@pytest.mark.parametrize("equation", ["btd,df->btf", "bd,df->bf", "...x,xy->...y"])
+@pytest.mark.parametrize("length", [1, 4])
+def test_an_empty_batch(equation, length):
+    """With one axis longer than 1, Keras' `ops.add` takes it for a bias on TF."""
+    layer, shape = make_layer(equation)
+    shape = (0, *[length] * (len(shape) - 2), shape[-1])
+    found = call(layer, np.zeros(shape, "float32"), {"task": [], "language": []})
+    assert found.shape == (*shape[:-1], layer.kernel.shape[-1])
 
 
 ONLY_TF = pytest.mark.skipif(
