@@ -19,6 +19,8 @@ Rank = int | Mapping[Any, int]
 
 # What every backend takes in the names of variables.
 NAME = re.compile(r"[A-Za-z0-9_-]+")
+COMPARED, COMPARED_VALUES = 100, 10_000
+"""So many characters, of so many values, are compared to find the nearest one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +159,8 @@ class Feature:
 
     def _checked_rank(self, rank: Rank) -> int | dict[Value, int]:
         if isinstance(rank, Mapping):
-            unknown = [v for v in rank if v != "*" and v not in self.values]
+            values = set(self.values)
+            unknown = [v for v in rank if v != "*" and v not in values]
             if unknown:
                 raise ValueError(
                     f"A rank by value of feature {self.name!r} must name its "
@@ -251,8 +254,9 @@ class Feature:
         )
 
     def _nearest(self, value: Any) -> str:
-        names = [str(v) for v in self.values]
-        near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.0)
+        # Of a few and short ones: comparing takes the product of the lengths.
+        names = [str(v)[:COMPARED] for v in self.values[:COMPARED_VALUES]]
+        near = difflib.get_close_matches(str(value)[:COMPARED], names, n=1, cutoff=0.0)
         known = ", ".join(repr(v) for v in self.values[:8])
         more = ", ..." if len(self.values) > 8 else ""
         hint = f" The nearest known value is {near[0]!r}." if near else ""

@@ -6,6 +6,7 @@ task, its language, ...). This module needs numpy only.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -64,8 +65,8 @@ class FeatureSchema:
                     "Feature(name, values)."
                 )
         names = [feature.name for feature in self._features]
-        for name in names:
-            if names.count(name) > 1:
+        for name, count in collections.Counter(names).items():
+            if count > 1:
                 raise ValueError(
                     "The features of a schema must have unique names. Received: "
                     f"names={names!r}. Rename or join {name!r}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,12 @@ import numpy as np
 from keras import ops
 
 from keras_flix import _compat
+from keras_flix.files.keras_files import (
+    WEIGHTS,
+    check_undamaged,
+    errors_name_the_file,
+    save_whole,
+)
 
 REGISTERED_NAME = "keras_flix>AdaptedModel"
 """What Keras' files call an adapted model."""
@@ -49,10 +56,38 @@ class PlainView(_compat.Mixin):
             for variable, value in zip(own, np.asarray(states)):
                 variable.assign(value.astype(variable.dtype))
 
-    def load_weights(self, *args: Any, **kwargs: Any) -> None:
+    def save(
+        self,
+        filepath: Any,
+        overwrite: bool = True,
+        zipped: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As Keras' own; a `.keras` file is replaced only by a complete one."""
+        save = functools.partial(super().save, zipped=zipped, **kwargs)
+        suffix = None if zipped is False else ".keras"
+        save_whole(save, filepath, suffix, overwrite)
+
+    def save_weights(
+        self,
+        filepath: Any,
+        overwrite: bool = True,
+        max_shard_size: float | None = None,
+    ) -> None:
+        """As Keras' own; a file is replaced only by a complete one.
+
+        With `max_shard_size`, Keras writes several files, each in its place.
+        """
+        options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+        save = functools.partial(super().save_weights, **options)
+        suffix = None if options else WEIGHTS
+        save_whole(save, filepath, suffix, overwrite)
+
+    def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         """As Keras' own; where it raises, no weight has changed."""
-        with unchanged_if_it_raises(self):
-            super().load_weights(*args, **kwargs)
+        with unchanged_if_it_raises(self), errors_name_the_file(filepath):
+            check_undamaged(filepath)
+            super().load_weights(filepath, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         """The plain model's config, and what `enable_flix` did to it."""

@@ -177,6 +177,8 @@ def rewritten(path, change):
     with safetensors.safe_open(path, framework="numpy") as file:
         header = json.loads(file.metadata()["keras_flix"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}
+    # As files of earlier versions: it would tell at once that something changed.
+    del header["digest"]
     change(header)
     safetensors.numpy.save_file(tensors, path, {"keras_flix": json.dumps(header)})
     return path

@@ -9,6 +9,7 @@ import keras
 from keras import tree
 from keras.src import backend
 from keras.src.saving import object_registration
+from keras.src.utils import io_utils
 
 
 def flatten_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
@@ -130,6 +131,11 @@ def input_names(model: keras.Model) -> list[str]:
     names = list(getattr(model, "input_names", None) or [])
     struct = getattr(model, "_inputs_struct", None)
     return [*names, *struct] if isinstance(struct, dict) else names
+
+
+def may_overwrite(path: str) -> bool:
+    """Asks the user whether a file may be replaced, as Keras' own savers do."""
+    return bool(io_utils.ask_to_proceed_with_overwrite(path))
 
 
 def register_class_name(cls: type, name: str) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -20,6 +24,15 @@ from keras_flix.files.whole_files import check_folder, write_whole
 
 SUFFIX = ".flix.safetensors"
 FORMAT_VERSION = 1
+HEADER = "keras_flix"
+"""What safetensors' metadata of a file holds: JSON."""
+ENTRIES = {"version", "schema", "alpha", "layers", "base"}
+DIGEST = re.compile(r', "digest": "([0-9a-f]{32})"\}$')
+"""How that ends; files of earlier versions have no digest."""
+MAX_HEADER = 16 * 2**20
+"""Bytes of a file that are not tables. Parsed, they take many times that much."""
+MAX_MESSAGE = 500
+"""So many characters of an error about what a file says are shown."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,20 +108,35 @@ def write_adapters(adapters: Adapters, path: Path) -> None:
     if adapters.base is not None:
         header["base"] = adapters.base.get_config()
     check_folder(path)
-    data = safetensors.numpy.save(
-        dict(adapters.tables), {"keras_flix": json.dumps(header)}
-    )
+    text = json.dumps(header)
+    digest = content_digest(text, adapters.tables)
+    # In the same entry: safetensors writes several in any order.
+    text = f'{text[:-1]}, "digest": "{digest}"}}'
+    data = safetensors.numpy.save(dict(adapters.tables), {HEADER: text})
+    size = int.from_bytes(data[:8], "little")
+    if size > MAX_HEADER:
+        raise ValueError(
+            f"The names and values in an adapter file may take {MAX_HEADER:,} bytes. "
+            f"Received: {size:,} bytes of them in {adapters.source}. Use fewer or "
+            "shorter values."
+        )
     write_whole(path, data)
 
 
-def read_adapters(path: str | os.PathLike[str]) -> Adapters:
+def read_adapters(
+    path: str | os.PathLike[str], check: Callable[[Adapters], None] | None = None
+) -> Adapters:
     """Reads an adapter file.
 
     Args:
         path: A file that `save_adapters` wrote, or a handle of one on a hub.
+        check: Called before the tables are read, and raises for adapters that are
+            not wanted. The tables that it sees have their shapes, but take no memory
+            and are zero.
 
     Returns:
-        Its `Adapters`. Whether the tables fit schema and layers is not checked.
+        Its `Adapters`: float32 tables, those of its schema and its layers, as they
+        were saved. Files of earlier versions have no digest to tell the latter by.
 
     Raises:
         ValueError: If there is no such file, or it is not an adapter file.
@@ -120,34 +148,135 @@ def read_adapters(path: str | os.PathLike[str]) -> Adapters:
             f"`path` must be an existing file. Received: path={str(path)!r}, which "
             "is none. Check the path."
         )
-    adapters = None
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tables = {name: file.get_tensor(name) for name in file.keys()}
-        header = json.loads(metadata["keras_flix"])
-        version = header["version"]
-        if version == FORMAT_VERSION:
-            schema = FeatureSchema.from_config(header["schema"])
-            check_alpha(header["alpha"])
-            base = header.get("base")
-            adapters = Adapters(
-                source=place,
-                schema=schema,
-                alpha=header["alpha"],
-                layers=[str(layer) for layer in header["layers"]],
-                tables=tables,
-                base=None if base is None else BaseFingerprint.from_config(base),
+    with contextlib.ExitStack() as stack:
+        with _errors_name(path):
+            _check_header_size(path)
+            file = stack.enter_context(safetensors.safe_open(path, framework="numpy"))
+            text = (file.metadata() or {})[HEADER]
+            header = json.loads(text)
+            version = header["version"]
+            known = type(version) is int and version == FORMAT_VERSION
+            adapters = _described(header, file, place) if known else None
+        if adapters is None:
+            raise ValueError(
+                f"An adapter file must have format version {FORMAT_VERSION}. Received: "
+                f"version {_shown(version)} in {str(path)!r}. Update keras_flix."
             )
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        if check is not None:
+            check(adapters)
+        with _errors_name(path):
+            tables = {name: file.get_tensor(name) for name in adapters.tables}
+            _check_digest(text, header, tables)
+    return dataclasses.replace(adapters, tables=tables)
+
+
+def content_digest(header: str, tables: Mapping[str, np.ndarray]) -> str:
+    """A digest of all that a file holds, 32 hexadecimal digits: tells damaged ones."""
+    found = hashlib.blake2b(header.encode(), digest_size=16)
+    for name in sorted(tables):
+        table = np.ascontiguousarray(tables[name])
+        found.update(f"{name} {table.dtype} {table.shape}\n".encode())
+        found.update(table.reshape(-1).view("uint8").data)
+    return found.hexdigest()
+
+
+@contextlib.contextmanager
+def _errors_name(path: Path) -> Iterator[None]:
+    """Whatever is wrong in a file raises the same error, which names the file."""
+    try:
+        yield
+    # Among them what parsers raise for numbers too large, and for lists too deep.
+    except (
+        safetensors.SafetensorError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ValueError(
             "An adapter file must have been written by `save_adapters` and be "
             f"whole. Received: path={str(path)!r}, which cannot be read "
-            f"({type(error).__name__}: {error}). Save it again."
+            f"({type(error).__name__}: {_shown(error)}). Save it again."
         ) from error
-    if adapters is None:
+
+
+def _shown(what: Any) -> str:
+    """What a file says, in a length and in characters that can be printed."""
+    text = str(what).encode(errors="backslashreplace").decode()
+    return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}..."
+
+
+def _check_header_size(path: Path) -> None:
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if MAX_HEADER < size < path.stat().st_size:
+        raise ValueError(f"Its header has {size:,} bytes, of at most {MAX_HEADER:,}.")
+
+
+def _check_digest(
+    text: str, header: Mapping[str, Any], tables: Mapping[str, np.ndarray]
+) -> None:
+    found = DIGEST.search(text)
+    if found is None:
+        odd = sorted(header.keys() - ENTRIES)
+        # Such as a digest whose name is damaged.
+        if odd:
+            raise ValueError(f"Its header has an unknown entry {odd[0]!r}.")
+    elif found[1] != content_digest(f"{text[: found.start()]}}}", tables):
+        raise ValueError("The digest differs from that of the content.")
+
+
+def _described(header: Mapping[str, Any], file: Any, place: str) -> Adapters:
+    """The adapters of a file, with tables that have no content yet."""
+    schema = FeatureSchema.from_config(header["schema"])
+    check_alpha(header["alpha"])
+    layers = [str(layer) for layer in header["layers"]]
+    if len(set(layers)) < len(layers) or not isinstance(header["layers"], list):
+        raise ValueError("The layers must be a list of different names.")
+    base = header.get("base")
+    return Adapters(
+        source=place,
+        schema=schema,
+        alpha=header["alpha"],
+        layers=layers,
+        tables=_stand_ins(schema, layers, file),
+        base=None if base is None else BaseFingerprint.from_config(base),
+    )
+
+
+def _stand_ins(
+    schema: FeatureSchema, layers: Sequence[str], file: Any
+) -> dict[str, np.ndarray]:
+    """The tables of a file as zeros without memory; raises if they are not right."""
+    names = set(file.keys())
+    tables: dict[str, np.ndarray] = {}
+    # Counted first: a short header can stand for any number of pairs.
+    if len(names) == 2 * len(layers) * len(schema):
+        for layer in layers:
+            for feature in schema:
+                count, rank = len(feature.values), max(feature.ranks)
+                a, b = table_names(layer, feature.name)
+                for name, axis, size in ((a, 2, rank), (b, 1, rank)):
+                    if name in names:
+                        tables[name] = _stand_in(file, name, count, axis, size)
+    if tables.keys() != names:
         raise ValueError(
-            f"An adapter file must have format version {FORMAT_VERSION}. Received: "
-            f"version {version} in {str(path)!r}. Update keras_flix."
+            f"Its {len(names)} tables are not two for each of its {len(layers)} layers "
+            f"and {len(schema)} features."
         )
-    return adapters
+    return tables
+
+
+def _stand_in(file: Any, name: str, count: int, axis: int, rank: int) -> np.ndarray:
+    part = file.get_slice(name)
+    dtype, shape = part.get_dtype(), tuple(part.get_shape())
+    if dtype != "F32" or len(shape) != 3 or (shape[0], shape[axis]) != (count, rank):
+        raise ValueError(
+            "The tables must be F32, of shape (values, d_in, rank) and (values, rank, "
+            f"d_out). Received: {dtype} of shape {shape} at {name!r}, for {count} "
+            f"values and rank {rank}."
+        )
+    return np.broadcast_to(np.float32(0), shape)

@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from keras_flix.files.whole_files import beside, sync
+
 
 def check_new(directory: str | os.PathLike[str]) -> Path:
     """The directory as a path; raises unless it can be made there."""
@@ -42,10 +44,13 @@ def new_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = check_new(directory).absolute()
     # In the same folder, so that it can take its place at once.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = beside(path)
     temporary.mkdir()
     try:
         yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                sync(file)
         if path.is_dir():
             path.rmdir()
         temporary.rename(path)

@@ -65,19 +65,22 @@ def load_adapters(
         ValueError: If the file is not such a file, or does not fit the model.
             The model is then left as it was.
     """
-    adapters = read_adapters(path)
-    schema, source = adapters.schema, adapters.source
-    layers = {}
-    if is_adapted(model):
-        _check_schema(surgery_of(model).schema, schema, source)
-        _check_alpha(surgery_of(model).alpha, adapters.alpha, source)
-        _check_tables(_shapes(_named_tables(model)), adapters.tables, source)
-    else:
-        layers = _check_layers(model, adapters)
-    if check_base and adapters.base is not None:
-        check_same_base(base_fingerprint(model), adapters.base, source)
+    layers: dict[str, Any] = {}
+
+    def check(found: Adapters) -> None:
+        if is_adapted(model):
+            _check_schema(surgery_of(model).schema, found.schema, found.source)
+            _check_alpha(surgery_of(model).alpha, found.alpha, found.source)
+            _check_tables(_shapes(_named_tables(model)), found.tables, found.source)
+        else:
+            layers.update(_check_layers(model, found))
+        if check_base and found.base is not None:
+            check_same_base(base_fingerprint(model), found.base, found.source)
+
+    # Before the tables are read: a file may claim to hold any number of bytes.
+    adapters = read_adapters(path, check)
     if not is_adapted(model):
-        adapt_layers(model, schema, layers, alpha=adapters.alpha, seed=0)
+        adapt_layers(model, adapters.schema, layers, alpha=adapters.alpha, seed=0)
     for name, variable in _named_tables(model).items():
         variable.assign(adapters.tables[name])
     return model
@@ -168,11 +171,6 @@ def _check_tables(
                 f"{name!r}, expected: shape {expected.get(name, 'no table')}. "
                 f"Received: {found.get(name, 'no table')} in {str(path)!r}. Use "
                 "the base model and the targets it was trained with."
-            )
-        if tensors[name].dtype != np.float32:
-            raise ValueError(
-                "The tables of an adapter file must be float32. Received: "
-                f"{tensors[name].dtype} at {name!r} in {str(path)!r}. Save it again."
             )
 
 
