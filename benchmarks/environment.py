@@ -22,6 +22,7 @@ BACKEND_PACKAGES = {
     "tensorflow": ["tensorflow"],
     "torch": ["torch"],
 }
+PEERS = ["transformers", "peft", "adapters"]
 THREAD_VARIABLES = ["OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "XLA_FLAGS"]
 
 
@@ -29,6 +30,7 @@ def environment() -> dict[str, Any]:
     """The environment of the running process."""
     backend = keras.config.backend()
     names = [*PACKAGES, *BACKEND_PACKAGES[backend]]
+    names += [name for name in PEERS if name in sys.modules]
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
         "command": command_line(),
@@ -38,6 +40,7 @@ def environment() -> dict[str, Any]:
         "versions": {name: importlib.metadata.version(name) for name in names},
         "platform": platform.platform(),
         "cpu": cpu_model(),
+        "accelerator": accelerator(),
         "cores": os.cpu_count(),
         "cores_used": sorted(os.sched_getaffinity(0)),
         "threads": {
@@ -65,6 +68,26 @@ def cpu_model() -> str:
     return platform.processor()
 
 
+def accelerator() -> str | None:
+    """The name of the device that the backend computes on, `None` for a CPU."""
+    backend = keras.config.backend()
+    if backend == "torch":
+        import torch
+
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    if backend == "jax":
+        import jax
+
+        device = jax.devices()[0]
+        return None if device.platform == "cpu" else device.device_kind
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return None
+    return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+
+
 def git_commit() -> str | None:
     """The commit, marked `+changes` where the library's files differ from it."""
     git = ["git", "-C", str(REPOSITORY)]
@@ -80,6 +103,12 @@ def _output(command: list[str]) -> str:
     return subprocess.run(
         command, check=True, capture_output=True, text=True
     ).stdout.strip()
+
+
+def result_path(name: str, *labels: Any) -> pathlib.Path:
+    """`results/<name>_<backend>_<labels>.json`, without labels that are `None`."""
+    parts = [name, keras.config.backend(), *labels]
+    return RESULTS / ("_".join(str(p) for p in parts if p is not None) + ".json")
 
 
 def write_result(path: pathlib.Path, result: dict[str, Any]) -> None:

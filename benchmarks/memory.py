@@ -9,12 +9,11 @@ import os
 import pathlib
 import statistics
 import subprocess
-import sys
 from typing import Any
 
 import keras
 
-from benchmarks.workload import Arm, Workload
+from benchmarks.environment import accelerator
 
 MIB = 1024**2
 ALLOCATOR = {
@@ -35,14 +34,17 @@ RESIDENT = (
 )
 METHODS = {
     "torch": RESIDENT,
-    "jax": f"{RESIDENT} `xla_temporary`: the temporaries that XLA plans for the "
-    "compiled step (`memory_analysis()`).",
+    "jax": RESIDENT,
     "tensorflow": "Each arm in a process of its own; MiB. `step`: peak of "
     "TensorFlow's CPU allocator (BFC) during a warm step minus what was allocated "
     "just before it. `over_first`: the same minus what was allocated before the "
     "first step, so the optimizer's state counts too. Resident memory tells "
     "nothing here: the allocator keeps what it has.",
 }
+GPU = (
+    "Each arm in a process of its own; MiB of the device's memory, by the framework's "
+    "own statistics, `step` and `over_first` as on a CPU."
+)
 
 
 class ResidentMeter:
@@ -64,43 +66,93 @@ class ResidentMeter:
 
 
 class TensorFlowMeter:
-    """What TensorFlow's CPU allocator has handed out."""
+    """What TensorFlow's allocator has handed out."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "CPU:0") -> None:
         import tensorflow as tf
 
-        self.stats = tf.config.experimental
+        self.stats, self.device = tf.config.experimental, device
 
     def current(self) -> float:
         gc.collect()
-        return self.stats.get_memory_info("CPU:0")["current"] / MIB
+        return self.stats.get_memory_info(self.device)["current"] / MIB
 
     def reset(self) -> None:
-        self.stats.reset_memory_stats("CPU:0")
+        self.stats.reset_memory_stats(self.device)
 
     def peak(self) -> float:
-        return self.stats.get_memory_info("CPU:0")["peak"] / MIB
+        return self.stats.get_memory_info(self.device)["peak"] / MIB
 
 
-def measure_memory(arm: Arm, warm_up: int) -> dict[str, float]:
-    """Peak memory of a step of `arm`, in this process."""
+class TorchDeviceMeter:
+    """What PyTorch has taken of a GPU."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self.cuda = torch.cuda
+
+    def current(self) -> float:
+        gc.collect()
+        return self.cuda.memory_allocated() / MIB
+
+    def reset(self) -> None:
+        self.cuda.reset_peak_memory_stats()
+
+    def peak(self) -> float:
+        return self.cuda.max_memory_allocated() / MIB
+
+
+class JaxDeviceMeter:
+    """What JAX has taken of a GPU; its peak is that of the whole process."""
+
+    def __init__(self) -> None:
+        import jax
+
+        self.device = jax.devices()[0]
+
+    def current(self) -> float:
+        gc.collect()
+        return self.device.memory_stats()["bytes_in_use"] / MIB
+
+    def reset(self) -> None:
+        """JAX has no way to."""
+
+    def peak(self) -> float:
+        return self.device.memory_stats()["peak_bytes_in_use"] / MIB
+
+
+def meter() -> Any:
+    """The meter of this process' backend and device, and what it measures."""
     backend = keras.config.backend()
-    meter = TensorFlowMeter() if backend == "tensorflow" else ResidentMeter()
-    first = meter.current()
+    if accelerator() is None:
+        on_cpu = TensorFlowMeter if backend == "tensorflow" else ResidentMeter
+        return on_cpu()
+    if backend == "tensorflow":
+        return TensorFlowMeter("GPU:0")
+    return TorchDeviceMeter() if backend == "torch" else JaxDeviceMeter()
+
+
+def method() -> str:
+    """How memory is measured here."""
+    return METHODS[keras.config.backend()] if accelerator() is None else GPU
+
+
+def measure_memory(arm: Any, warm_up: int) -> dict[str, float]:
+    """Peak memory of a step of `arm`, in this process."""
+    memory = meter()
+    first = memory.current()
     for _ in range(warm_up):
         arm.step()
     peaks = []
     for _ in range(3):
-        before = meter.current()
-        meter.reset()
+        before = memory.current()
+        memory.reset()
         arm.step()
-        peak = meter.peak()
+        peak = memory.peak()
         peaks.append((peak - before, peak - first))
     step, over_first = (statistics.median(column) for column in zip(*peaks))
-    result = {"step": step, "over_first": over_first}
-    if backend == "jax":
-        result["xla_temporary"] = xla_temporary(arm)
-    return {name: round(value, 1) for name, value in result.items()}
+    return {"step": round(step, 1), "over_first": round(over_first, 1)}
 
 
 def status(field: str) -> float:
@@ -109,32 +161,6 @@ def status(field: str) -> float:
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024 / MIB
     raise LookupError(field)
-
-
-def xla_temporary(arm: Arm) -> float:
-    """Temporary memory of the training step as XLA plans it, in MiB."""
-    import jax
-
-    state = arm.model._get_jax_state(
-        trainable_variables=True,
-        non_trainable_variables=True,
-        optimizer_variables=True,
-        metrics_variables=True,
-    )
-    step = jax.jit(arm.model.train_step, donate_argnums=0)
-    compiled = step.lower(state, (arm.x, arm.y, None)).compile()
-    analysis: Any = compiled.memory_analysis()
-    return analysis.temp_size_in_bytes / MIB
-
-
-def measure_in_process(name: str, workload: Workload, warm_up: int) -> dict[str, float]:
-    """`measure_memory` in a fresh process."""
-    command = [
-        *(sys.executable, "-m", "benchmarks.train_step"),
-        *("--memory-arm", name, "--warm-up", str(warm_up)),
-        *workload.as_arguments(),
-    ]
-    return last_line_of(command)
 
 
 def last_line_of(command: list[str]) -> dict[str, Any]:
@@ -147,18 +173,3 @@ def last_line_of(command: list[str]) -> dict[str, Any]:
         env={**os.environ, **ALLOCATOR},
     )
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def compare_memory(workload: Workload, warm_up: int) -> dict[str, Any]:
-    """Peak memory of both arms, and FLix over LoRA."""
-    arms = {
-        name: measure_in_process(name, workload, warm_up) for name in ("lora", "flix")
-    }
-    ratios = {
-        name: round(arms["flix"][name] / arms["lora"][name], 4) for name in arms["lora"]
-    }
-    return {
-        "method": METHODS[keras.config.backend()],
-        "mib": arms,
-        "flix_over_lora": ratios,
-    }

@@ -15,9 +15,10 @@ from typing import Any
 import keras
 
 import keras_flix
+from benchmarks.arms import KerasArm
 from benchmarks.environment import RESULTS, write_result
 from benchmarks.memory import METHODS, last_line_of, measure_memory
-from benchmarks.workload import AXES, Arm, Workload
+from benchmarks.workload import AXES, Workload
 
 BASES = ("float32", "bfloat16", "int8", "int4")
 METHOD = (
@@ -37,16 +38,18 @@ def measure(base: str, workload: Workload, warm_up: int) -> dict[str, Any]:
             base, filters=lambda layer: not isinstance(layer, keras.layers.Embedding)
         )
         gc.unfreeze()
-    features = {a: [f"{a}_{i}" for i in range(workload.values)] for a in AXES}
     keras_flix.enable_flix(
-        model, features, rank=workload.rank // len(AXES), targets="all-linear"
+        model,
+        workload.features(workload.values),
+        rank=workload.rank // len(AXES),
+        targets="all-linear",
     )
     model.compile(
         optimizer=keras.optimizers.Adam(1e-4),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     summary = keras_flix.flix_summary(model, print_fn=None)
-    arm = Arm(base, model, *workload.data(workload.values))
+    arm = KerasArm(base, model, *workload.data(workload.values))
     return {
         "base": round(summary.base_bytes / 1e6, 2),
         "adapters": round(summary.adapter_bytes / 1e6, 2),

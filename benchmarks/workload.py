@@ -1,41 +1,43 @@
-"""What is measured: one random Gemma, adapted in several ways."""
+"""What is measured: one random Gemma and one batch."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import time
 from typing import Any
 
 import keras
 import keras_hub
 import numpy as np
 
-import keras_flix
-
 TARGETS = ["query", "value"]
 """What KerasHub's `enable_lora` adapts in a Gemma."""
 
 AXES = ("task", "language")
 
-ARMS = {
-    "floor": "frozen Gemma, one norm scale below all layers trains",
-    "lora": "KerasHub `enable_lora(rank=8)`",
-    "flix": "`enable_flix`, 2 axes of 8 values, rank 4 each",
-    "flix_many": "`enable_flix`, 2 axes of 512 values, rank 4 each",
+SIZES: dict[str, dict[str, int]] = {
+    "quarter": {},
+    "2b": {
+        "layers": 18,
+        "width": 2048,
+        "head_dim": 256,
+        "intermediate": 32768,
+        "vocabulary": 256000,
+        "batch": 4,
+        "length": 512,
+    },
 }
+"""Proportions of Gemma 2B at a quarter of its width, and Gemma 2B."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
     """Sizes of the model, the batch and the adapters.
 
-    The model has the proportions of Gemma 2B at a quarter of its width.
-
     Attributes:
         rank: Active rank of an example, and the LoRA's rank.
         values: Values per axis.
-        many_values: Values per axis of the arm with many.
+        dtype: Of weights and activations; adapters' tables stay in float32.
     """
 
     layers: int = 4
@@ -49,20 +51,25 @@ class Workload:
     length: int = 128
     rank: int = 8
     values: int = 8
-    many_values: int = 512
+    dtype: str = "float32"
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Adds one option per size."""
+        """Adds one option per size, and one for all of them."""
+        parser.add_argument("--preset-size", choices=SIZES, default="quarter")
         for field in dataclasses.fields(cls):
             name = "--" + field.name.replace("_", "-")
-            parser.add_argument(name, type=int, default=field.default)
+            parser.add_argument(name, type=type(field.default))
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Workload:
         """Reads the options of `add_arguments`."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: getattr(arguments, name) for name in names})
+        sizes: dict[str, Any] = dict(SIZES[arguments.preset_size])
+        for field in dataclasses.fields(cls):
+            given = getattr(arguments, field.name)
+            if given is not None:
+                sizes[field.name] = given
+        return cls(**sizes)
 
     def as_arguments(self) -> list[str]:
         """The options that give this workload."""
@@ -70,6 +77,11 @@ class Workload:
             f"--{name.replace('_', '-')}={value}"
             for name, value in dataclasses.asdict(self).items()
         ]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.batch * self.length
 
     def model(self) -> keras_hub.models.GemmaCausalLM:
         """A Gemma with weights that are the same in all arms."""
@@ -82,31 +94,13 @@ class Workload:
             hidden_dim=self.width,
             intermediate_dim=self.intermediate,
             head_dim=self.head_dim,
-            dtype="float32",
+            dtype=self.dtype,
         )
         return keras_hub.models.GemmaCausalLM(backbone=backbone, preprocessor=None)
 
-    def arm(self, name: str) -> Arm:
-        """The model of one arm, adapted and compiled."""
-        model = self.model()
-        values = self.values
-        if name == "floor":
-            model.trainable = False
-            scale = model.backbone.transformer_layers[0].pre_attention_norm
-            scale.trainable = model._trainable = model.backbone._trainable = True
-        elif name == "lora":
-            model.backbone.enable_lora(rank=self.rank)
-        else:
-            values = self.many_values if name == "flix_many" else self.values
-            features = {axis: [f"{axis}_{i}" for i in range(values)] for axis in AXES}
-            keras_flix.enable_flix(
-                model, features, rank=self.rank // len(AXES), targets=TARGETS, seed=0
-            )
-        model.compile(
-            optimizer=keras.optimizers.Adam(1e-4),
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        )
-        return Arm(name, model, *self.data(values if "flix" in name else None))
+    def features(self, values: int) -> dict[str, list[str]]:
+        """Both axes, with this many values each."""
+        return {axis: [f"{axis}_{i}" for i in range(values)] for axis in AXES}
 
     def data(self, values: int | None) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """A batch of random tokens; with `values`, of mixed features."""
@@ -121,62 +115,3 @@ class Workload:
             for axis in AXES:
                 x[axis] = random.integers(values, size=self.batch, dtype="int32")
         return x, y
-
-
-@dataclasses.dataclass
-class Arm:
-    """A compiled model and its batch."""
-
-    name: str
-    model: keras.Model
-    x: dict[str, np.ndarray]
-    y: np.ndarray
-    optimizer_seconds: float = 0.0
-
-    def watch_optimizer(self) -> None:
-        """Sums up CPU time of `optimizer.apply`; tells only when run eagerly."""
-        apply = self.model.optimizer.apply
-
-        def watched(*args: Any, **kwargs: Any) -> None:
-            start = time.process_time()
-            apply(*args, **kwargs)
-            self.optimizer_seconds += time.process_time() - start
-
-        self.model.optimizer.apply = watched
-
-    def step(self) -> float:
-        """One training step of Keras, which waits for its loss."""
-        loss = float(np.ravel(self.model.train_on_batch(self.x, self.y))[0])
-        if not np.isfinite(loss):
-            raise RuntimeError(f"Arm {self.name!r} has a loss of {loss}.")
-        return loss
-
-    def timed_step(self) -> tuple[float, float, float]:
-        """Seconds of one step: by wall clock, of CPU time, and of it outside of
-        the optimizer (where that is watched)."""
-        self.optimizer_seconds = 0.0
-        wall, cpu = time.perf_counter(), time.process_time()
-        self.step()
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        return wall, cpu, cpu - self.optimizer_seconds
-
-    def adapted_layers(self) -> list[str]:
-        """Paths of the layers that have trainable variables."""
-        layers = self.model._flatten_layers(include_self=False)
-        return sorted(
-            layer.path for layer in layers if any(v.trainable for v in own(layer))
-        )
-
-    def facts(self) -> dict[str, Any]:
-        """What the arm is."""
-        size = sum(int(np.prod(v.shape)) for v in self.model.trainable_variables)
-        return {
-            "what": ARMS[self.name],
-            "jit_compile": self.model.jit_compile,
-            "trainable_parameters": size,
-        }
-
-
-def own(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """A layer's variables without those of its sublayers."""
-    return layer._trainable_variables + layer._non_trainable_variables
