@@ -1,83 +1,149 @@
-"""Prints the results as a table, or writes it into the README.
-
-python benchmarks/table.py [--write]
-"""
+"""The tables of the README, from the stored results."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import pathlib
 from typing import Any
 
-HERE = pathlib.Path(__file__).parent
-README = HERE / "README.md"
-BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
-COLUMNS = (
-    ("FLix / LoRA, time", "flix_over_lora", 1.0),
-    ("512 / 8 values, time", "flix_many_over_flix", 1.15),
-)
-MEMORY = ("FLix / LoRA, peak memory", 1.1)
+from benchmarks.figures import in_order
+from benchmarks.results import BACKENDS, OPTIMIZERS, load, load_one
+
+README = pathlib.Path(__file__).parent / "README.md"
+END = "<!-- table: end -->\n"
+FLOOR_GOAL, PEER_GOAL, VALUES_GOAL = 1.1, 1.0, 1.1
+"""The highest medians that are no misses; that of values holds up to 512."""
+
+PEER_COLUMNS = ["Step, s", "Tokens/s", "Over its floor", "FLix / arm"]
+FLOOR_OF = {"lora": "floor", "flix": "floor"}
 
 
-def ratio(result: dict[str, Any], clock: str, name: str) -> str:
-    """A ratio and its quartiles, or a dash."""
-    found = result["time"].get(clock, {}).get("ratios", {}).get(name)
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+
+
+def ratio(ratios: dict[str, Any], name: str, goal: float | None = None) -> str:
+    """A median and its quartiles, bold where it misses its goal, or a dash."""
+    found = ratios.get(name)
     if found is None:
         return "–"
     low, high = found["quartiles"]
-    return f"{found['median']:.3f} ({low:.2f}–{high:.2f})"
+    median = f"{found['median']:.3f}"
+    if goal is not None and found["median"] > goal:
+        median = f"**{median}**"
+    return f"{median} ({low:.2f}–{high:.2f})"
 
 
-def row(path: pathlib.Path) -> list[str]:
-    """The table row of one result file."""
-    result = json.loads(path.read_text())
-    cells = [f"`{path.name}`", str(result["workload"]["intermediate"])]
-    for _, name, _ in COLUMNS:
-        cells += [ratio(result, clock, name) for clock in ("wall", "cpu")]
-    cells.append(ratio(result, "cpu_without_optimizer", "flix_many_over_flix"))
-    memory = result.get("memory")
-    cells.append(f"{memory['flix_over_lora']['step']:.3f}" if memory else "–")
-    return cells
+def training_step(result: dict[str, Any], footprint: dict[str, Any]) -> list[list[str]]:
+    """A row per arm of one result."""
+    time = result["time"]["wall"]
+    tokens = result["workload"]["batch"] * result["workload"]["length"]
+    rows = []
+    for name, facts in result["arms"].items():
+        seconds, ratios = time["seconds"][name], time["ratios"]
+        floor = FLOOR_OF.get(name, "hf_floor")
+        over_floor = f"{name}_over_{floor}"
+        over_arm = f"flix_over_{name}"
+        goal = None if name.endswith("floor") else PEER_GOAL
+        cost = footprint.get("arms", {}).get(name, {})
+        rows.append(
+            [
+                facts["what"],
+                f"{seconds:.3f}",
+                f"{tokens / seconds:.0f}",
+                ratio(ratios, over_floor, FLOOR_GOAL if name == "flix" else None),
+                ratio(ratios, over_arm, goal),
+                ratio(ratios, f"{over_arm}_over_floors", goal),
+                f"{cost['step']:.0f}" if "step" in cost else "–",
+                f"{cost['flops'] / 1e9:.1f}" if "flops" in cost else "–",
+            ]
+        )
+    return rows
 
 
-def table() -> str:
-    """All results as a Markdown table."""
-    head = ["Result", "FFN"]
-    for title, _, goal in COLUMNS:
-        head += [f"{title} (goal ≤ {goal})", "in CPU time"]
-    head += ["512 / 8 without Adam", f"{MEMORY[0]} (goal ≤ {MEMORY[1]})"]
-    rows = [row(path) for path in sorted((HERE / "results").glob("train_step_*.json"))]
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+def training_steps(on_accelerator: bool) -> str:
+    """All results of `train_step`, those of a CPU or the others."""
+    head = ["Backend", "Arm", *PEER_COLUMNS, "the same, each over its floor"]
+    head += ["Peak of a step, MiB", "GFLOP"]
+    rows = []
+    for result in load("train_step_*"):
+        device = result["environment"].get("accelerator")
+        if (device is not None) != on_accelerator:
+            continue
+        backend = result["environment"]["backend"]
+        label = BACKENDS[backend]
+        if device:
+            label += f", {device}, {result['workload']['length']} tokens"
+        name = result["file"].replace("train_step", "footprint").removesuffix(".json")
+        footprint = load_one(name) or {}
+        rows += [[label, *row] for row in training_step(result, footprint)]
+    return table(head, rows) if rows else ""
+
+
+def values() -> str:
+    """All sweeps over the number of values."""
+    rows: list[list[str]] = []
+    counts: list[int] = []
+    for backend, title in BACKENDS.items():
+        footprint = load_one(f"footprint_{backend}") or {"arms": {}}
+        for result in in_order(load(f"values_{backend}_*")):
+            first, *counts = [int(name) for name in result["arms"]]
+            time = result["time"]["wall"]
+            optimizer = result["optimizer"]
+            cells = [
+                ratio(
+                    time["ratios"],
+                    f"{count}_over_{first}",
+                    VALUES_GOAL if count <= 512 else None,
+                )
+                for count in counts
+            ]
+            seconds = f"{time['seconds'][str(first)]:.3f}"
+            held = memory(footprint["arms"], [first, *counts], optimizer)
+            rows.append([title, OPTIMIZERS[optimizer], seconds, *cells, held])
+    head = ["Backend", "Optimizer", "2 values, s", *(f"{c} / 2" for c in counts)]
+    head.append("Peak of a step, MiB, for each number")
+    return table(head, rows) if rows else ""
+
+
+def memory(arms: dict[str, Any], counts: list[int], optimizer: str) -> str:
+    """Peak memory for each number of values."""
+    found = [arms.get(f"flix:{count}:{optimizer}") for count in counts]
+    return ", ".join(f"{arm['step']:.0f}" if arm else "–" for arm in found)
 
 
 def environments() -> str:
     """One line per result on what it was measured with."""
     lines = []
-    for path in sorted((HERE / "results").glob("train_step_*.json")):
-        header = json.loads(path.read_text())["environment"]
+    names = ("train_step_*", "values_*", "footprint_*")
+    for result in (r for name in names for r in load(name)):
+        header = result["environment"]
         versions = ", ".join(f"{k} {v}" for k, v in header["versions"].items())
         lines.append(
-            f"- `{path.name}`: {header['date'][:10]}, commit {header['commit']}, "
-            f"{header['cpu']}, {len(header['cores_used'])} of {header['cores']} "
-            f"cores, load {header['load_average'][0]}, {versions}\n"
+            f"- `{result['file']}`: {header['date'][:10]}, commit {header['commit']}, "
+            f"{header.get('accelerator') or header['cpu']}, "
+            f"{len(header['cores_used'])} of {header['cores']} cores, "
+            f"load {header['load_average'][0]}, {versions}\n"
         )
     return "".join(lines)
 
 
-def main() -> None:
-    """Prints the table or writes it between the README's markers."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="update the README")
-    text = f"{table()}\n{environments()}"
-    if not parser.parse_args().write:
-        print(text)
-        return
-    before, _, rest = README.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    README.write_text(before + BEGIN + text + END + after)
+TABLES = {
+    "train_step": lambda: training_steps(on_accelerator=False),
+    "values": values,
+    "gpu": lambda: (
+        training_steps(on_accelerator=True) or "Not run: no GPU was at hand.\n"
+    ),
+    "environments": environments,
+}
 
 
-if __name__ == "__main__":
-    main()
+def write() -> None:
+    """Writes the tables between the README's markers."""
+    text = README.read_text()
+    for name, make in TABLES.items():
+        before, marker, rest = text.partition(f"<!-- table: {name} -->\n")
+        _, _, after = rest.partition(END)
+        text = before + marker + make() + END + after
+    README.write_text(text)

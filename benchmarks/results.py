@@ -1,0 +1,28 @@
+"""Reads the stored results; imports neither Keras nor a backend."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+BACKENDS = {"jax": "JAX", "torch": "PyTorch", "tensorflow": "TensorFlow"}
+OPTIMIZERS = {
+    "none": "forward and backward alone",
+    "sgd": "SGD",
+    "row_wise": "row-wise Adam",
+    "adam": "Adam",
+}
+
+
+def load(pattern: str) -> list[dict[str, Any]]:
+    """The results whose file's name, without `.json`, matches a glob pattern."""
+    paths = sorted(RESULTS.glob(pattern + ".json"))
+    return [{"file": path.name, **json.loads(path.read_text())} for path in paths]
+
+
+def load_one(name: str) -> dict[str, Any] | None:
+    """One result, or `None` where it was not measured."""
+    found = load(name)
+    return found[0] if found else None
