@@ -21,13 +21,12 @@ KERAS_ARMS = {
 }
 OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "adam": lambda: keras.optimizers.Adam(1e-4),
+    "lazy_adam": lambda: keras_flix.LazyAdam(1e-4),
     "sgd": lambda: keras.optimizers.SGD(1e-4),
+    "lazy_sgd": lambda: keras_flix.LazySGD(1e-4),
     "none": lambda: None,
 }
 """`none` computes the loss and all gradients, and leaves the weights alone."""
-
-if hasattr(keras_flix, "RowWise"):
-    OPTIMIZERS["row_wise"] = lambda: keras_flix.RowWise(keras.optimizers.Adam(1e-4))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,8 @@ FIGURES = pathlib.Path(__file__).parent / "figures"
 COLORS = {
     "none": "tab:gray",
     "sgd": "tab:green",
-    "row_wise": "tab:blue",
+    "lazy_sgd": "tab:olive",
+    "lazy_adam": "tab:blue",
     "adam": "tab:orange",
 }
 GOAL = {"color": "tab:red", "linestyle": "--", "linewidth": 1}
@@ -75,7 +76,7 @@ def draw_values() -> pathlib.Path | None:
                 marker="o",
                 markersize=4,
                 capsize=3,
-                label=OPTIMIZERS[result["optimizer"]],
+                label=OPTIMIZERS[result["optimizer"]].strip("`"),
                 color=COLORS[result["optimizer"]],
             )
         ax.hlines(1.1, 2, 512, **GOAL, label="goal up to 512")

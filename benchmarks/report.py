@@ -17,7 +17,7 @@ import sys
 from benchmarks import figures, table
 from benchmarks.results import BACKENDS
 
-SWEEPS = ("none", "sgd", "adam")
+SWEEPS = ("none", "sgd", "lazy_sgd", "adam", "lazy_adam")
 STEPS: dict[str, list[list[str]]] = {
     "train_step": [[]],
     "values": [["--optimizer", optimizer] for optimizer in SWEEPS],

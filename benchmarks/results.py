@@ -11,8 +11,9 @@ BACKENDS = {"jax": "JAX", "torch": "PyTorch", "tensorflow": "TensorFlow"}
 OPTIMIZERS = {
     "none": "forward and backward alone",
     "sgd": "SGD",
-    "row_wise": "row-wise Adam",
+    "lazy_sgd": "`LazySGD`",
     "adam": "Adam",
+    "lazy_adam": "`LazyAdam`",
 }
 
 

@@ -1,0 +1,102 @@
+"""The performance report: its arms, its arithmetic and its tables."""
+
+import json
+import sys
+
+import keras
+import pytest
+
+from benchmarks import flops, results, table, timing, train_step
+from benchmarks.arms import ArmSpec
+from benchmarks.peers import available_peers
+from benchmarks.workload import Workload
+
+TINY = Workload(
+    layers=2,
+    width=32,
+    heads=4,
+    head_dim=8,
+    intermediate=64,
+    vocabulary=64,
+    batch=4,
+    length=8,
+)
+
+on_torch = pytest.mark.skipif(
+    keras.config.backend() != "torch", reason="only PyTorch has peers outside of Keras"
+)
+
+
+@on_torch
+def test_one_command_times_all_arms_from_the_same_loss(tmp_path, monkeypatch):
+    output = tmp_path / "result.json"
+    options = [*TINY.as_arguments(), "--rounds=2", "--warm-up=0", f"--output={output}"]
+    monkeypatch.setattr(sys, "argv", ["train_step", *options])
+    train_step.main()
+    result = json.loads(output.read_text())
+    assert {"floor", "lora", "flix", *available_peers()} == set(result["arms"])
+    assert {"hf_floor", "peft_lora", "peft_poly"} <= set(result["arms"])
+    losses = result["first_loss"].values()
+    assert max(losses) - min(losses) < 1e-4
+    assert set(result["time"]["wall"]["ratios"]) >= {
+        "flix_over_floor",
+        "flix_over_lora",
+        "flix_over_peft_poly",
+        "flix_over_peft_poly_over_floors",
+    }
+
+
+@on_torch
+def test_arms_that_adapt_other_layers_are_no_comparison():
+    arms = {name: ArmSpec(name).build(TINY) for name in ("lora", "peft_lora")}
+    train_step.check_arms(arms, TINY.layers)
+    for parameter in arms["peft_lora"].model.model.model.layers[0].parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="adapt different layers"):
+        train_step.check_arms(arms, TINY.layers)
+
+
+@on_torch
+def test_counted_flops_are_those_of_the_formula_for_any_number_of_values():
+    floor, few, many = (
+        flops.count(ArmSpec.parse(name).build(TINY))["flops"]
+        for name in ("floor", "flix:2", "flix:200")
+    )
+    width, query, value = TINY.width, TINY.heads * TINY.head_dim, TINY.head_dim
+    # Forwards, the gradients of the tables, and that of the input.
+    update = 3 * TINY.rank * (2 * width + query + value)
+    # In the first layer, nothing below the adapters trains, nor does the key. In the
+    # floor, the norm below all of them does.
+    saved = 2 * TINY.rank * width + width * (query + 2 * value) + query * TINY.length
+    assert few - floor == 2 * TINY.tokens * (TINY.layers * update - saved)
+    assert many == few
+
+
+def test_ratios_are_paired_by_round():
+    times = {"flix": [2.0, 6.0], "floor": [1.0, 2.0], "peer": [4.0, 4.0]}
+    assert timing.paired(times, ("flix",), ("floor",)) == [2.0, 3.0]
+    assert timing.paired(times, ("flix", "peer"), ("floor", "peer")) == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("accelerator", [None, "NVIDIA Nothing"])
+def test_a_missed_goal_is_bold_and_a_gpu_is_named(tmp_path, monkeypatch, accelerator):
+    def ratio(median):
+        return {"median": median, "quartiles": [median - 0.1, median + 0.1]}
+
+    result = {
+        "environment": {"backend": "torch", "accelerator": accelerator},
+        "workload": {"batch": 2, "length": 5},
+        "arms": {"floor": {"what": "base"}, "flix": {"what": "ours"}},
+        "time": {
+            "wall": {
+                "seconds": {"floor": 1.0, "flix": 1.2},
+                "ratios": {"flix_over_floor": ratio(1.2)},
+            }
+        },
+    }
+    (tmp_path / "train_step_torch.json").write_text(json.dumps(result))
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    here = table.training_steps(on_accelerator=accelerator is not None)
+    assert "| ours | 1.200 | 8 | **1.200** (1.10–1.30) |" in here
+    assert ("NVIDIA Nothing" in here) == (accelerator is not None)
+    assert table.training_steps(on_accelerator=accelerator is None) == ""
