@@ -66,7 +66,7 @@ class PlainView(_compat.Mixin):
         """As Keras' own; a `.keras` file is replaced only by a complete one."""
         save = functools.partial(super().save, zipped=zipped, **kwargs)
         suffix = None if zipped is False else ".keras"
-        save_whole(save, filepath, suffix, overwrite)
+        save_whole(self, save, filepath, suffix, overwrite)
 
     def save_weights(
         self,
@@ -81,7 +81,7 @@ class PlainView(_compat.Mixin):
         options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
         save = functools.partial(super().save_weights, **options)
         suffix = None if options else WEIGHTS
-        save_whole(save, filepath, suffix, overwrite)
+        save_whole(self, save, filepath, suffix, overwrite)
 
     def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         """As Keras' own; where it raises, no weight has changed."""
@@ -154,10 +154,12 @@ def plain_view(model: Any) -> Iterator[Any]:
     swaps += [
         (layer, type(layer), layer.plain_class) for layer in model._flix.layers.values()
     ]
-    for instance, _, plain in swaps:
-        instance.__class__ = plain
-    try:
-        yield model
-    finally:
-        for instance, adapted, _ in swaps:
-            instance.__class__ = adapted
+    # To other threads, the adapters would be missing meanwhile.
+    with model._flix.turns.alone():
+        for instance, _, plain in swaps:
+            instance.__class__ = plain
+        try:
+            yield model
+        finally:
+            for instance, adapted, _ in swaps:
+                instance.__class__ = adapted

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import keras
 
 from keras_flix import _compat
 from keras_flix.files.whole_files import whole_file
@@ -21,16 +24,23 @@ HDF5 has none of its own in Keras' files, and ignores what comes after its end.
 """
 DIGITS = 32
 CHUNK = 2**20
+ROOM, ROOM_PER_VARIABLE = 2**18, 2**12
+"""Bytes that a file may take besides the variables, and besides each of them."""
 
 
 def save_whole(
-    save: Callable[..., None], filepath: Any, suffix: str | None, overwrite: bool
+    model: keras.Model,
+    save: Callable[..., None],
+    filepath: Any,
+    suffix: str | None,
+    overwrite: bool,
 ) -> None:
     """Saves under another name, which takes the file's place once it is complete.
 
     Keras empties an existing file before it writes to it.
 
     Args:
+        model: What is saved.
         save: Keras' own `save` or `save_weights`; takes a path and `overwrite`.
         filepath: Where to save. What is not a path in an existing local folder is
             left to Keras: it refuses some, and copies others to where they lead.
@@ -48,6 +58,7 @@ def save_whole(
         save(filepath, overwrite=overwrite)
     elif overwrite or not os.path.exists(path) or _compat.may_overwrite(path):
         with whole_file(path) as temporary:
+            _check_room(temporary, model)
             save(str(temporary), overwrite=True)
             if suffix == WEIGHTS:
                 _append_digest(temporary)
@@ -68,6 +79,24 @@ def check_undamaged(filepath: Any) -> None:
             f"A weights file must be as it was saved. Received: {str(path)!r}, of "
             f"which {damaged!r} is damaged. Save it again."
         )
+
+
+def _check_room(path: Path, model: keras.Model) -> None:
+    """Raises `OSError` if the disk has no room for a model's variables.
+
+    HDF5 ends the whole process if it runs out of it on the way (h5py's issue 914).
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    variables = _compat.training_state(model)
+    size = _compat.memory_of(variables) + ROOM + ROOM_PER_VARIABLE * len(variables)
+    with open(path, "wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            # Some file systems cannot tell.
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _append_digest(path: Path) -> None:
