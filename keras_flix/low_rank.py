@@ -167,10 +167,29 @@ def look_up(table: Tensor, rows: Tensor) -> Tensor:
     return ops.reshape(flat, (*ops.shape(rows), *table.shape[1:]))
 
 
+def gather_tables(
+    tables: Sequence[FeatureTables], active: Mapping[str, ActiveValues], dtype: str
+) -> tuple[Tensor, Tensor] | None:
+    """What each example's values look up: all axes in one pair, ranks side by side.
+
+    Returns:
+        `A` of shape `(batch, d_in, ranks)` and `B` of shape `(batch, ranks, d_out)`;
+        `None` where all tables are `shared`.
+    """
+    routed = [
+        table.gather(active[table.name], dtype) for table in tables if not table.shared
+    ]
+    if len(routed) < 2:
+        return routed[0] if routed else None
+    a, b = zip(*routed)
+    return ops.concatenate(a, axis=-1), ops.concatenate(b, axis=1)
+
+
 def low_rank_update(
     x: Tensor,
     tables: Sequence[FeatureTables],
     active: Mapping[str, ActiveValues],
+    gathered: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """The update of each example, applied to its activations.
 
@@ -179,22 +198,19 @@ def low_rank_update(
         tables: The tables of all axes.
         active: The active values by axis. Axes whose tables are `shared` may
             be missing: they are then active in every example.
+        gathered: What `gather_tables` gave ahead for these tables and values;
+            `None` looks up now.
 
     Returns:
         `sum over f in F(x) of s_f * x @ A_f @ B_f`, of shape
         `(batch, positions, d_out)`.
     """
     dtype = x.dtype
-    routed = [
-        table.gather(active[table.name], dtype) for table in tables if not table.shared
-    ]
+    if gathered is None:
+        gathered = gather_tables(tables, active, dtype)
     deltas = []
-    if routed:
-        # One pair of products for all axes: ranks side by side.
-        a, b = (
-            pair[0] if len(pair) == 1 else ops.concatenate(pair, axis=axis)
-            for pair, axis in zip(zip(*routed), (-1, 1))
-        )
+    if gathered is not None:
+        a, b = (ops.cast(table, dtype) for table in gathered)
         deltas.append(ops.matmul(ops.matmul(x, a), b))
     for table in tables:
         if table.shared:

@@ -16,6 +16,7 @@ from keras_flix.inputs import (
     none_for_empty,
     split_entries,
 )
+from keras_flix.low_rank import gather_tables
 from keras_flix.routing import Routing, routing_scope
 
 # Between `generate` and the compiled step lies KerasHub's own code, which knows
@@ -92,6 +93,13 @@ class RoutedGeneration(_compat.Mixin):
             routing = Routing.from_ids(
                 state.schema, layer_ids(state.schema, entries, size)
             )
+            # Once, not per token: each token would cost more to look up than to adapt.
+            for layer in state.layers.values():
+                gathered = gather_tables(
+                    layer._adapter.tables(), routing.active or {}, layer.compute_dtype
+                )
+                if gathered is not None:
+                    routing.gathered[id(layer)] = gathered
         with routing_scope(routing):
             return super().generate_step(own, *args, **kwargs)
 

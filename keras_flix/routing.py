@@ -30,11 +30,14 @@ class Routing:
         schema: The schema the ids belong to.
         active: The active values by axis, or `None` where adapters are off.
         ran: Ids of the layers that asked, filled in as they run.
+        gathered: By id of a layer, the tables of each example where they were
+            looked up ahead, for all calls of this routing.
     """
 
     schema: FeatureSchema
     active: Mapping[str, ActiveValues] | None
     ran: set[int] = dataclasses.field(default_factory=set)
+    gathered: dict[int, tuple[Tensor, Tensor]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_ids(

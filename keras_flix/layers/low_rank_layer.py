@@ -189,7 +189,8 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
             A tensor of the linear output's shape, or `None` where the
             adapters are switched off.
         """
-        active = self._active_values(inputs, features, training)
+        routing = self._routing(inputs, features, training)
+        active = routing.active
         if active is None:
             return None
         adapter = self._adapter
@@ -201,15 +202,17 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
         positions = ops.shape(inputs)[: split.num_positions]
         d_in, _ = split.matrix_shape(kernel_shape)
         x = ops.reshape(inputs, self._by_example(positions, active, d_in))
-        delta = low_rank_update(x, adapter.tables(), active)
+        delta = low_rank_update(
+            x, adapter.tables(), active, routing.gathered.get(id(self))
+        )
         delta = ops.reshape(delta, (*positions, *split.output_sizes(kernel_shape)))
         if split.output_axes != tuple(range(len(split.output_axes))):
             delta = ops.transpose(delta, split.output_axes)
         return delta
 
-    def _active_values(
+    def _routing(
         self, inputs: Tensor, features: Mapping[str, Any] | None, training: bool | None
-    ) -> Mapping[str, ActiveValues] | None:
+    ) -> Routing:
         schema = self.features
         routing = None
         if features is None:
@@ -231,7 +234,7 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
                 dropout_seed=self._dropout_seed if training else None,
             )
         routing.ran.add(id(self))
-        return routing.active
+        return routing
 
     def _repeat_shared(
         self, inputs: Tensor, active: Mapping[str, ActiveValues]
