@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-from benchmarks.results import BACKENDS, OPTIMIZERS, load, load_one
+from benchmarks.results import BACKENDS, OPTIMIZERS, clock, load, load_one
 
 FIGURES = pathlib.Path(__file__).parent / "figures"
 COLORS = {
@@ -62,7 +62,7 @@ def draw_values() -> pathlib.Path | None:
         for result in results:
             first, *counts = [int(name) for name in result["arms"]]
             ratios = [
-                result["time"]["wall"]["ratios"][f"{count}_over_{first}"]
+                result["time"][clock(result)]["ratios"][f"{count}_over_{first}"]
                 for count in counts
             ]
             bars = [error_bars(ratio) for ratio in ratios]
@@ -88,7 +88,7 @@ def draw_values() -> pathlib.Path | None:
         ax.set_title(BACKENDS[backend])
         ax.set_xlabel("values per axis")
         ax.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("step time over that of 2 values")
+    axes[0, 0].set_ylabel("CPU time of a step over that of 2 values")
     axes[0, 0].legend(fontsize=8)
     return save(figure, "values.png")
 
@@ -100,7 +100,7 @@ def draw_training_step() -> pathlib.Path | None:
         (f"{BACKENDS[backend]}: {label}", ratios[name], name)
         for backend, result in found.items()
         if result is not None
-        for ratios in [result["time"]["wall"]["ratios"]]
+        for ratios in [result["time"][clock(result)]["ratios"]]
         for name, label in PEER_RATIOS.items()
         if name in ratios
     ]
@@ -116,7 +116,7 @@ def draw_training_step() -> pathlib.Path | None:
         ax.plot([goal, goal], [index - 0.4, index + 0.4], **GOAL)
     ax.set_yticks(range(len(rows)), [label for label, _, _ in rows], fontsize=8)
     ax.invert_yaxis()
-    ax.set_xlabel("step time of FLix over that of the other; red: the goal")
+    ax.set_xlabel("CPU time of a step of FLix over that of the other; red: the goal")
     ax.grid(axis="x", alpha=0.3)
     return save(figure, "train_step.png")
 

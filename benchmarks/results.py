@@ -27,3 +27,12 @@ def load_one(name: str) -> dict[str, Any] | None:
     """One result, or `None` where it was not measured."""
     found = load(name)
     return found[0] if found else None
+
+
+def clock(result: dict[str, Any]) -> str:
+    """Which clock of a result is shown.
+
+    On a CPU that of the process, as other work may share the core; what computes on
+    an accelerator does not show in it.
+    """
+    return "wall" if result["environment"].get("accelerator") else "cpu"

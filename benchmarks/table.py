@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from benchmarks.figures import in_order
-from benchmarks.results import BACKENDS, OPTIMIZERS, load, load_one
+from benchmarks.results import BACKENDS, OPTIMIZERS, clock, load, load_one
 
 README = pathlib.Path(__file__).parent / "README.md"
 END = "<!-- table: end -->\n"
@@ -14,6 +14,7 @@ FLOOR_GOAL, PEER_GOAL, VALUES_GOAL = 1.1, 1.0, 1.1
 """The highest medians that are no misses; that of values holds up to 512."""
 
 PEER_COLUMNS = ["Step, s", "Tokens/s", "Over its floor", "FLix / arm"]
+VALUES = (2, 8, 64, 512, 1024, 4096)
 FLOOR_OF = {"lora": "floor", "flix": "floor"}
 
 
@@ -37,7 +38,7 @@ def ratio(ratios: dict[str, Any], name: str, goal: float | None = None) -> str:
 
 def training_step(result: dict[str, Any], footprint: dict[str, Any]) -> list[list[str]]:
     """A row per arm of one result."""
-    time = result["time"]["wall"]
+    time = result["time"][clock(result)]
     tokens = result["workload"]["batch"] * result["workload"]["length"]
     rows = []
     for name, facts in result["arms"].items():
@@ -84,33 +85,40 @@ def training_steps(on_accelerator: bool) -> str:
 def values() -> str:
     """All sweeps over the number of values."""
     rows: list[list[str]] = []
-    counts: list[int] = []
     for backend, title in BACKENDS.items():
         footprint = load_one(f"footprint_{backend}") or {"arms": {}}
         for result in in_order(load(f"values_{backend}_*")):
-            first, *counts = [int(name) for name in result["arms"]]
-            time = result["time"]["wall"]
-            optimizer = result["optimizer"]
-            cells = [
-                ratio(
-                    time["ratios"],
-                    f"{count}_over_{first}",
-                    VALUES_GOAL if count <= 512 else None,
-                )
-                for count in counts
-            ]
-            seconds = f"{time['seconds'][str(first)]:.3f}"
-            held = memory(footprint["arms"], [first, *counts], optimizer)
-            rows.append([title, OPTIMIZERS[optimizer], seconds, *cells, held])
-    head = ["Backend", "Optimizer", "2 values, s", *(f"{c} / 2" for c in counts)]
-    head.append("Peak of a step, MiB, for each number")
+            optimizer, held = result["optimizer"], footprint["arms"]
+            counts = [int(name) for name in result["arms"]]
+            cells = sweep(result["time"][clock(result)], counts)
+            cells.append(memory(held, counts, optimizer))
+            rows.append([title, OPTIMIZERS[optimizer], *cells])
+            without = result["time"].get("cpu_without_optimizer")
+            if without is not None:
+                label = f"{OPTIMIZERS[optimizer]}, its own time left out"
+                rows.append([title, label, *sweep(without, counts), "–"])
+    head = ["Backend", "Optimizer", "2 values, s", *(f"{c} / 2" for c in VALUES[1:])]
+    head.append("Peak of a step, MiB (values)")
     return table(head, rows) if rows else ""
 
 
+def sweep(time: dict[str, Any], counts: list[int]) -> list[str]:
+    """Seconds of the lowest number of values, and the others over it."""
+    first = counts[0]
+    cells = [f"{time['seconds'][str(first)]:.3f}"]
+    for count in VALUES[1:]:
+        goal = VALUES_GOAL if count <= 512 else None
+        cells.append(ratio(time["ratios"], f"{count}_over_{first}", goal))
+    return cells
+
+
 def memory(arms: dict[str, Any], counts: list[int], optimizer: str) -> str:
-    """Peak memory for each number of values."""
-    found = [arms.get(f"flix:{count}:{optimizer}") for count in counts]
-    return ", ".join(f"{arm['step']:.0f}" if arm else "–" for arm in found)
+    """Peak memory for the numbers of values that were measured."""
+    found = {count: arms.get(f"flix:{count}:{optimizer}") for count in counts}
+    if optimizer == "adam":
+        found[8] = found.get(8) or arms.get("flix")
+    cells = [f"{arm['step']:.0f} ({count})" for count, arm in found.items() if arm]
+    return ", ".join(cells) or "–"
 
 
 def environments() -> str:

@@ -84,7 +84,16 @@ class Workload:
         return self.batch * self.length
 
     def model(self) -> keras_hub.models.GemmaCausalLM:
-        """A Gemma with weights that are the same in all arms."""
+        """A Gemma with weights that are the same in all arms, up to rounding."""
+        if self.dtype != "float32":
+            # Initializers draw other numbers in other dtypes.
+            exact = dataclasses.replace(self, dtype="float32").model().get_weights()
+            model = self._random_model()
+            model.set_weights(exact)
+            return model
+        return self._random_model()
+
+    def _random_model(self) -> keras_hub.models.GemmaCausalLM:
         keras.utils.set_random_seed(0)
         backbone = keras_hub.models.GemmaBackbone(
             vocabulary_size=self.vocabulary,
