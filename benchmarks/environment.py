@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import subprocess
 import sys
 from typing import Any
@@ -51,11 +52,16 @@ def environment() -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """The command, with `-m` where the script was run as a module."""
+    """The command, with `-m` where the script was run as a module.
+
+    Without where the result goes: that is no part of how it was measured.
+    """
     module = getattr(sys.modules["__main__"], "__spec__", None)
     script = f"-m {module.name}" if module is not None else sys.argv[0]
     backend = keras.config.backend()
-    return " ".join([f"KERAS_BACKEND={backend}", "python", script, *sys.argv[1:]])
+    options = " ".join(sys.argv[1:])
+    options = re.sub(r"--output[ =]\S+", "", options).strip()
+    return " ".join([f"KERAS_BACKEND={backend}", "python", script, options]).strip()
 
 
 def cpu_model() -> str:
