@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_flix import _compat
+
 
 def host_value(x: Any) -> Any:
     """`x` as numpy or Python data; `None` for a traced or symbolic tensor.
@@ -30,7 +32,7 @@ def host_value(x: Any) -> Any:
 
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return None
-        if x.is_meta or type(x) is not torch.Tensor:
+        if x.is_meta or type(x) is not torch.Tensor or _compat.asks_for_shapes():
             return None
         return x.detach().cpu().numpy()
     if hasattr(x, "__array__") and not isinstance(x, (np.ndarray, np.generic)):

@@ -19,6 +19,7 @@ from keras_flix._compat.layers import (
     unlocked,
 )
 from keras_flix._compat.models import (
+    asks_for_shapes,
     clone,
     dry_run,
     flatten_layers,
@@ -57,6 +58,7 @@ __all__ = [
     "Mixin",
     "accept_training",
     "add_table",
+    "asks_for_shapes",
     "carried_rows",
     "change_class",
     "check_growable",

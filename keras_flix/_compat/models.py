@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import tree
 from keras.src import backend
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 from keras.src.saving import object_registration
 from keras.src.utils import io_utils
 
@@ -92,6 +93,15 @@ def input_keys(model: keras.Model) -> list[str] | None:
 def is_functional(model: keras.Model) -> bool:
     """Whether the model is a graph of layers that tells its inputs."""
     return hasattr(model, "_inputs_struct")
+
+
+def asks_for_shapes() -> bool:
+    """Whether Keras runs a call for the shapes of its outputs alone.
+
+    On torch, its tensors may then be of ones: in half precision, the `meta` device
+    cannot run the stock layers.
+    """
+    return bool(in_symbolic_scope())
 
 
 def symbolic_inputs(model: keras.Model) -> Any | None:

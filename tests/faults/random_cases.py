@@ -12,6 +12,7 @@ import keras
 import ml_dtypes
 import numpy as np
 from einsums import EQUATIONS, full_kernel
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from keras import ops
 
@@ -24,8 +25,26 @@ if BACKEND != "torch":  # Where Keras multiplies float64 in float32.
     POLICIES.append("float64")
 SIGNED, UNSIGNED = ["int8", "int16", "int32", "int64"], ["uint8", "uint16", "uint32"]
 DENSE = "...x,xy->...y"
+SEEDS = st.integers(0, 2**32 - 1)
 # `EinsumDense` itself takes the batch to come first in the output.
 LAYER_EQUATIONS = [e for e in EQUATIONS if not e.endswith("->nhbt")]
+
+
+def for_random(count, *strategies):
+    """Runs a function for so many random arguments, the same ones every time."""
+
+    def run(function):
+        checks = settings(
+            max_examples=count,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            phases=[Phase.generate, Phase.shrink],
+            suppress_health_check=list(HealthCheck),
+        )
+        checks(given(*strategies)(function))()
+
+    return run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,12 +229,13 @@ class Case:
         alpha = self.structure.alpha if feature.alpha is None else feature.alpha
         return 1.0 if alpha is None else alpha / feature.ranks[value]
 
-    def reference(self, x, truth):
+    def reference(self, x, truth, tables=None):
         """The layer's outputs, and how much of rounding errors they may have.
 
         Args:
             x: The activations.
             truth: By routed axis, per example, pairs of a value's id and its weight.
+            tables: By axis, other tables than the layer's.
 
         Returns:
             Two float64 arrays. The second is the sum of the sizes of all that is
@@ -223,33 +243,41 @@ class Case:
             roundings (Higham and Mary, "A New Approach to Probabilistic Rounding
             Error Analysis", 2019).
         """
-        outputs, errors = [], []
+        tables = self.tables if tables is None else tables
+        return self._outputs(x, truth, tables, abs_of=lambda a: a), (
+            self._outputs(x, truth, tables, abs_of=np.abs) * self.roundoff(truth)
+        )
+
+    def roundoff(self, truth):
+        """The unit roundoff times the square root of the number of roundings."""
         unit = float(ml_dtypes.finfo(self.structure.compute_dtype).eps) / 2
+        d_in, _ = self.structure.matrix_shape
+        roundings = 8 + d_in
+        for feature in self.structure.features:
+            rows = [[(0, 1.0)]] if feature.always else truth[feature.name]
+            most = max([len(row) for row in rows], default=0)
+            roundings += most * (d_in + max(feature.ranks))
+        return unit * math.sqrt(roundings)
+
+    def _outputs(self, x, truth, tables, abs_of):
+        """By the formula; with absolute values of all factors, or as they are."""
+        base, bias = (abs_of(v.astype("float64")) for v in (self.kernel, self.bias))
+        outputs = [self._einsum(abs_of(x[:0].astype("float64")), base) + bias]
         for example in range(len(x)):
-            kernel = self.kernel.astype("float64")
-            size = np.abs(kernel)
-            roundings = 8 + self.structure.matrix_shape[0]
+            kernel = base
             for feature in self.structure.features:
                 has = [(0, 1.0)] if feature.always else truth[feature.name][example]
                 for value, weight in has:
                     rank = feature.ranks[value]
                     a, b = (
-                        t[value].astype("float64") for t in self.tables[feature.name]
+                        abs_of(table[value].astype("float64"))
+                        for table in tables[feature.name]
                     )
-                    a, b = a[:, :rank], b[:rank]
-                    factor = weight * self.scale(feature, value)
-                    kernel = kernel + factor * self._kernel_of(a, b)
-                    size = size + abs(factor) * self._kernel_of(np.abs(a), np.abs(b))
-                    roundings += self.structure.matrix_shape[0] + rank
-            one = x[example : example + 1].astype("float64")
-            bias = self.bias.astype("float64")
+                    factor = abs_of(weight * self.scale(feature, value))
+                    kernel = kernel + factor * self._kernel_of(a[:, :rank], b[:rank])
+            one = abs_of(x[example : example + 1].astype("float64"))
             outputs.append(self._einsum(one, kernel) + bias)
-            size = self._einsum(np.abs(one), size) + np.abs(bias)
-            errors.append(unit * np.sqrt(roundings) * size)
-        if not outputs:
-            empty = self._einsum(x.astype("float64"), self.kernel) + self.bias
-            return empty, empty
-        return np.concatenate(outputs), np.concatenate(errors)
+        return np.concatenate(outputs)
 
     def _einsum(self, x, kernel):
         return np.einsum(self.structure.equation, x, kernel)
@@ -392,14 +420,14 @@ def written(rng, case, truth, entries):
     return own
 
 
-def expected(case, plan, x, truth):
+def expected(case, plan, x, truth, tables=None):
     """`Case.reference` for rows that share features, or features that share rows."""
     rows = np.repeat(x, plan.batch, axis=0) if plan.one_input else x
     repeated = {
         name: [row for row in has for _ in range(plan.repeats)]
         for name, has in truth.items()
     }
-    return case.reference(rows, repeated)
+    return case.reference(rows, repeated, tables)
 
 
 def numpy(tensor):

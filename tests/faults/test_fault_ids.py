@@ -7,9 +7,16 @@ import keras
 import numpy as np
 import pytest
 import random_cases
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
-from random_cases import Case, Plan, Structure, draw_batch, draw_plan, structures
+from random_cases import (
+    SEEDS,
+    Case,
+    Plan,
+    Structure,
+    draw_batch,
+    draw_plan,
+    for_random,
+    structures,
+)
 from tracing import compiled
 
 from keras_flix import Feature
@@ -24,26 +31,6 @@ STRUCTURES, BATCHES = {"jax": (6, 11), "tensorflow": (8, 8), "torch": (16, 4)}[B
 PLANS = 2
 # How large a rounding error may be, in those that `Case.reference` expects.
 ERRORS = 1.0
-
-
-def for_random(count, *strategies):
-    """Runs a function for so many random arguments, the same ones every time."""
-
-    def run(function):
-        checks = settings(
-            max_examples=count,
-            derandomize=True,
-            database=None,
-            deadline=None,
-            phases=[Phase.generate, Phase.shrink],
-            suppress_health_check=list(HealthCheck),
-        )
-        checks(given(*strategies)(function))()
-
-    return run
-
-
-SEEDS = st.integers(0, 2**32 - 1)
 
 
 def test_adapted_equals_the_formula(load, record_fault):
