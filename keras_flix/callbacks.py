@@ -1,4 +1,4 @@
-"""Keras callbacks: scores by feature value while `fit` runs, and TensorBoard."""
+"""Keras callbacks: scores by feature value while `fit` runs, TensorBoard, backups."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_flix.analysis.factors import adapters_of_layers, norms_by_axis
+from keras_flix.backups import BackupAndRestore
 from keras_flix.datasets import Dataset, check_axis
 from keras_flix.evaluation import (
     PROMPTS,
@@ -25,7 +26,7 @@ from keras_flix.routed_model import surgery_of
 from keras_flix.scores import Scores, check_metrics
 from keras_flix.text_metrics import Metric, exact_match
 
-__all__ = ["FeatureScores", "FeatureTensorBoard"]
+__all__ = ["BackupAndRestore", "FeatureScores", "FeatureTensorBoard"]
 
 
 class FeatureScores(keras.callbacks.Callback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 
@@ -19,6 +20,11 @@ def adapters_disabled(model: keras.Model) -> Iterator[keras.Model]:
     functions compiled of this model beforehand, or compile within the block,
     does not follow: make those of the plain model.
 
+    The block is its own thread's, and its own task's: other threads that use the
+    model wait for its end, and other tasks of the same thread get an error.
+    Workers that belong to the block take part in it if they run in its context,
+    as those of `asyncio.to_thread` and of `contextvars.copy_context().run` do.
+
     Args:
         model: A model adapted by `enable_flix`.
 
@@ -30,15 +36,20 @@ def adapters_disabled(model: keras.Model) -> Iterator[keras.Model]:
     ```
     """
     # A task and its backbone share layers, so they go together.
-    routed = surgery_of(model).parts
-    before = [(m, m._flix.disabled, _compat.reset_functions(m)) for m in routed]
-    for m in routed:
-        m._flix.disabled = True
-    try:
-        yield model
-    finally:
+    surgery = surgery_of(model)
+    before: list[tuple[Any, bool, dict[str, Any]]] = []
+
+    def begin() -> None:
+        for m in surgery.parts:
+            before.append((m, m._flix.disabled, _compat.reset_functions(m)))
+            m._flix.disabled = True
+
+    def end() -> None:
         for m, disabled, functions in before:
             m._flix.disabled = disabled
             _compat.reset_functions(m)
             for name, function in functions.items():
                 setattr(m, name, function)
+
+    with surgery.turns.block(begin, end):
+        yield model

@@ -62,6 +62,24 @@ def leading_size(inputs: Any) -> Any:
     return None
 
 
+def take_inputs(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[str | None, Any, tuple[Any, ...], dict[str, Any]]:
+    """The first argument, whether it came by position or by keyword."""
+    if args:
+        return None, args[0], args, kwargs
+    kwargs = dict(kwargs)
+    for name in kwargs:
+        if name not in ("training", "mask"):
+            return name, kwargs.pop(name), (), kwargs
+    return None, None, args, kwargs
+
+
+def put_back(name: str | None, inputs: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments with other inputs, undoing `take_inputs`."""
+    return args if name else (inputs, *args[1:])
+
+
 def batch_length(own: Any, entries: Mapping[str, Any]) -> Any:
     """Batch length of a model's own inputs, as a tensor where it is unknown.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ _waiting: contextvars.ContextVar[dict[str, np.ndarray] | None] = contextvars.Con
     "keras_flix_generation", default=None
 )
 
+_making = threading.Lock()
 
 GENERATE_KEYS = ("prompts", *preprocessing.PLAIN_KEYS)
 
@@ -75,7 +77,9 @@ class RoutedGeneration(_compat.Mixin):
             _waiting.reset(token)
 
     def make_generate_function(self) -> Any:
-        function = super().make_generate_function()
+        # KerasHub sets the attribute before the function is made.
+        with _making:
+            function = super().make_generate_function()
 
         def with_ids(inputs: Any, *args: Any, **kwargs: Any) -> Any:
             ids = _waiting.get()

@@ -26,7 +26,9 @@ from keras_flix.inputs import (
     batch_length,
     encode_batch,
     layer_ids,
+    put_back,
     split_entries,
+    take_inputs,
     tf_errors_as_value_errors,
 )
 from keras_flix.layers.low_rank_layer import LowRankLayer
@@ -35,6 +37,7 @@ from keras_flix.refusals import Refusals, never_runs
 from keras_flix.routed_generation import RoutedGeneration
 from keras_flix.routing import Routing, current_routing, routing_scope
 from keras_flix.sources import map_batches
+from keras_flix.turns import Turns, take_turns
 
 
 @dataclasses.dataclass
@@ -55,6 +58,7 @@ class Surgery:
         verified: Whether every adapted layer is known to run.
         disabled: Whether the adapters are off.
         no_gradient: Why the model cannot be trained; empty if it can.
+        turns: The threads that use the model or its backbone.
     """
 
     schema: FeatureSchema
@@ -70,6 +74,7 @@ class Surgery:
     verified: bool = False
     disabled: bool = False
     no_gradient: str = ""
+    turns: Turns = dataclasses.field(default_factory=Turns)
 
     @property
     def trainable(self) -> Choice:
@@ -77,6 +82,7 @@ class Surgery:
         return next(iter(self.layers.values()))._adapter.trainable
 
 
+@take_turns
 class RoutedModel(
     RoutedGeneration, FrozenRows, MirroredBuild, PlainView, Exporting, Refusals
 ):
@@ -87,7 +93,7 @@ class RoutedModel(
     # Entry points of a forward pass. -------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        name, inputs, args, kwargs = _take_inputs(args, kwargs)
+        name, inputs, args, kwargs = take_inputs(args, kwargs)
         own, entries = split_entries(inputs, self._flix.schema)
         if self._flix.disabled:
             inputs = own
@@ -96,11 +102,11 @@ class RoutedModel(
             # Keras refuses arrays beside tensors in one dict.
             inputs = {**tree.map_structure(_as_tensor, own), **ids}
         return super().__call__(
-            *_put_back(name, inputs, args), **kwargs, **({name: inputs} if name else {})
+            *put_back(name, inputs, args), **kwargs, **({name: inputs} if name else {})
         )
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        name, inputs, args, kwargs = _take_inputs(args, kwargs)
+        name, inputs, args, kwargs = take_inputs(args, kwargs)
         state = self._flix
         if kwargs.get("training") and state.no_gradient:
             raise ValueError(state.no_gradient)
@@ -111,7 +117,7 @@ class RoutedModel(
         own = self._own_inputs(own)
         with routing_scope(routing):
             outputs = super().call(
-                *_put_back(name, own, args), **kwargs, **({name: own} if name else {})
+                *put_back(name, own, args), **kwargs, **({name: own} if name else {})
             )
         self._check_all_ran(routing)
         return outputs
@@ -293,23 +299,6 @@ def _is_symbolic(x: Any) -> bool:
 def _as_tensor(x: Any) -> Any:
     is_numeric = isinstance(x, np.ndarray) and x.dtype.kind in "biuf"
     return ops.convert_to_tensor(x) if is_numeric else x
-
-
-def _take_inputs(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[str | None, Any, tuple[Any, ...], dict[str, Any]]:
-    """The first argument, whether it came by position or by keyword."""
-    if args:
-        return None, args[0], args, kwargs
-    kwargs = dict(kwargs)
-    for name in kwargs:
-        if name not in ("training", "mask"):
-            return name, kwargs.pop(name), (), kwargs
-    return None, None, args, kwargs
-
-
-def _put_back(name: str | None, inputs: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return args if name else (inputs, *args[1:])
 
 
 @functools.cache

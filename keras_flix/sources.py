@@ -71,6 +71,7 @@ class _MappedPyDataset(keras.utils.PyDataset):
             use_multiprocessing=source.use_multiprocessing,
             max_queue_size=source.max_queue_size,
         )
+        _compat.number_sources()
         self.source = source
         self.function = function
 

@@ -22,6 +22,7 @@ from keras_flix.refusals import never_runs
 from keras_flix.routed_model import Surgery, is_adapted, routed_class
 from keras_flix.routing import carry_routing
 from keras_flix.targets import find_targets
+from keras_flix.turns import Turns
 
 ADAPTED_CLASSES: dict[type, type[LowRankLayer]] = {
     keras.layers.EinsumDense: FlixEinsumDense,
@@ -125,6 +126,7 @@ def adapt_layers(
     ]
     parts = _parts(model)
     _compat.freeze(model, [*parts, *layers.values()], tables)
+    turns = Turns()
     for part in parts:
         surgery = Surgery(
             schema=schema,
@@ -136,6 +138,7 @@ def adapt_layers(
             unwraps=not _compat.takes_dict(part),
             input_keys=_compat.input_keys(part),
             verified=verified,
+            turns=turns,
         )
         if isinstance(part, keras_hub.models.Task):
             surgery.no_gradient = rounded_logits(part)

@@ -81,6 +81,7 @@ def test_examples_with_models_run(example, make_gemma, tmp_path, monkeypatch):
         for language in ("en", "sw")
     )
     names = {
+        "BackupAndRestore": keras_flix.callbacks.BackupAndRestore,
         "FeatureScores": keras_flix.callbacks.FeatureScores,
         "FeatureTensorBoard": keras_flix.callbacks.FeatureTensorBoard,
         "axis_contributions": keras_flix.analysis.axis_contributions,

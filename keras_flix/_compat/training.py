@@ -5,16 +5,21 @@ from __future__ import annotations
 import collections
 import contextlib
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 from keras import tree
 from keras.src.trainers import data_adapters
+from keras.src.trainers.data_adapters import py_dataset_adapter
+from keras.src.utils.module_utils import tensorflow as tf
 
 from keras_flix._compat.models import flatten_layers
 
 _RUNNING: collections.Counter[int] = collections.Counter()
+_RUNNING_LOCK = threading.Lock()
+_NUMBERING_LOCK = threading.Lock()
 DATA_FUNCTIONS = ("train_function", "test_function", "predict_function")
 
 
@@ -64,6 +69,11 @@ def track_torch_parameters(model: keras.Model) -> None:
             layer._track_variables()
 
 
+def begin_at_epoch(model: keras.Model, epoch: int) -> None:
+    """Makes the `fit` that has just called `on_train_begin` start with an epoch."""
+    model._initial_epoch = epoch
+
+
 def training_state(model: keras.Model) -> list[keras.Variable]:
     """All variables that training changes: weights, metrics, the optimizer's."""
     optimizer = getattr(model, "optimizer", None)
@@ -92,13 +102,20 @@ def is_running(model: keras.Model) -> bool:
 
 @contextlib.contextmanager
 def _running(model: keras.Model) -> Iterator[None]:
-    _RUNNING[id(model)] += 1
+    with _RUNNING_LOCK:
+        _RUNNING[id(model)] += 1
     try:
         yield
     finally:
-        _RUNNING[id(model)] -= 1
-        if not _RUNNING[id(model)]:
-            del _RUNNING[id(model)]
+        with _RUNNING_LOCK:
+            _RUNNING[id(model)] -= 1
+            if not _RUNNING[id(model)]:
+                del _RUNNING[id(model)]
+
+
+def in_replica() -> bool:
+    """Whether this is a thread that `tf.distribute` runs a step in, or may be."""
+    return bool(keras.config.backend() == "tensorflow" and tf.distribute.has_strategy())
 
 
 def _survive(model: keras.Model) -> Iterator[None]:
@@ -121,6 +138,18 @@ def optimizer_knows(model: keras.Model, variables: Sequence[keras.Variable]) -> 
         return True
     known = {id(v) for v in optimizer._trainable_variables}
     return all(id(v) in known for v in variables)
+
+
+def number_sources() -> None:
+    """Makes the counter that tells `PyDataset`s apart, before threads need it.
+
+    Keras makes it on its first use, and two threads at once would make one each:
+    both would then read the data of one of them.
+    """
+    with _NUMBERING_LOCK:
+        if py_dataset_adapter._SEQUENCE_COUNTER is None:
+            # An enqueuer that is never started takes a number.
+            py_dataset_adapter.PyDatasetEnqueuer(None)
 
 
 def source_kind(x: Any) -> str:
