@@ -66,15 +66,16 @@ def main() -> None:
         command += ["--warm-up", str(options.warm_up), *workload.as_arguments()]
         arms[spec] = last_line_of(command)
         print(spec, arms[spec], flush=True)
-    write_result(
-        options.output or result_path("footprint", options.label),
-        {
-            "workload": dataclasses.asdict(workload),
-            "memory": method(),
-            "flops": flops.METHODS[keras.config.backend()],
-            "arms": arms,
-        },
-    )
+        # After every arm: each takes long, and is a result of its own.
+        write_result(
+            options.output or result_path("footprint", options.label),
+            {
+                "workload": dataclasses.asdict(workload),
+                "memory": method(),
+                "flops": flops.METHODS[keras.config.backend()],
+                "arms": arms,
+            },
+        )
 
 
 if __name__ == "__main__":
