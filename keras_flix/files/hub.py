@@ -151,8 +151,26 @@ def _gather_directory(
             if file.is_file():
                 shutil.copyfile(file, target / file.name)
     first = (inner or [source])[0]
-    config = json.loads((first / LORA_FILES[0]).read_text(encoding="utf-8"))
+    config = _lora_config(first / LORA_FILES[0])
     return lora_card(config, place, inner=[p.name for p in inner], **options)
+
+
+def _lora_config(path: Path) -> dict[str, Any]:
+    """What is in an `adapter_config.json`; raises if it is not of that form."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        modules = config.get("target_modules") or []
+        named = isinstance(modules, str) or all(isinstance(m, str) for m in modules)
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:
+        wrong = f"{type(error).__name__}: {error}"
+    else:
+        if named:
+            return config
+        wrong = "names of modules that are no strings"
+    raise ValueError(
+        "The configuration of a LoRA must be a JSON object, as PEFT writes it. "
+        f"Received: {str(path)!r} ({wrong[:200]}). Export the LoRA again."
+    )
 
 
 def _check_files(

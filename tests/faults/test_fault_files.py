@@ -16,6 +16,8 @@ from hypothesis import strategies
 from models import make_mlp, rows
 
 import keras_flix
+from keras_flix.exports import peft_export
+from keras_flix.files import hub
 from keras_flix.files.adapter_files import read_adapters, write_adapters
 
 INPUTS = {**rows(), "task": "qa", "language": ["sw", None, "en"]}
@@ -172,11 +174,23 @@ def test_numbers_that_are_none_are_kept(tmp_path):
 
 @pytest.mark.parametrize("values", [["../../up", "/etc", "a/b", "..", "con\x00"]])
 def test_values_never_lead_out_of_a_directory(values):
-    from keras_flix.exports import peft_export
-
     names = peft_export._directory_names([{"task": value} for value in values])
     assert len(set(names)) == len(values)
     assert all("/" not in n and "\x00" not in n and n not in (".", "..") for n in names)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "3", "[" * 100_000, '{"a":' * 100_000, "\x00", '"text"'),
+        *('{"target_modules": 3}', '{"target_modules": [[], {}]}'),
+    ],
+)
+def test_a_hostile_lora_is_not_pushed(tmp_path, text):
+    (tmp_path / "adapter_config.json").write_text(text)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="adapter_config.json"):
+        hub.push_adapters(tmp_path, "hf://me/lora")
 
 
 def test_any_bytes_are_refused_or_read(tmp_path, saved, plain, load, record_fault):
