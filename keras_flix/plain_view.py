@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -158,8 +159,29 @@ def plain_view(model: Any) -> Iterator[Any]:
     with model._flix.turns.alone():
         for instance, _, plain in swaps:
             instance.__class__ = plain
+        for part in model._flix.parts:
+            # A thread that comes now has the plain class's entry points already.
+            object.__setattr__(part, "call", _only_here(part.call))
         try:
             yield model
         finally:
+            for part in model._flix.parts:
+                object.__delattr__(part, "call")
             for instance, adapted, _ in swaps:
                 instance.__class__ = adapted
+
+
+def _only_here(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A model's `call` for this thread; to others, the adapters would be missing."""
+    here = threading.get_ident()
+
+    def only_here(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != here:
+            raise RuntimeError(
+                "A model must not be called while another thread saves, copies or "
+                "merges it. Received: a call from another thread. Try again, or "
+                "save a copy."
+            )
+        return call(*args, **kwargs)
+
+    return only_here
