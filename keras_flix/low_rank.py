@@ -43,10 +43,11 @@ def weights_of_all(weights: Tensor) -> Tensor:
     """
     weights = ops.cast(weights, "float32")
     count = weights.shape[1]
-    unknown = ops.logical_not(ops.abs(weights) <= MAX_WEIGHT)
-    ids = ops.where(unknown, count, ops.arange(count, dtype="int32")[None])
+    # Not the other way round: of "not at most", TensorFlow's graphs make "more than".
+    known = ops.abs(weights) <= MAX_WEIGHT
+    ids = ops.where(known, ops.arange(count, dtype="int32")[None], count)
     ids = ops.where(ops.equal(weights, 0.0), ABSENT, ids)
-    units = ops.round(ops.where(unknown, 0.0, weights) / WEIGHT_UNIT)
+    units = ops.round(ops.where(known, weights, 0.0) / WEIGHT_UNIT)
     return ops.stack([ids, ops.cast(units, "int32")], axis=-1)
 
 

@@ -148,6 +148,11 @@ def structures(draw, policies=tuple(POLICIES)):
     sizes = tuple((c, draw(st.integers(1, 6))) for c in kernel)
     produced = [c for c in kernel if c not in activation]
     bias = draw(st.none() | st.lists(st.sampled_from(produced), unique=True))
+    last = equation[-1]
+    if BACKEND == "tensorflow" and bias and dict(sizes).get(last, 1) == 1:
+        bias = None  # Of the shape `(n, 1)`, Keras adds it to another axis there.
+    elif BACKEND == "tensorflow" and bias and last not in bias:
+        bias.append(last)
     structure = Structure(
         equation=equation,
         sizes=sizes,

@@ -29,6 +29,8 @@ if BACKEND == "torch":
 # Structures, and batches for each of their plans: a plan is compiled once.
 STRUCTURES, BATCHES = {"jax": (6, 11), "tensorflow": (8, 8), "torch": (16, 4)}[BACKEND]
 PLANS = 2
+# Under load, how many times as many batches, before there are more structures.
+DEPTH = {"jax": 2, "tensorflow": 8, "torch": 2}[BACKEND]
 # How large a rounding error may be, in those that `Case.reference` expects.
 ERRORS = 1.0
 
@@ -39,8 +41,7 @@ def test_adapted_equals_the_formula(load, record_fault):
     A case is one batch of a structure. Its outputs are compared with those of plain
     kernels in float64, example by example.
     """
-    # Under load, half of it is in the number of structures.
-    batches = BATCHES * min(load, 2)
+    batches = BATCHES * min(load, DEPTH)
     seen, count = collections.defaultdict(set), collections.Counter()
     worst = 0.0
 
@@ -79,7 +80,7 @@ def test_adapted_equals_the_formula(load, record_fault):
         seen["shapes"].add((plan.shape, plan.batch))
         seen["forms"] |= {form[:2] for form in plan.forms.values()}
 
-    @for_random(STRUCTURES * math.ceil(load / 2), structures(), SEEDS)
+    @for_random(STRUCTURES * math.ceil(load / DEPTH), structures(), SEEDS)
     def check(structure, seed):
         with random_cases.precision(structure.policy):
             case = Case(structure, seed)
@@ -210,6 +211,27 @@ def test_ids_out_of_range_give_an_error_or_nan_in_their_example(load, record_fau
         refused=count["refused"],
         nan_in_their_example=count["nan"],
     )
+
+
+def test_weights_out_of_range_give_nan_in_a_compiled_layer(record_fault):
+    """Of "not at most 1000", graphs of TensorFlow make "above 1000": false for NaN."""
+    features = (Feature("language", ["en", "sw", "yo"], rank=1),)
+    structure = Structure(
+        "bd,df->bf", (("d", 5), ("f", 1)), None, features, None, "float32", 0
+    )
+    case = Case(structure, seed=0)
+    plan = Plan(2, 1, False, (2, 5), {"language": ("matrix", "float32", 3)})
+    run = random_cases.compiled(case, plan)
+    x, _, entries = draw_batch(case.rng, case, plan)
+    good = run(x, entries)
+    bad = [np.nan, np.inf, -np.inf, 1000.5, -1e9]
+    for weight in bad:
+        matrix = entries["language"].copy()
+        matrix[0, 1] = weight
+        found = run(x, {"language": matrix})
+        assert np.isnan(found[0]).all()
+        np.testing.assert_array_equal(found[1], good[1])
+    record_fault("ids: weights that are none", inputs=len(bad))
 
 
 POISONS = [np.nan, np.inf, -np.inf, 3e38]
