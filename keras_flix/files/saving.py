@@ -29,13 +29,14 @@ def save_adapters(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """Saves the adapters of a model.
 
     The file holds every table by the path of its layer, the schema, and a
-    fingerprint of the base model, which is not in it itself. The same file loads
-    on every backend.
+    fingerprint of the base model, which is not in it itself, and a digest of all
+    that, by which damage is noticed. The same file loads on every backend.
 
     Args:
         model: A model adapted by `enable_flix`.
         path: A file name that ends in `.flix.safetensors`. An existing file is
-            replaced only once the new one is complete.
+            replaced only once the new one is complete. A process that is killed
+            before may leave a hidden file beside it, `.<random>.tmp.<name>`.
     """
     surgery_of(model)
     path = checked_path(path)
@@ -62,8 +63,8 @@ def load_adapters(
         `model`, changed in place.
 
     Raises:
-        ValueError: If the file is not such a file, or does not fit the model.
-            The model is then left as it was.
+        ValueError: If the file is not such a file, is damaged, or does not fit the
+            model. The model is then left as it was.
     """
     layers: dict[str, Any] = {}
 

@@ -1,5 +1,6 @@
 """Files that are damaged or made to do harm are refused, and nothing else happens."""
 
+import dataclasses
 import functools
 import pickle
 import resource
@@ -158,6 +159,14 @@ def test_a_file_without_a_digest_loads(tmp_path, saved):
     assert file_corpus.same(read_adapters(path), read_adapters(saved))
     write_adapters(read_adapters(path), path)
     assert path.read_bytes() == saved.read_bytes()
+
+
+def test_what_could_not_be_read_is_not_written(tmp_path, saved):
+    adapters, before = read_adapters(saved), saved.read_bytes()
+    schema = keras_flix.FeatureSchema({"task": ["a" * 17 * 2**20]}).resolve(rank=2)
+    with pytest.raises(ValueError, match="may take 16,777,216 bytes. Received: 17,"):
+        write_adapters(dataclasses.replace(adapters, schema=schema), saved)
+    assert saved.read_bytes() == before
 
 
 def test_numbers_that_are_none_are_kept(tmp_path):
