@@ -1,0 +1,424 @@
+"""Times `generate` on batches that mix combinations of values, in one process.
+
+Run from the repository's root, once per backend:
+
+    OMP_NUM_THREADS=1 KERAS_BACKEND=jax taskset -c 0 python -m benchmarks.generation
+
+`--write` draws `figures/generation.png` and fills the README's table from the files
+in `results/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import itertools
+import json
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import keras_hub
+import numpy as np
+
+import keras_flix
+from benchmarks import figures
+from benchmarks.environment import RESULTS, write_result
+from benchmarks.results import BACKENDS, clock, load_one
+
+README = RESULTS.parent / "README.md"
+MARKS = ("<!-- table: generation -->\n", "<!-- table: end -->")
+AXES = ("task", "language")
+ARMS = {
+    "merged": "plain KerasHub Gemma, kernels merged with one combination",
+    "merged_again": "another copy of it: how far equal work differs by placement alone",
+    "flix": "`enable_flix`, 2 axes; the batch holds so many distinct combinations",
+    "hf_merged": "transformers' Gemma, kernels merged with the same combination",
+    "peft": "PEFT, one LoRA per combination, `generate(adapter_names=[...])`",
+}
+KERAS_ARMS = ("merged", "merged_again", "flix")
+METHOD = (
+    "Greedy `generate` with a KV cache, all arms in one process, after warm-up "
+    "(compilation) in rounds of one call per arm, every other round in reverse order. "
+    "All sequences get the same number of new tokens, without a stop token. Tokens per "
+    "second are new tokens of the whole batch over the median of seconds, the prompts' "
+    "pass included; a ratio is the median of the rounds' ratios of seconds, with their "
+    "quartiles. `cpu` is the same from the process' CPU time, which a busy machine "
+    "distorts less."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Sizes of the model, the batch and the adapters.
+
+    The model has the proportions of Gemma 2B at a quarter of its width.
+
+    Attributes:
+        rank: Active rank of an example, shared among the axes, and each LoRA's rank.
+        values: Values per axis.
+        prompt: Tokens of each prompt.
+        new_tokens: Tokens that each example gets.
+    """
+
+    layers: int = 4
+    width: int = 512
+    heads: int = 8
+    key_value_heads: int = 1
+    head_dim: int = 64
+    intermediate: int = 8192
+    vocabulary: int = 1024
+    batch: int = 32
+    prompt: int = 32
+    new_tokens: int = 32
+    rank: int = 8
+    values: int = 8
+
+    def model(self) -> keras_hub.models.GemmaCausalLM:
+        """An adapted random Gemma whose tables are random too."""
+        keras.utils.set_random_seed(0)
+        backbone = keras_hub.models.GemmaBackbone(
+            vocabulary_size=self.vocabulary,
+            num_layers=self.layers,
+            num_query_heads=self.heads,
+            num_key_value_heads=self.key_value_heads,
+            hidden_dim=self.width,
+            intermediate_dim=self.intermediate,
+            head_dim=self.head_dim,
+            dtype="float32",
+        )
+        random = np.random.default_rng(0)
+        # The stock initial embeddings are so small that a token says little.
+        embeddings = backbone.token_embedding.embeddings
+        embeddings.assign(random.normal(size=embeddings.shape) * self.width**-0.5)
+        model = keras_hub.models.GemmaCausalLM(backbone=backbone, preprocessor=None)
+        features = {a: [f"{a}_{i}" for i in range(self.values)] for a in AXES}
+        keras_flix.enable_flix(
+            model,
+            features,
+            rank=self.rank // len(AXES),
+            targets=["query", "value"],
+            seed=0,
+        )
+        for variable in model.trainable_variables:
+            variable.assign(random.normal(size=variable.shape) * 0.05)
+        model.compile(sampler="greedy")
+        return model
+
+    def combinations(self, count: int) -> list[dict[str, str]]:
+        """Distinct combinations; fewer of them are a part of more."""
+        pairs = list(itertools.product(range(self.values), repeat=len(AXES)))
+        chosen = np.random.default_rng(0).permutation(len(pairs))[:count]
+        return [
+            {axis: f"{axis}_{value}" for axis, value in zip(AXES, pairs[i])}
+            for i in chosen
+        ]
+
+    def prompts(self) -> np.ndarray:
+        """Random tokens, int32 `(batch, prompt)`."""
+        shape = (self.batch, self.prompt)
+        return np.random.default_rng(0).integers(
+            1, self.vocabulary, size=shape, dtype="int32"
+        )
+
+
+Generate = Callable[[], np.ndarray]
+"""Generates once; returns the new tokens, `(batch, new_tokens)`."""
+
+
+def keras_arms(sizes: Sizes, model: Any, counts: list[int]) -> dict[str, Generate]:
+    """KerasHub's `generate`: the merged model, and batches of `counts` combinations."""
+    tokens = np.zeros((sizes.batch, sizes.prompt + sizes.new_tokens), "int32")
+    tokens[:, : sizes.prompt] = sizes.prompts()
+    mask = np.zeros_like(tokens)
+    mask[:, : sizes.prompt] = 1
+    inputs = {"token_ids": tokens, "padding_mask": mask}
+
+    def arm(model: Any, features: dict[str, list[str]]) -> Generate:
+        def generate() -> np.ndarray:
+            # No preprocessor: without stop tokens every sequence runs to the end.
+            output = model.generate({**inputs, **features}, stop_token_ids=None)
+            return np.asarray(output["token_ids"])[:, sizes.prompt :]
+
+        return generate
+
+    arms = {}
+    for name in ("merged", "merged_again"):
+        merged = keras_flix.merge_features(model, sizes.combinations(1)[0])
+        merged.compile(sampler="greedy")
+        arms[name] = arm(merged, {})
+    for count in counts:
+        chosen = sizes.combinations(count)
+        rows = [chosen[i % count] for i in range(sizes.batch)]
+        features = {axis: [row[axis] for row in rows] for axis in AXES}
+        arms[f"flix_{count}"] = arm(model, features)
+    return arms
+
+
+def peft_arms(sizes: Sizes, model: Any, counts: list[int]) -> dict[str, Generate]:
+    """PEFT with the same weights: every combination as a LoRA of its own."""
+    from benchmarks.evidence.torch_gemma import export_base, load_base, optional
+
+    torch, peft = optional("torch"), optional("peft")
+    chosen = sizes.combinations(max(counts))
+    names = [f"adapter_{i}" for i in range(len(chosen))]
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(folder)
+
+        def base(features: dict[str, str | None]) -> Any:
+            plain = keras_flix.merge_features(model, features)
+            return load_base(export_base(plain, root / str(features[AXES[0]])))
+
+        merged = base(chosen[0])
+        adapted = base(dict.fromkeys(AXES))
+        keras_flix.export_loras(model, chosen, root / "loras")
+        index = json.loads((root / "loras" / "index.json").read_text())
+        folders = [root / "loras" / a["directory"] for a in index["adapters"]]
+        adapted = peft.PeftModel.from_pretrained(adapted, folders[0], names[0])
+        for name, directory in zip(names[1:], folders[1:]):
+            adapted.load_adapter(directory, name)
+    prompts = torch.tensor(sizes.prompts().astype("int64"))
+    options = {
+        "attention_mask": torch.ones_like(prompts),
+        "do_sample": False,
+        "use_cache": True,
+        "min_new_tokens": sizes.new_tokens,
+        "max_new_tokens": sizes.new_tokens,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+    }
+
+    def arm(model: Any, **adapters: Any) -> Generate:
+        model.eval()
+
+        def generate() -> np.ndarray:
+            with torch.inference_mode():
+                tokens = model.generate(input_ids=prompts, **options, **adapters)
+            return tokens[:, sizes.prompt :].numpy()
+
+        return generate
+
+    arms = {"hf_merged": arm(merged)}
+    for count in counts:
+        rows = [names[i % count] for i in range(sizes.batch)]
+        arms[f"peft_{count}"] = arm(adapted, adapter_names=rows)
+    return arms
+
+
+def check_tokens(sizes: Sizes, arms: dict[str, Generate]) -> dict[str, float]:
+    """Runs each arm once; how much of its tokens are those of its counterpart.
+
+    Rounding may turn a near tie of two tokens, after which a sequence goes on
+    differently; more than a few such sequences are an error.
+    """
+    tokens = {name: generate() for name, generate in arms.items()}
+    agreement = {}
+    for name, found in tokens.items():
+        if found.shape != (sizes.batch, sizes.new_tokens):
+            raise RuntimeError(f"Arm {name!r} gave tokens of shape {found.shape}.")
+        other = name.replace("peft", "flix").replace("hf_", "")
+        other = "merged" if name in ("merged_again", "flix_1") else other
+        if other != name:
+            agreement[f"{name} = {other}"] = round(
+                float(np.mean(found == tokens[other])), 4
+            )
+    if min(agreement.values(), default=1.0) < 0.9:
+        raise RuntimeError(f"Arms must give the same tokens, but: {agreement}.")
+    return agreement
+
+
+def time_arms(
+    arms: dict[str, Generate], rounds: int, warm_up: int
+) -> dict[str, list[tuple[float, float]]]:
+    """Wall-clock and CPU seconds of each arm's calls, round by round."""
+    for generate in arms.values():
+        for _ in range(warm_up):
+            generate()
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
+    for index in range(rounds):
+        for name in list(arms)[:: 1 if index % 2 == 0 else -1]:
+            gc.collect()
+            wall, cpu = time.perf_counter(), time.process_time()
+            arms[name]()
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            seconds[name].append((wall, cpu))
+    return seconds
+
+
+def paired(above: list[float], below: list[float]) -> dict[str, Any]:
+    """Median and quartiles of the rounds' ratios."""
+    ratios = [a / b for a, b in zip(above, below)]
+    low, median, high = statistics.quantiles(ratios, n=4)
+    return {"median": round(median, 4), "quartiles": [round(low, 4), round(high, 4)]}
+
+
+def summary(
+    seconds: dict[str, list[float]], counts: list[int], tokens: int
+) -> dict[str, Any]:
+    """Tokens per second of each arm, and paired ratios, by one clock."""
+    pairs = [("merged_again", "merged")] + [
+        (f"{arm}_{count}", below.format(count))
+        for arm, below in (
+            ("flix", "merged"),
+            ("peft", "hf_merged"),
+            ("peft", "flix_{}"),
+        )
+        for count in counts
+    ]
+    return {
+        "tokens_per_second": {
+            name: round(tokens / statistics.median(times), 1)
+            for name, times in seconds.items()
+        },
+        "ratios": {
+            f"{above} / {below}": paired(seconds[above], seconds[below])
+            for above, below in pairs
+            if above in seconds
+        },
+    }
+
+
+def run(
+    sizes: Sizes, counts: list[int], rounds: int, warm_up: int, peft: bool
+) -> dict[str, Any]:
+    """All timings, as they go to the result file."""
+    model = sizes.model()
+    arms = keras_arms(sizes, model, counts)
+    if peft:
+        arms |= peft_arms(sizes, model, counts)
+    agreement = check_tokens(sizes, arms)
+    samples = time_arms(arms, rounds, warm_up)
+    tokens = sizes.batch * sizes.new_tokens
+    return {
+        "sizes": dataclasses.asdict(sizes),
+        "new_tokens_per_call": tokens,
+        "arms": {a: ARMS[a] for a in (ARMS if peft else KERAS_ARMS)},
+        "jit_compile": bool(model.jit_compile),
+        "same_tokens": agreement,
+        "method": METHOD,
+        "rounds": rounds,
+        "warm_up": warm_up,
+        **{
+            clock: summary(
+                {name: [times[i] for times in s] for name, s in samples.items()},
+                counts,
+                tokens,
+            )
+            for i, clock in enumerate(("wall", "cpu"))
+        },
+        "samples": {
+            name: [[round(t, 4) for t in times] for times in s]
+            for name, s in samples.items()
+        },
+    }
+
+
+def stored() -> dict[str, dict[str, Any]]:
+    """What the stored runs found, by the clock that is shown."""
+    found = {backend: load_one(f"generation_{backend}") for backend in BACKENDS}
+    return {
+        backend: result[clock(result)] for backend, result in found.items() if result
+    }
+
+
+def counts_of(summary: dict[str, Any], arm: str) -> list[int]:
+    """The numbers of combinations an arm was measured with."""
+    names = summary["tokens_per_second"]
+    return [int(name.split("_")[1]) for name in names if name.startswith(f"{arm}_")]
+
+
+def draw() -> pathlib.Path:
+    """Cost over each library's own merged model, by the number of combinations."""
+    plt = figures.pyplot()
+    figure, ax = plt.subplots(figsize=(6, 3.8))
+    for index, (backend, summary) in enumerate(stored().items()):
+        for arm, floor, line in (("flix", "merged", "-"), ("peft", "hf_merged", "--")):
+            counts = counts_of(summary, arm)
+            ratios = [summary["ratios"][f"{arm}_{n} / {floor}"] for n in counts]
+            if not counts:
+                continue
+            bars = [figures.error_bars(ratio) for ratio in ratios]
+            name = "FLix" if arm == "flix" else "PEFT, over transformers' merged model"
+            ax.errorbar(
+                [n * 1.05 ** (index - 1) for n in counts],
+                [ratio["median"] for ratio in ratios],
+                yerr=[[low[0] for low, _ in bars], [high[0] for _, high in bars]],
+                fmt=f"o{line}",
+                markersize=4,
+                capsize=3,
+                color="tab:red" if arm == "peft" else f"C{index}",
+                label=f"{name}, {BACKENDS[backend]}",
+            )
+    ax.axhline(1.1, **{**figures.GOAL, "color": "tab:gray"}, label="goal 1.10")
+    ax.set_xscale("log", base=2)
+    ax.set_xticks([1, 4, 32], [1, 4, 32])
+    ax.minorticks_off()
+    ax.set_xlabel("distinct combinations in a batch of 32")
+    ax.set_ylabel("seconds over the merged model's")
+    ax.legend(fontsize=8)
+    ax.grid(alpha=0.3)
+    return figures.save(figure, "generation.png")
+
+
+def write_table() -> None:
+    """Fills the README's table."""
+    rows = [
+        "| Arm | tokens per second | time over its merged model | time over FLix |",
+        "| --- | --- | --- | --- |",
+    ]
+    for backend, summary in stored().items():
+        for name, speed in summary["tokens_per_second"].items():
+            arm, _, count = name.partition("_")
+            cells = ["", ""]
+            if count.isdigit():
+                own = f"{name} / {'merged' if arm == 'flix' else 'hf_merged'}"
+                for i, key in enumerate((own, f"{name} / flix_{count}")):
+                    if key in summary["ratios"]:
+                        ratio = summary["ratios"][key]
+                        low, high = ratio["quartiles"]
+                        cells[i] = f"{ratio['median']:.3f} ({low:.2f}–{high:.2f})"
+            elif name == "merged_again":
+                cells[0] = f"{summary['ratios']['merged_again / merged']['median']:.3f}"
+            rows.append(
+                f"| {BACKENDS[backend]} `{name}` | {speed:.0f} | {' | '.join(cells)} |"
+            )
+    text = README.read_text()
+    before, mark, rest = text.partition(MARKS[0])
+    after = rest[rest.index(MARKS[1]) :]
+    README.write_text(before + mark + "\n".join(rows) + "\n" + after)
+
+
+def main() -> None:
+    """Runs the benchmark of the current backend, or draws the figure."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    for field in dataclasses.fields(Sizes):
+        name = "--" + field.name.replace("_", "-")
+        parser.add_argument(name, type=int, default=field.default)
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 4, 32])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--warm-up", type=int, default=1)
+    parser.add_argument("--peft", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--output", type=pathlib.Path, help="result file")
+    parser.add_argument("--write", action="store_true", help="figure and table only")
+    arguments = parser.parse_args()
+    if arguments.write:
+        draw()
+        write_table()
+        return
+    names = [field.name for field in dataclasses.fields(Sizes)]
+    sizes = Sizes(**{name: getattr(arguments, name) for name in names})
+    backend = keras.config.backend()
+    peft = backend == "torch" if arguments.peft is None else arguments.peft
+    result = run(sizes, arguments.counts, arguments.rounds, arguments.warm_up, peft)
+    write_result(arguments.output or RESULTS / f"generation_{backend}.json", result)
+    shown = ("same_tokens", "wall", "cpu")
+    print(json.dumps({key: result[key] for key in shown}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
