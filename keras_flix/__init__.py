@@ -21,6 +21,7 @@ from keras_flix.growing.values import (
     rename_value,
 )
 from keras_flix.layers import FlixDense, FlixEinsumDense
+from keras_flix.lazy_optimizers import LazyAdam, LazySGD
 from keras_flix.merging import merge_features
 from keras_flix.restoring import AdaptedModel as _AdaptedModel  # noqa: F401
 from keras_flix.summary import flix_summary
@@ -34,6 +35,8 @@ __all__ = [
     "FeatureSchema",
     "FlixDense",
     "FlixEinsumDense",
+    "LazyAdam",
+    "LazySGD",
     "__version__",
     "adapters_disabled",
     "add_adapter_rules",

@@ -158,7 +158,16 @@ def encode_inputs(
 
 def _check_traced(feature: Any, entry: Tensor) -> Tensor:
     dtype = str(getattr(entry, "dtype", "")).rpartition(".")[2]
-    shape = tuple(getattr(entry, "shape", ()))
+    shape = getattr(entry, "shape", ())
+    if getattr(shape, "rank", 0) is None:
+        # TensorFlow's compiled functions give up on what differs between batches.
+        raise ValueError(
+            f"All batches must give feature {feature.name!r} entries of one kind. "
+            "Received: entries with weights and without, or one value and several "
+            "values, in batches of the same compiled function. Write all of them "
+            "alike, such as lists of values, or dicts from values to weights."
+        )
+    shape = tuple(shape)
     if "float" in dtype and shape[1:] == (len(feature.values),):
         return weights_of_all(entry)
     if "int" not in dtype:

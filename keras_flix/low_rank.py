@@ -113,6 +113,7 @@ class FeatureTables:
         shared: Whether all examples use the one value (`always`), so that no
             look-up per example is needed.
         trained: Which values train; `None` for all.
+        row_scope: The training step without dense gradients that runs, if any.
     """
 
     name: str
@@ -121,10 +122,13 @@ class FeatureTables:
     scales: Sequence[float]
     shared: bool = False
     trained: Sequence[bool] | None = None
+    row_scope: Any = None
 
     def look_up(self, table: Tensor, rows: Tensor) -> Tensor:
         """Entries of `a` or `b`, whose gradient is zero where they do not train."""
-        found = look_up(table, rows)
+        found = None if self.row_scope is None else self.row_scope.take(table, rows)
+        if found is None:
+            found = look_up(table, rows)
         if self.trained is None or all(self.trained):
             return found
         trained = look_up(ops.convert_to_tensor(self.trained, "bool"), rows)

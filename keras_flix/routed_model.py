@@ -36,6 +36,7 @@ from keras_flix.plain_view import REGISTERED_NAME, PlainView
 from keras_flix.refusals import Refusals, never_runs
 from keras_flix.routed_generation import RoutedGeneration
 from keras_flix.routing import Routing, current_routing, routing_scope
+from keras_flix.row_gradients import RowGradients
 from keras_flix.sources import map_batches
 from keras_flix.turns import Turns, take_turns
 
@@ -84,7 +85,13 @@ class Surgery:
 
 @take_turns
 class RoutedModel(
-    RoutedGeneration, FrozenRows, MirroredBuild, PlainView, Exporting, Refusals
+    RoutedGeneration,
+    FrozenRows,
+    RowGradients,
+    MirroredBuild,
+    PlainView,
+    Exporting,
+    Refusals,
 ):
     """Mixin of adapted models; the model's own class comes after it."""
 

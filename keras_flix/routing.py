@@ -20,6 +20,7 @@ from keras_flix.dropout import as_dropout
 from keras_flix.encoding import ABSENT
 from keras_flix.features import FeatureSchema
 from keras_flix.low_rank import ActiveValues, Tensor, narrow_ids
+from keras_flix.row_gradients import RowScope, current_row_scope
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +33,14 @@ class Routing:
         ran: Ids of the layers that asked, filled in as they run.
         gathered: By id of a layer, the tables of each example where they were
             looked up ahead, for all calls of this routing.
+        row_scope: The training step without dense gradients that runs, if any.
     """
 
     schema: FeatureSchema
     active: Mapping[str, ActiveValues] | None
     ran: set[int] = dataclasses.field(default_factory=set)
     gathered: dict[int, tuple[Tensor, Tensor]] = dataclasses.field(default_factory=dict)
+    row_scope: RowScope | None = dataclasses.field(default_factory=current_row_scope)
 
     @classmethod
     def from_ids(

@@ -41,6 +41,11 @@ from keras_flix._compat.optimizers import (
     regrow_optimizer,
     resize_variable,
 )
+from keras_flix._compat.row_gradients import (
+    LazyRows,
+    RowGradient,
+    take_with_row_gradient,
+)
 from keras_flix._compat.training import (
     accept_training,
     begin_at_epoch,
@@ -58,7 +63,9 @@ from keras_flix._compat.training import (
 
 __all__ = [
     "BaseVariablesCheck",
+    "LazyRows",
     "Mixin",
+    "RowGradient",
     "accept_training",
     "add_table",
     "asks_for_shapes",
@@ -93,6 +100,7 @@ __all__ = [
     "seed_states",
     "source_kind",
     "symbolic_inputs",
+    "take_with_row_gradient",
     "takes_dict",
     "track_torch_parameters",
     "training_state",

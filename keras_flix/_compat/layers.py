@@ -55,6 +55,7 @@ def add_table(
 ) -> keras.Variable:
     """Adds a float32 variable under the layer's own path, whatever its policy.
 
+    Optimizers that update rows know it by its attribute `has_rows_of_values`.
     It is not cast as layers read it: they cast what they look up, and gradients of
     examples with the same value are added up in float32.
 
@@ -68,6 +69,7 @@ def add_table(
         dtype="float32",
         autocast=False,
     )
+    table.has_rows_of_values = True
     if key != layer.path:
         table._path = f"{key}/{name}"
     return table

@@ -68,8 +68,8 @@ class Adapter:
         named = self.trainable.get(feature.name, ())
         return [value in named for value in feature.values]
 
-    def tables(self) -> list[FeatureTables]:
-        """What the update reads."""
+    def tables(self, row_scope: Any = None) -> list[FeatureTables]:
+        """What the update reads; for `row_scope` see `FeatureTables`."""
         return [
             FeatureTables(
                 feature.name,
@@ -77,6 +77,7 @@ class Adapter:
                 scales=self.scales(feature),
                 shared=feature.always,
                 trained=self.trained(feature),
+                row_scope=row_scope,
             )
             for feature in self.schema
         ]

@@ -203,7 +203,10 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
         d_in, _ = split.matrix_shape(kernel_shape)
         x = ops.reshape(inputs, self._by_example(positions, active, d_in))
         delta = low_rank_update(
-            x, adapter.tables(), active, routing.gathered.get(id(self))
+            x,
+            adapter.tables(routing.row_scope),
+            active,
+            routing.gathered.get(id(self)),
         )
         delta = ops.reshape(delta, (*positions, *split.output_sizes(kernel_shape)))
         if split.output_axes != tuple(range(len(split.output_axes))):

@@ -220,3 +220,22 @@ def test_bad_weights_raise(entry, message):
     with pytest.raises(ValueError) as error:
         outputs(model, entry)
     assert message in str(error.value)
+
+
+def test_batches_of_different_kinds_are_refused_where_they_cannot_be_compiled():
+    model = adapted()
+    model.compile(keras.optimizers.SGD(0.0), loss="mse")
+    batches = [3 * ["sw"], 3 * [{"sw": 0.5}], 3 * [{"sw": 0.5, "yo": 1.0}]]
+    y = np.zeros(to_numpy(model({**rows(3), "task": "qa", "language": "sw"})).shape)
+
+    def train():
+        for languages in batches:
+            model.train_on_batch(
+                {**rows(3), "task": 3 * ["qa"], "language": languages}, y
+            )
+
+    if keras.config.backend() == "tensorflow":
+        with pytest.raises(ValueError, match="entries of one kind"):
+            train()
+    else:
+        train()

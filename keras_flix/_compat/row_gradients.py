@@ -1,0 +1,170 @@
+"""Gradients of only some rows of a variable, and updates of only those.
+
+TensorFlow and PyTorch have tensors of this kind. JAX has none: see
+`keras_flix.row_gradients`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+from keras.src.utils.module_utils import tensorflow as tf
+
+from keras_flix._compat.layers import Mixin
+
+Tensor = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class RowGradient:
+    """The gradient of some rows of a variable; that of all others is zero.
+
+    Attributes:
+        rows: int32 `(n,)`. The gradient of a row that comes several times is the sum.
+        values: `(n, ...)`.
+    """
+
+    rows: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, gradient: Any) -> RowGradient | None:
+        """A gradient as this class; `None` if it is a dense one."""
+        if isinstance(gradient, cls):
+            return gradient
+        backend = keras.config.backend()
+        if backend == "tensorflow" and isinstance(gradient, tf.IndexedSlices):
+            return cls(gradient.indices, gradient.values)
+        if backend == "torch" and gradient.is_sparse:
+            return cls(gradient._indices()[0], gradient._values())
+        return None
+
+    def summed(self) -> RowGradient:
+        """The same with the sum wherever a row comes several times."""
+        same = ops.equal(self.rows[:, None], self.rows[None])
+        first = ops.argmax(ops.cast(same, "int32"), axis=1)
+        count = ops.shape(self.rows)[0]
+        sums = ops.segment_sum(self.values, first, num_segments=count)
+        return RowGradient(self.rows, ops.take(sums, first, axis=0))
+
+
+def take_with_row_gradient(table: keras.Variable, rows: Tensor) -> Tensor:
+    """Rows of a variable, whose gradient is none of all rows, on TensorFlow and torch.
+
+    Only code that knows such gradients may be given it.
+    """
+    if keras.config.backend() == "tensorflow":
+        # Of the variable itself: once it was updated in rows, reading it as a
+        # whole copies it.
+        return tf.gather(table.value, rows)
+    return _sparse_take().apply(table.value, rows)
+
+
+@functools.cache
+def _sparse_take() -> Any:
+    import torch
+
+    class SparseTake(torch.autograd.Function):
+        """`take` along the first axis with a sparse gradient."""
+
+        @staticmethod
+        def forward(context: Any, table: Any, rows: Any) -> Any:
+            context.save_for_backward(rows)
+            context.table_shape = table.shape
+            return table[rows]
+
+        @staticmethod
+        def backward(context: Any, gradient: Any) -> Any:
+            (rows,) = context.saved_tensors
+            shape = context.table_shape
+            sparse = torch.sparse_coo_tensor(
+                rows.reshape(1, -1),
+                gradient.reshape(-1, *shape[1:]),
+                shape,
+                check_invariants=False,
+            )
+            return sparse, None
+
+    return SparseTake
+
+
+def _native(variable: Any) -> Any:
+    """TensorFlow's variable: its optimizers are given that, and have Keras' own."""
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def _read(variable: Any, rows: Tensor) -> Tensor:
+    if keras.config.backend() == "tensorflow":
+        return tf.gather(_native(variable), rows)
+    return ops.take(variable.value, rows, axis=0)
+
+
+def _write(variable: Any, rows: Tensor, values: Tensor) -> None:
+    backend = keras.config.backend()
+    if backend == "tensorflow":
+        _native(variable).scatter_update(tf.IndexedSlices(values, rows))
+    elif backend == "torch":
+        variable.value.index_copy_(0, rows, values)
+    else:
+        variable.assign(variable.value.at[rows].set(values))
+
+
+class LazyRows(Mixin):
+    """Mixin of optimizers that update only rows of tables with a gradient.
+
+    The Keras optimizer comes after it in the order of bases.
+    """
+
+    def row_slots(self) -> Sequence[Sequence[keras.Variable]]:
+        """The optimizer's state that has rows: lists along with its variables."""
+        raise NotImplementedError
+
+    def new_rows(
+        self, gradient: Tensor, learning_rate: Tensor, rows: Tensor, *slots: Tensor
+    ) -> list[Tensor]:
+        """What rows of a table and of its slots become."""
+        raise NotImplementedError
+
+    @property
+    def takes_row_gradients(self) -> bool:
+        """Whether nothing that the optimizer does needs the dense gradient."""
+        return not (
+            self.clipnorm
+            or self.clipvalue
+            or self.global_clipnorm
+            or self.gradient_accumulation_steps
+            or self.loss_scale_factor
+        )
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Tensor) -> None:
+        index = self._get_variable_index(variable)
+        table = self._trainable_variables[index]
+        if not getattr(table, "has_rows_of_values", False):
+            super().update_step(gradient, variable, learning_rate)
+            return
+        rate = ops.cast(learning_rate, table.dtype)
+        changed = [variable, *(slots[index] for slots in self.row_slots())]
+        some = RowGradient.of(gradient)
+        if some is None:
+            for one, new in zip(changed, self._where_active(gradient, rate, changed)):
+                self.assign(one, new)
+            return
+        some = some.summed()
+        old = [_read(one, some.rows) for one in changed]
+        for one, new in zip(changed, self._where_active(some.values, rate, old)):
+            _write(one, some.rows, new)
+
+    def _where_active(
+        self, gradient: Tensor, rate: Tensor, old: Sequence[Any]
+    ) -> list[Tensor]:
+        """New rows; the old ones where the gradient is zero."""
+        old = [ops.convert_to_tensor(one) for one in old]
+        axes = list(range(1, len(gradient.shape)))
+        active = ops.any(ops.not_equal(gradient, 0), axis=axes, keepdims=True)
+        new = self.new_rows(gradient, rate, *old)
+        return [ops.where(active, n, o) for n, o in zip(new, old)]

@@ -1,0 +1,101 @@
+"""Optimizers whose step costs what the values of a batch cost, not all values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+from keras import ops
+
+from keras_flix.low_rank import Tensor
+from keras_flix.row_gradients import LazyOptimizer
+
+
+@keras.saving.register_keras_serializable(package="keras_flix")
+class LazyAdam(LazyOptimizer, keras.optimizers.Adam):
+    """Adam that leaves values alone which had no gradient in a step.
+
+    `keras.optimizers.Adam` passes over all tables in every step, which dominates the
+    step from some thousand values on. It also goes on moving a value by the momentum
+    of former steps. This one updates only the rows, and their moments, of values
+    whose gradient is not zero: of the values that occur in the batch. What they
+    become is what Adam (Kingma and Ba, arXiv 1412.6980) makes of them, with the
+    count of all steps for the correction of the bias. So it is Adam itself where
+    every value occurs in every batch, and elsewhere lazy: moments decay by the
+    steps in which a value occurs.
+
+    The cost is that of the values in the batch in `fit` and `train_on_batch` of a
+    model adapted by `enable_flix`. Elsewhere the updates are the same, but gradients
+    are dense and each step passes over all tables: in loops of your own, with
+    clipping, `gradient_accumulation_steps` or a `LossScaleOptimizer`, on JAX under a
+    `keras.distribution`, on TensorFlow in rematerialized layers. `weight_decay` and
+    `use_ema` apply to all values, as they do in Adam, and pass over all tables too.
+    Variables other than the tables of feature values are updated as by Adam.
+
+    Args:
+        *args: As in `keras.optimizers.Adam`.
+        **kwargs: Likewise.
+
+    Example:
+
+    >>> x = keras.Input((8,), name="x")
+    >>> model = keras.Model({"x": x}, keras.layers.Dense(4, name="head")(x))
+    >>> users = [f"user_{i}" for i in range(1000)]
+    >>> model = enable_flix(model, {"user": users}, targets=["head"])
+    >>> model.compile(keras_flix.LazyAdam(1e-3), loss="mse")
+    >>> batch = {"x": np.ones((2, 8)), "user": ["user_7", "user_900"]}
+    >>> history = model.fit(batch, np.zeros((2, 4)), verbose=0)
+    """
+
+    def row_slots(self) -> Sequence[Sequence[keras.Variable]]:
+        slots = [self._momentums, self._velocities]
+        return [*slots, self._velocity_hats] if self.amsgrad else slots
+
+    def new_rows(
+        self, gradient: Tensor, learning_rate: Tensor, rows: Tensor, *slots: Tensor
+    ) -> list[Tensor]:
+        dtype = gradient.dtype
+        step = ops.cast(self.iterations + 1, dtype)
+        beta_1_power = ops.power(ops.cast(self.beta_1, dtype), step)
+        beta_2_power = ops.power(ops.cast(self.beta_2, dtype), step)
+        alpha = learning_rate * ops.sqrt(1 - beta_2_power) / (1 - beta_1_power)
+        m, v, *v_hat = slots
+        m = m + (gradient - m) * (1 - self.beta_1)
+        v = v + (ops.square(gradient) - v) * (1 - self.beta_2)
+        v_hat = [ops.maximum(v_hat[0], v)] if v_hat else []
+        rows = rows - m * alpha / (ops.sqrt([v, *v_hat][-1]) + self.epsilon)
+        return [rows, m, v, *v_hat]
+
+
+@keras.saving.register_keras_serializable(package="keras_flix")
+class LazySGD(LazyOptimizer, keras.optimizers.SGD):
+    """SGD that leaves values alone which had no gradient in a step.
+
+    Without momentum it does exactly what `keras.optimizers.SGD` does. With momentum it
+    is lazy: the momentum of a value decays and moves it in the steps in which its
+    gradient is not zero. For what this saves, and when, see `LazyAdam`.
+
+    Args:
+        *args: As in `keras.optimizers.SGD`.
+        **kwargs: Likewise.
+
+    Example:
+
+    >>> optimizer = keras_flix.LazySGD(0.1, momentum=0.9, nesterov=True)
+    """
+
+    def row_slots(self) -> Sequence[Sequence[keras.Variable]]:
+        return [self.momentums] if self.momentum else []
+
+    def new_rows(
+        self, gradient: Tensor, learning_rate: Tensor, rows: Tensor, *slots: Tensor
+    ) -> list[Tensor]:
+        if not slots:
+            return [rows - gradient * learning_rate]
+        momentum = slots[0] * self.momentum - gradient * learning_rate
+        if self.nesterov:
+            return [
+                rows + momentum * self.momentum - gradient * learning_rate,
+                momentum,
+            ]
+        return [rows + momentum, momentum]

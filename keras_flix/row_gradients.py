@@ -1,0 +1,175 @@
+"""Training steps whose gradients of tables are of the batch's values only.
+
+A dense gradient of a table has a row for every value there is. Under an optimizer that
+updates only some (`LazyAdam`), it is not made: TensorFlow and PyTorch have sparse
+tensors for it. On JAX a step is differentiated with respect to zeros that are added to
+the batch's rows, instead of the tables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_flix import _compat
+from keras_flix.inputs import batch_length, layer_ids, split_entries
+from keras_flix.low_rank import ActiveValues, Tensor
+
+
+@dataclasses.dataclass
+class RowScope:
+    """One training step without dense gradients of the tables.
+
+    Attributes:
+        rows: By id of a table's variable, int32 `(n,)`: the rows that the step may
+            use. They and all below are of JAX only.
+        positions: By id, where the table is among the trained variables.
+        tables: By position, the tables' values.
+        zeros: By id, what is added to those rows.
+    """
+
+    rows: Mapping[int, Tensor] = dataclasses.field(default_factory=dict)
+    positions: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    tables: Mapping[int, Tensor] = dataclasses.field(default_factory=dict)
+    zeros: Mapping[int, Tensor] = dataclasses.field(default_factory=dict)
+
+    def take(self, table: keras.Variable, rows: Tensor) -> Tensor | None:
+        """Rows of a table; `None` where its gradient is to be dense."""
+        if keras.config.backend() != "jax":
+            return _compat.take_with_row_gradient(table, rows)
+        if id(table) not in self.zeros:
+            return None
+        same = ops.equal(ops.reshape(rows, (-1, 1)), self.rows[id(table)][None])
+        known = ops.reshape(ops.any(same, axis=1), rows.shape)
+        first = ops.reshape(ops.argmax(ops.cast(same, "int32"), axis=1), rows.shape)
+        found = ops.take(table, rows, axis=0)
+        found = found + ops.take(self.zeros[id(table)], first, axis=0)
+        # A row that is not of this batch would silently get no gradient.
+        return ops.where(known[..., None, None], found, float("nan"))
+
+    def exchange(self, values: Sequence[Any], by_position: Mapping[int, Any]) -> list:
+        """Values of trained variables with others in the tables' places."""
+        return [by_position.get(i, value) for i, value in enumerate(values)]
+
+    def gradients(self, gradients: Sequence[Any]) -> list[Any]:
+        """Gradients with those of the zeros as what they are of the tables."""
+        rows = {self.positions[key]: rows for key, rows in self.rows.items()}
+        return [
+            _compat.RowGradient(rows[i], gradient) if i in rows else gradient
+            for i, gradient in enumerate(gradients)
+        ]
+
+
+_scope: contextvars.ContextVar[RowScope | None] = contextvars.ContextVar(
+    "keras_flix_row_scope", default=None
+)
+
+
+def current_row_scope() -> RowScope | None:
+    """The scope of the training step that runs, if it is of this kind."""
+    return _scope.get()
+
+
+@contextlib.contextmanager
+def row_scope(scope: RowScope) -> Iterator[None]:
+    """Makes `scope` current within the block, also when it raises."""
+    token = _scope.set(scope)
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+
+
+def takes_rows(model: Any) -> bool:
+    """Whether a model's optimizer updates only rows, and needs no others."""
+    if not getattr(model.optimizer, "takes_row_gradients", False):
+        return False
+    distributed = keras.distribution.distribution() is not None
+    return not (keras.config.backend() == "jax" and distributed)
+
+
+def scope_of_batch(model: Any, values: Sequence[Tensor], inputs: Any) -> RowScope:
+    """The scope of a step on JAX.
+
+    Args:
+        model: The adapted model.
+        values: Those of its trained variables.
+        inputs: The model's inputs with ids.
+    """
+    schema = model._flix.schema
+    own, entries = split_entries(inputs, schema)
+    ids = layer_ids(schema, entries, batch_length(own, entries))
+    rows_of = {
+        name: ops.reshape(
+            ActiveValues.from_ids(one, len(schema[name].values)).rows, (-1,)
+        )
+        for name, one in ids.items()
+        if not schema[name].always
+    }
+    at = {id(v): i for i, v in enumerate(model.trainable_variables)}
+    rows, positions, tables = {}, {}, {}
+    for layer in model._flix.layers.values():
+        for name, pair in layer._adapter.variables.items():
+            for table in pair:
+                used = rows_of.get(name)
+                # No more rows than the table has: dense gradients are smaller.
+                if used is None or id(table) not in at:
+                    continue
+                if used.shape[0] >= table.shape[0]:
+                    continue
+                rows[id(table)] = used
+                positions[id(table)] = at[id(table)]
+                tables[at[id(table)]] = values[at[id(table)]]
+    return RowScope(rows, positions, tables)
+
+
+class LazyOptimizer(_compat.LazyRows):
+    """Mixin of optimizers that know the scope; the Keras optimizer comes after it."""
+
+    def stateless_apply(
+        self, optimizer_variables: Any, grads: Any, trainable_variables: Any
+    ) -> Any:
+        scope = current_row_scope()
+        if scope is not None and scope.tables:
+            grads = scope.gradients(grads)
+            trainable_variables = scope.exchange(trainable_variables, scope.tables)
+        return super().stateless_apply(optimizer_variables, grads, trainable_variables)
+
+
+class RowGradients(_compat.Mixin):
+    """The part of an adapted model that trains without dense gradients of tables."""
+
+    def train_step(self, *args: Any) -> Any:
+        if self._flix.disabled or not takes_rows(self):
+            return super().train_step(*args)
+        if keras.config.backend() != "jax":
+            with row_scope(RowScope()):
+                return super().train_step(*args)
+        state, data = args
+        trained, *rest = state
+        inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        scope = scope_of_batch(self, trained, inputs)
+        zeros = {
+            scope.positions[key]: ops.zeros(
+                (*rows.shape, *scope.tables[scope.positions[key]].shape[1:]), "float32"
+            )
+            for key, rows in scope.rows.items()
+        }
+        with row_scope(scope):
+            return super().train_step((scope.exchange(trained, zeros), *rest), data)
+
+    def compute_loss_and_updates(self, trained: Any, *args: Any, **kwargs: Any) -> Any:
+        scope = current_row_scope()
+        if scope is None or not scope.tables:
+            return super().compute_loss_and_updates(trained, *args, **kwargs)
+        zeros = {key: trained[at] for key, at in scope.positions.items()}
+        with row_scope(dataclasses.replace(scope, zeros=zeros)):
+            return super().compute_loss_and_updates(
+                scope.exchange(trained, scope.tables), *args, **kwargs
+            )
