@@ -86,7 +86,15 @@ def graph_flops(arm: KerasArm) -> float:
     step = tf.function(lambda x, y: arm.model.train_step((x, y, None)))
     x, y = keras.tree.map_structure(tf.convert_to_tensor, (arm.x, arm.y))
     graph = step.get_concrete_function(x, y).graph
-    return sum(product_flops(op) for op in graph.get_operations())
+    # Gradients of frozen kernels are traced as well; nothing uses them, so none runs.
+    found: set[Any] = set()
+    wanted = [tensor.op for tensor in graph.outputs] + list(graph.control_outputs)
+    while wanted:
+        op = wanted.pop()
+        if op not in found:
+            found.add(op)
+            wanted += [tensor.op for tensor in op.inputs] + list(op.control_inputs)
+    return sum(product_flops(op) for op in found)
 
 
 def product_flops(op: Any) -> float:
