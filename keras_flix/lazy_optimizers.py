@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import keras
 from keras import ops
 
@@ -47,9 +45,7 @@ class LazyAdam(LazyOptimizer, keras.optimizers.Adam):
     >>> history = model.fit(batch, np.zeros((2, 4)), verbose=0)
     """
 
-    def row_slots(self) -> Sequence[Sequence[keras.Variable]]:
-        slots = [self._momentums, self._velocities]
-        return [*slots, self._velocity_hats] if self.amsgrad else slots
+    slot_names = ("_momentums", "_velocities", "_velocity_hats")
 
     def new_rows(
         self, gradient: Tensor, learning_rate: Tensor, rows: Tensor, *slots: Tensor
@@ -84,8 +80,7 @@ class LazySGD(LazyOptimizer, keras.optimizers.SGD):
     >>> optimizer = keras_flix.LazySGD(0.1, momentum=0.9, nesterov=True)
     """
 
-    def row_slots(self) -> Sequence[Sequence[keras.Variable]]:
-        return [self.momentums] if self.momentum else []
+    slot_names = ("momentums",)
 
     def new_rows(
         self, gradient: Tensor, learning_rate: Tensor, rows: Tensor, *slots: Tensor

@@ -15,7 +15,9 @@ import keras_flix
 
 ROOT = Path(keras_flix.__file__).parent
 BACKENDS = ("jax", "tensorflow", "torch")
-IMPORT_BACKENDS = {"exporting", "host", "inputs", "sources"}
+IMPORT_BACKENDS = {
+    *("_compat.row_gradients", "exporting", "host", "inputs", "sources"),
+}
 """Modules that may import a backend, inside of functions."""
 COMPAT = "keras_flix._compat"
 """The one package that may use what Keras does not document."""

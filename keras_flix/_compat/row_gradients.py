@@ -120,9 +120,14 @@ class LazyRows(Mixin):
     The Keras optimizer comes after it in the order of bases.
     """
 
-    def row_slots(self) -> Sequence[Sequence[keras.Variable]]:
-        """The optimizer's state that has rows: lists along with its variables."""
-        raise NotImplementedError
+    slot_names: tuple[str, ...] = ()
+    """Where the optimizer holds state that has rows: lists along with its variables.
+    What its options leave out is empty or missing."""
+
+    def row_slots(self) -> list[list[keras.Variable]]:
+        """That state."""
+        found = [getattr(self, name, None) for name in self.slot_names]
+        return [slots for slots in found if slots]
 
     def new_rows(
         self, gradient: Tensor, learning_rate: Tensor, rows: Tensor, *slots: Tensor
