@@ -27,6 +27,7 @@ _waiting: contextvars.ContextVar[dict[str, np.ndarray] | None] = contextvars.Con
 )
 
 _making = threading.Lock()
+"""One thread at a time makes what a model's first generation makes."""
 
 GENERATE_KEYS = ("prompts", *preprocessing.PLAIN_KEYS)
 
@@ -67,6 +68,10 @@ class RoutedGeneration(_compat.Mixin):
                 )
             ids = encode_inputs(state.schema, entries, size)
         if self.preprocessor is not None:
+            with _making:
+                # As KerasHub does at the first use, where threads would meet.
+                if not self.preprocessor.built:
+                    self.preprocessor.build(None)
             own = _python_strings(own)
             if preprocessing.takes_plain_strings(self.preprocessor):
                 own = preprocessing.plain_input(own, GENERATE_KEYS)
