@@ -129,7 +129,7 @@ def grouped(x: Tensor, tables: Tables, ids: list[Tensor]) -> Tensor:
     for (a, b), i in zip(tables, ids):
         order = ops.argsort(i)
         rows = ops.reshape(ops.take(x, order, axis=0), (batch * length, -1))
-        sizes = length * ops.bincount(i, minlength=a.shape[0])
+        sizes = length * ops.segment_sum(ops.ones_like(i), i, num_segments=a.shape[0])
         out = product(product(rows, a, sizes), b, sizes)
         out = ops.reshape(out, (batch, length, -1))
         total = total + ops.take(out, ops.argsort(order), axis=0)

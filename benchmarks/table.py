@@ -16,6 +16,10 @@ FLOOR_GOAL, PEER_GOAL, VALUES_GOAL = 1.1, 1.0, 1.1
 PEER_COLUMNS = ["Step, s", "Tokens/s", "Over its floor", "FLix / arm"]
 VALUES = (2, 8, 64, 512, 1024, 4096)
 FLOOR_OF = {"lora": "floor", "flix": "floor"}
+KERNELS = (
+    *("per_axis", "materialized", "grouped", "sorted_loop"),
+    *("checked_one_combination", "one_combination"),
+)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -121,10 +125,30 @@ def memory(arms: dict[str, Any], counts: list[int], optimizer: str) -> str:
     return ", ".join(cells) or "–"
 
 
+def kernels() -> str:
+    """All kernels, relative to the library's own."""
+    rows: list[list[str]] = []
+    for backend, title in BACKENDS.items():
+        result = load_one(f"kernels_{backend}") or {"cases": []}
+        for measured in result["cases"]:
+            case = measured["case"]
+            for direction in ("forward", "backward"):
+                found = measured[direction]
+                cells = [
+                    ratio(found["over_gathered"], kernel, None) for kernel in KERNELS
+                ]
+                own = f"{found['milliseconds']['gathered']:.2f}"
+                share = f"{100 * found['roofline_share']['gathered']:.0f} %"
+                shape = f"{case['length']} × {case['combinations']}"
+                rows.append([title, shape, direction, own, share, *cells])
+    head = ["Backend", "Positions × combinations", "Pass", "`gathered`, ms", "roofline"]
+    return table(head + [f"`{name}`" for name in KERNELS], rows) if rows else ""
+
+
 def environments() -> str:
     """One line per result on what it was measured with."""
     lines = []
-    names = ("train_step_*", "values_*", "footprint_*")
+    names = ("train_step_*", "values_*", "footprint_*", "kernels_*")
     for result in (r for name in names for r in load(name)):
         header = result["environment"]
         versions = ", ".join(f"{k} {v}" for k, v in header["versions"].items())
@@ -140,6 +164,7 @@ def environments() -> str:
 TABLES = {
     "train_step": lambda: training_steps(on_accelerator=False),
     "values": values,
+    "kernels": kernels,
     "gpu": lambda: (
         training_steps(on_accelerator=True) or "Not run: no GPU was at hand.\n"
     ),
