@@ -19,6 +19,7 @@ from keras_flix.files.keras_files import (
     errors_name_the_file,
     save_whole,
 )
+from keras_flix.turns import USES
 
 REGISTERED_NAME = "keras_flix>AdaptedModel"
 """What Keras' files call an adapted model."""
@@ -159,20 +160,26 @@ def plain_view(model: Any) -> Iterator[Any]:
     with model._flix.turns.alone():
         for instance, _, plain in swaps:
             instance.__class__ = plain
-        for part in model._flix.parts:
-            # A thread that comes now has the plain class's entry points already.
-            object.__setattr__(part, "call", _only_here(part.call))
+        # A thread that comes now has the plain class's entry points already.
+        entries = [
+            (part, name)
+            for part in model._flix.parts
+            for name in ("call", *USES)
+            if hasattr(part, name) and name != "__call__"
+        ]
+        for part, name in entries:
+            object.__setattr__(part, name, _only_here(getattr(part, name)))
         try:
             yield model
         finally:
-            for part in model._flix.parts:
-                object.__delattr__(part, "call")
+            for part, name in entries:
+                object.__delattr__(part, name)
             for instance, adapted, _ in swaps:
                 instance.__class__ = adapted
 
 
 def _only_here(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A model's `call` for this thread; to others, the adapters would be missing."""
+    """An entry point for this thread; to others, the adapters would be missing."""
     here = threading.get_ident()
 
     def only_here(*args: Any, **kwargs: Any) -> Any:
