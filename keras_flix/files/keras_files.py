@@ -28,6 +28,14 @@ ROOM, ROOM_PER_VARIABLE = 2**18, 2**12
 """Bytes that a file may take besides the variables, and besides each of them."""
 
 
+class DamagedFileError(ValueError, OSError):
+    """A weights file that is not as it was saved.
+
+    An `OSError` too, as Keras' `BackupAndRestore(double_checkpoint=True)` then takes
+    the backup before it.
+    """
+
+
 def save_whole(
     model: keras.Model,
     save: Callable[..., None],
@@ -75,7 +83,7 @@ def check_undamaged(filepath: Any) -> None:
     else:
         return
     if damaged is not None:
-        raise ValueError(
+        raise DamagedFileError(
             f"A weights file must be as it was saved. Received: {str(path)!r}, of "
             f"which {damaged!r} is damaged. Save it again."
         )
@@ -129,8 +137,11 @@ def errors_name_the_file(filepath: Any) -> Iterator[None]:
     """Turns what parsers raise for a damaged file into one error that names it."""
     try:
         yield
-    # These are about the place, not about what is in the file.
-    except (FileNotFoundError, IsADirectoryError, PermissionError):
+    # These are about the place, not about what is in the file, or say it already.
+    except (
+        *(FileNotFoundError, IsADirectoryError, PermissionError),
+        DamagedFileError,
+    ):
         raise
     except (
         ArithmeticError,
@@ -143,7 +154,7 @@ def errors_name_the_file(filepath: Any) -> Iterator[None]:
         EOFError,
         zipfile.BadZipFile,
     ) as error:
-        raise ValueError(
+        raise DamagedFileError(
             "A weights file must be whole, and of a model with the same layers. "
             f"Received: {str(filepath)!r}, which cannot be read "
             f"({type(error).__name__}: {error}). Save it again."

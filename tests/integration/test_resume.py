@@ -123,6 +123,36 @@ def test_interrupted_in_an_epoch_and_resumed_from_the_last_one(tmp_path):
     assert_same_weights(resume(tmp_path / "backup"), uninterrupted())
 
 
+@pytest.mark.parametrize("damage", ["shorter", "flipped"])
+def test_a_damaged_backup_gives_way_to_the_one_before(tmp_path, damage):
+    folder, begun = tmp_path / "backup", []
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    def backup():
+        return keras.callbacks.BackupAndRestore(folder, double_checkpoint=True)
+
+    with pytest.raises(KeyboardInterrupt):
+        small_model().fit(
+            Numbered(),
+            epochs=EPOCHS,
+            shuffle=False,
+            verbose=0,
+            callbacks=[backup(), Interrupt(3 * BATCHES + 1, interrupt)],
+        )
+    weights = folder / "latest.weights.h5"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content if damage == "flipped" else content[:-100])
+    model = small_model()
+    note = keras.callbacks.LambdaCallback(on_epoch_begin=lambda n, _: begun.append(n))
+    callbacks = [backup(), note]
+    model.fit(Numbered(), epochs=EPOCHS, shuffle=False, verbose=0, callbacks=callbacks)
+    assert begun == [2, 3]
+    assert_same_weights(model, uninterrupted())
+
+
 @pytest.mark.slow
 @pytest.mark.support("State", "`BackupAndRestore` after SIGKILL")
 def test_killed_in_an_epoch_and_resumed_from_the_last_one(tmp_path):
