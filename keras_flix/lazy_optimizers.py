@@ -40,7 +40,7 @@ class LazyAdam(LazyOptimizer, keras.optimizers.Adam):
     >>> model = keras.Model({"x": x}, keras.layers.Dense(4, name="head")(x))
     >>> users = [f"user_{i}" for i in range(1000)]
     >>> model = enable_flix(model, {"user": users}, targets=["head"])
-    >>> model.compile(keras_flix.LazyAdam(1e-3), loss="mse")
+    >>> model.compile(LazyAdam(1e-3), loss="mse")
     >>> batch = {"x": np.ones((2, 8)), "user": ["user_7", "user_900"]}
     >>> history = model.fit(batch, np.zeros((2, 4)), verbose=0)
     """
@@ -77,7 +77,7 @@ class LazySGD(LazyOptimizer, keras.optimizers.SGD):
 
     Example:
 
-    >>> optimizer = keras_flix.LazySGD(0.1, momentum=0.9, nesterov=True)
+    >>> optimizer = LazySGD(0.1, momentum=0.9, nesterov=True)
     """
 
     slot_names = ("momentums",)
