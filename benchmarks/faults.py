@@ -56,7 +56,7 @@ def table() -> str:
                 if isinstance(value, int)
                 else f"{key.replace('_', ' ')} {value}"
                 for key, value in facts.items()
-                if key not in ("test", "load")
+                if key not in ("test", "load", "commit")
             )
             rows.append(f"| {name} | {backend} | {counted} |")
     return "\n".join([*lines, *sorted(rows)]) + "\n"

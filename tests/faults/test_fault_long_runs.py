@@ -93,11 +93,11 @@ def test_training_grows_nothing_and_compiles_nothing_again(load, record_fault):
     if BACKEND == "torch":  # It traces nothing: `call` runs in every step.
         assert grown.pop("traces") == PER_EPOCH * (epochs - max(epochs // 10, 1))
     # Each epoch leaves its logs in the history: some numbers. The constants are for
-    # what is made once, later than in the first tenth; 10,000 steps outgrow them with
-    # one object each.
+    # what is made once, later than in the first tenth; 400 steps outgrow them with one
+    # object each.
     assert grown.get("traces", 0) == 0
-    assert grown["objects"] <= 1500 + 20 * epochs, grown
-    assert grown["blocks"] <= 5000 + 60 * epochs, grown
+    assert grown["objects"] <= 200 + 4 * epochs, grown
+    assert grown["blocks"] <= 1000 + 60 * epochs, grown
     assert grown.get("buffers", 0) <= 4, grown
     if steps >= 4000:  # Before, the allocators still grow.
         assert grown["resident bytes"] <= 16 * 2**20, grown
