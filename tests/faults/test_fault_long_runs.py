@@ -220,7 +220,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(
         epochs, killed = nursery.run()
         assert not killed and epochs == list(range(EPOCHS))
         expected = saved_state(result)
-        longest = (time.monotonic() - begun) / 3
+        # Where training compiles, a third of that ends before the first epoch does.
+        longest = (time.monotonic() - begun) / (1 if BACKEND == "jax" else 3)
         chance = random.Random(0)
         while kills < wanted or not trainings:
             seconds = chance.uniform(0, longest) if kills < wanted else None
