@@ -30,10 +30,10 @@ import keras_flix
 from benchmarks import figures
 from benchmarks.environment import RESULTS, write_result
 from benchmarks.results import BACKENDS, clock, load_one
+from benchmarks.workload import AXES, TARGETS, Workload
 
 README = RESULTS.parent / "README.md"
 MARKS = ("<!-- table: generation -->\n", "<!-- table: end -->")
-AXES = ("task", "language")
 ARMS = {
     "merged": "plain KerasHub Gemma, kernels merged with one combination",
     "merged_again": "another copy of it: how far equal work differs by placement alone",
@@ -81,28 +81,19 @@ class Sizes:
 
     def model(self) -> keras_hub.models.GemmaCausalLM:
         """An adapted random Gemma whose tables are random too."""
-        keras.utils.set_random_seed(0)
-        backbone = keras_hub.models.GemmaBackbone(
-            vocabulary_size=self.vocabulary,
-            num_layers=self.layers,
-            num_query_heads=self.heads,
-            num_key_value_heads=self.key_value_heads,
-            hidden_dim=self.width,
-            intermediate_dim=self.intermediate,
-            head_dim=self.head_dim,
-            dtype="float32",
-        )
+        known = {field.name for field in dataclasses.fields(Workload)}
+        sizes = dataclasses.asdict(self).items()
+        workload = Workload(**{name: size for name, size in sizes if name in known})
+        model = workload.model()
         random = np.random.default_rng(0)
         # The stock initial embeddings are so small that a token says little.
-        embeddings = backbone.token_embedding.embeddings
+        embeddings = model.backbone.token_embedding.embeddings
         embeddings.assign(random.normal(size=embeddings.shape) * self.width**-0.5)
-        model = keras_hub.models.GemmaCausalLM(backbone=backbone, preprocessor=None)
-        features = {a: [f"{a}_{i}" for i in range(self.values)] for a in AXES}
         keras_flix.enable_flix(
             model,
-            features,
+            workload.features(self.values),
             rank=self.rank // len(AXES),
-            targets=["query", "value"],
+            targets=TARGETS,
             seed=0,
         )
         for variable in model.trainable_variables:

@@ -45,9 +45,8 @@ class RowScope:
             return _compat.take_with_row_gradient(table, rows)
         if id(table) not in self.zeros:
             return None
-        same = ops.equal(ops.reshape(rows, (-1, 1)), self.rows[id(table)][None])
-        known = ops.reshape(ops.any(same, axis=1), rows.shape)
-        first = ops.reshape(ops.argmax(ops.cast(same, "int32"), axis=1), rows.shape)
+        places = _compat.first_place(ops.reshape(rows, (-1,)), self.rows[id(table)])
+        first, known = (ops.reshape(one, rows.shape) for one in places)
         found = ops.take(table, rows, axis=0)
         found = found + ops.take(self.zeros[id(table)], first, axis=0)
         # A row that is not of this batch would silently get no gradient.

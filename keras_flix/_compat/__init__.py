@@ -44,6 +44,7 @@ from keras_flix._compat.optimizers import (
 from keras_flix._compat.row_gradients import (
     LazyRows,
     RowGradient,
+    first_place,
     take_with_row_gradient,
 )
 from keras_flix._compat.training import (
@@ -75,6 +76,7 @@ __all__ = [
     "check_growable",
     "clone",
     "dry_run",
+    "first_place",
     "flatten_layers",
     "freeze",
     "fresh_seed",

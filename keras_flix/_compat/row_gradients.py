@@ -46,11 +46,24 @@ class RowGradient:
 
     def summed(self) -> RowGradient:
         """The same with the sum wherever a row comes several times."""
-        same = ops.equal(self.rows[:, None], self.rows[None])
-        first = ops.argmax(ops.cast(same, "int32"), axis=1)
+        first, _ = first_place(self.rows, self.rows)
         count = ops.shape(self.rows)[0]
         sums = ops.segment_sum(self.values, first, num_segments=count)
         return RowGradient(self.rows, ops.take(sums, first, axis=0))
+
+
+def first_place(rows: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each row stands first among others, and whether it does at all.
+
+    Args:
+        rows: Integers of shape `(m,)`.
+        among: Integers of shape `(n,)`.
+
+    Returns:
+        Places and bools, of shape `(m,)`; a row that is missing has the place 0.
+    """
+    same = ops.equal(rows[:, None], among[None])
+    return ops.argmax(ops.cast(same, "int32"), axis=1), ops.any(same, axis=1)
 
 
 def take_with_row_gradient(table: keras.Variable, rows: Tensor) -> Tensor:
