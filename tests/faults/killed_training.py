@@ -5,7 +5,6 @@ child for each run, before any backend has begun to compute in it.
 """
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -151,24 +150,30 @@ class Nursery:
         self.process.stdin.close()
         self.process.wait(60)
 
-    def run(self, seconds=None):
-        """Runs the training, and kills it some seconds after its first epoch began.
+    def run(self, epoch=None, seconds=0.0):
+        """Runs the training, and kills it if it is to be.
+
+        Args:
+            epoch: Of the epochs that this process begins, which is its last, from 0;
+                `None` to let it end.
+            seconds: How long after that.
 
         Returns:
             The epochs it began, and whether it was killed.
         """
         self.process.stdin.write("train\n")
         self.process.stdin.flush()
-        child, epochs = 0, []
+        child, epochs, self.begun = 0, [], []
         for line in self.process.stdout:
             word, number = line.split()
             if word == "child":
                 child = int(number)
             elif word == "epoch":
-                epochs.append(int(number))
-                if len(epochs) == 1 and seconds is not None:
+                self.begun.append(time.monotonic())
+                if len(epochs) == epoch:
                     # From outside, so at no particular place of the program.
                     threading.Timer(seconds, _kill, [child]).start()
+                epochs.append(int(number))
             else:
                 assert word == "ended" and int(number) in (0, -signal.SIGKILL), line
                 return epochs, int(number) != 0
@@ -180,10 +185,3 @@ def _kill(child):
         os.kill(child, signal.SIGKILL)
     except ProcessLookupError:
         pass  # It had ended before.
-
-
-def moments(seed=0, longest=0.5):
-    """Seconds after which to kill, at random."""
-    generator = random.Random(seed)
-    while True:
-        yield generator.uniform(0.0, longest)

@@ -470,11 +470,21 @@ def _traced_ids(feature, entry):
     return weights_of_all(entry) if floats else entry
 
 
-def compiled(case, plan, *, dynamo=False):
+COMPILERS = {
+    "jax": ["jit"],
+    "tensorflow": ["graph", "xla"],
+    "torch": ["eager", "dynamo"],
+}
+
+
+def compiled(case, plan, compiler=COMPILERS[BACKEND][0]):
     """A function of activations and entries that traces the layer and compiles it.
 
-    On torch, which does not trace, ids reach the layer unchecked, as they do where
-    it does; with `dynamo`, `torch.compile` traces it.
+    Args:
+        case: The layer.
+        plan: That of a batch.
+        compiler: One of the backend's `COMPILERS`. "eager" of torch does not trace:
+            ids reach the layer unchecked, as they do where it does.
     """
     layer, structure = case.layer, case.structure
     if BACKEND == "jax":
@@ -493,7 +503,10 @@ def compiled(case, plan, *, dynamo=False):
     elif BACKEND == "tensorflow":
         import tensorflow as tf
 
-        run = tf.function(lambda x, entries: _call(case, plan, x, entries, layer))
+        run = tf.function(
+            lambda x, entries: _call(case, plan, x, entries, layer),
+            jit_compile=compiler == "xla",
+        )
 
         def call(x, entries):
             return run(as_input(x, structure), _tensors(entries))
@@ -502,7 +515,8 @@ def compiled(case, plan, *, dynamo=False):
         import torch
 
         run = _call
-        if dynamo:
+        if compiler == "dynamo":
+            torch.compiler.reset()
             run = torch.compile(_call, backend="eager")
         else:
             plan = dataclasses.replace(plan, one_input=True)  # Unchecked.

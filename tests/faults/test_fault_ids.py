@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import random_cases
 from random_cases import (
+    COMPILERS,
     SEEDS,
     Case,
     Plan,
@@ -31,6 +32,8 @@ STRUCTURES, BATCHES = {"jax": (6, 11), "tensorflow": (8, 8), "torch": (16, 4)}[B
 PLANS = 2
 # Under load, how many times as many batches, before there are more structures.
 DEPTH = {"jax": 2, "tensorflow": 8, "torch": 2}[BACKEND]
+# `torch.compile` takes seconds for each.
+OTHERWISE_COMPILED = {"xla": 6, "dynamo": 2}
 # How large a rounding error may be, in those that `Case.reference` expects.
 ERRORS = 1.0
 
@@ -171,20 +174,26 @@ def bad_entries(rng, case, plan, entries, unbounded):
             yield {**entries, feature.name: entry}, example
 
 
+def check_compiled(run, case, plan, x, entries):
+    """Raises unless wrong numbers make their own example NaN, and nothing else.
+
+    Returns:
+        How many were tried.
+    """
+    tried = 0
+    good = run(x, entries)
+    wide = BACKEND != "jax" or case.structure.policy == "float64"
+    for own, example in bad_entries(case.rng, case, plan, entries, wide):
+        found = run(x, own)
+        rows = np.arange(len(good)) // plan.repeats == example
+        assert np.isnan(found[rows]).all()
+        np.testing.assert_array_equal(found[~rows], good[~rows])
+        tried += 1
+    return tried
+
+
 def test_ids_out_of_range_give_an_error_or_nan_in_their_example(load, record_fault):
     count = collections.Counter()
-
-    def check_compiled(case, plan):
-        run = random_cases.compiled(case, plan)
-        x, _, entries = draw_batch(case.rng, case, plan)
-        good = run(x, entries)
-        wide = BACKEND != "jax" or case.structure.policy == "float64"
-        for own, example in bad_entries(case.rng, case, plan, entries, wide):
-            found = run(x, own)
-            rows = np.arange(len(good)) // plan.repeats == example
-            assert np.isnan(found[rows]).all()
-            np.testing.assert_array_equal(found[~rows], good[~rows])
-            count["nan"] += 1
 
     def check_eager(case, plan):
         x, _, entries = draw_batch(case.rng, case, plan)
@@ -200,7 +209,9 @@ def test_ids_out_of_range_give_an_error_or_nan_in_their_example(load, record_fau
             case = Case(structure, seed)
             plan = draw_plan(case.rng, structure, batches=(1, 2, 5, 7))
             count["structures"] += 1
-            check_compiled(case, plan)
+            x, _, entries = draw_batch(case.rng, case, plan)
+            run = random_cases.compiled(case, plan)
+            count["nan"] += check_compiled(run, case, plan, x, entries)
             check_eager(case, plan)
 
     assert count["nan"] and count["refused"]
@@ -211,6 +222,32 @@ def test_ids_out_of_range_give_an_error_or_nan_in_their_example(load, record_fau
         refused=count["refused"],
         nan_in_their_example=count["nan"],
     )
+
+
+NONE = pytest.param(None, marks=pytest.mark.skip(reason="JAX has no compiler but XLA"))
+
+
+@pytest.mark.parametrize("compiler", COMPILERS[BACKEND][1:] or [NONE])
+def test_other_compilers_keep_to_the_formula_and_the_range(
+    compiler, load, record_fault
+):
+    """`jit_compile=True` of TensorFlow, and `torch.compile`."""
+    count = collections.Counter()
+
+    @for_random(OTHERWISE_COMPILED[compiler] * load, structures(), SEEDS)
+    def check(structure, seed):
+        with random_cases.precision(structure.policy):
+            case = Case(structure, seed)
+            plan = draw_plan(case.rng, structure, batches=(1, 2, 5, 7))
+            x, truth, entries = draw_batch(case.rng, case, plan)
+            run = random_cases.compiled(case, plan, compiler)
+            expected, errors = random_cases.expected(case, plan, x, truth)
+            assert (np.abs(run(x, entries) - expected) <= ERRORS * errors + 1e-30).all()
+            count["nan_in_their_example"] += check_compiled(run, case, plan, x, entries)
+            count["structures"] += 1
+
+    assert count["nan_in_their_example"]
+    record_fault(f"ids: compiled by {compiler}", **count)
 
 
 def test_weights_out_of_range_give_nan_in_a_compiled_layer(record_fault):

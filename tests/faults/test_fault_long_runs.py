@@ -4,7 +4,6 @@ import gc
 import os
 import random
 import sys
-import time
 from pathlib import Path
 
 import keras
@@ -216,16 +215,16 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(
     result = tmp_path / "result.weights.h5"
     kills, trainings, resumed, mid_write = 0, 0, 0, 0
     with Nursery(tmp_path) as nursery:
-        begun = time.monotonic()
         epochs, killed = nursery.run()
         assert not killed and epochs == list(range(EPOCHS))
         expected = saved_state(result)
-        # Where training compiles, a third of that ends before the first epoch does.
-        longest = (time.monotonic() - begun) / (1 if BACKEND == "jax" else 3)
+        # A process compiles in its first epoch, which takes longer than all others.
+        lengths = np.diff(nursery.begun)
         chance = random.Random(0)
         while kills < wanted or not trainings:
-            seconds = chance.uniform(0, longest) if kills < wanted else None
-            epochs, killed = nursery.run(seconds)
+            last = chance.randrange(4) if kills < wanted else None
+            longest = lengths[0] if last == 0 else lengths[1:].mean()
+            epochs, killed = nursery.run(last, chance.uniform(0, longest))
             kills += killed
             resumed += epochs[0] > 0
             mid_write += any(tmp_path.glob("backup/.*.tmp.*"))
