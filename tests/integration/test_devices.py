@@ -307,6 +307,12 @@ def test_adapters_load_and_merge_under_a_distribution(on_jax, layout):
     assert_close(result["merged"], result["combination"])
 
 
+@pytest.mark.slow
+@LAYOUTS[0].marks[0]
+def test_lazy_adam_is_that_of_one_device(on_jax):
+    assert_tables_close(on_jax["data"]["lazy"], on_jax["single"]["lazy"])
+
+
 def split(layout, path, shape):
     """The mesh axes of a Gemma's table, and the shape of one of 8 devices' part."""
     axes, part = [None] * 3, list(shape)
@@ -432,7 +438,14 @@ def test_replicas_train_as_one_device_does(on_tensorflow):
 
 @MIRRORED
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["mirrored", "dropout"])
+def test_replicas_train_as_one_device_does_with_lazy_adam(on_tensorflow):
+    single, mirrored = on_tensorflow["lazy single"], on_tensorflow["lazy mirrored"]
+    assert_tables_close(mirrored["trained"], single["trained"])
+
+
+@MIRRORED
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["mirrored", "dropout", "lazy mirrored"])
 def test_every_replica_holds_the_same_tables(on_tensorflow, case):
     result = on_tensorflow[case]
     for path, (first, second) in result["copies"].items():

@@ -31,6 +31,7 @@ from gemma import (
     predict,
     values,
 )
+from lazy import train_lazily
 
 import keras_flix
 
@@ -87,6 +88,8 @@ def run(layout, folder):
         combination = {"task": "qa", "language": ["en", "sw"]}
         everywhere = {"task": "qa", "language": [["en", "sw"]] * len(BATCH["task"])}
         result["combination"] = listed(predict(model, {**OWN, **everywhere}))
+        if layout in ("single", "data"):
+            result["lazy"] = values(train_lazily().trainable_variables)
         if layout == "single":
             return result
 

@@ -3,8 +3,8 @@
     python on_tensorflow.py
 
 Prints one JSON object: for one device; for a `MirroredStrategy` over two,
-without feature dropout and with it; and what `enable_flix` says of a model made out
-of the strategy's scope.
+without feature dropout and with it; for both a small model trained by `LazyAdam`;
+and what `enable_flix` says of a model made out of the strategy's scope.
 """
 
 import json
@@ -24,6 +24,7 @@ from gemma import (
     predict,
     values,
 )
+from lazy import train_lazily
 
 import keras_flix
 
@@ -33,15 +34,22 @@ def adapt(model, dropout=0.0):
     draw(model.trainable_variables)
 
 
-def run(model, strategy):
+def tables(model):
+    """The tables, and those of each replica."""
+    local = model.distribute_strategy.experimental_local_results
+    return {
+        "trained": values(model.trainable_variables),
+        "copies": {
+            v.path: [listed(x) for x in local(v.value)]
+            for v in model.trainable_variables
+        },
+    }
+
+
+def run(model):
     before = base_of(model)
     result = {"losses": fit(model), "base stayed": base_of(model) == before}
-    result["trained"] = values(model.trainable_variables)
-    result["copies"] = {
-        v.path: [listed(x) for x in strategy.experimental_local_results(v.value)]
-        for v in model.trainable_variables
-    }
-    return result
+    return {**result, **tables(model)}
 
 
 def main():
@@ -64,7 +72,10 @@ def main():
     adapt(mirrored)
     models = {"single": single, "mirrored": mirrored, "dropout": dropping}
     for case, model in models.items():
-        results[case] = run(model, model.distribute_strategy)
+        results[case] = run(model)
+    results["lazy single"] = tables(train_lazily())
+    with strategy.scope():
+        results["lazy mirrored"] = tables(train_lazily())
     for case in ("single", "mirrored"):
         results[case]["predicted"] = listed(predict(models[case]))
         results[case]["greedy"] = generate(models[case])
