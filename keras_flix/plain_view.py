@@ -15,6 +15,7 @@ from keras import ops
 from keras_flix import _compat
 from keras_flix.files.keras_files import (
     WEIGHTS,
+    check_archive,
     check_undamaged,
     errors_name_the_file,
     save_whole,
@@ -50,6 +51,9 @@ class PlainView(_compat.Mixin):
             store[SEEDS] = np.stack(states)
 
     def load_own_variables(self, store: Any) -> None:
+        archive = _compat.archive_read_without_checksums(store)
+        if archive is not None:
+            check_archive(archive)
         saved = {name: store[name] for name in store.keys()}
         states = saved.pop(SEEDS, None)
         super().load_own_variables(saved)

@@ -19,6 +19,7 @@ from keras_flix._compat.layers import (
     unlocked,
 )
 from keras_flix._compat.models import (
+    archive_read_without_checksums,
     asks_for_shapes,
     clone,
     dry_run,
@@ -69,6 +70,7 @@ __all__ = [
     "RowGradient",
     "accept_training",
     "add_table",
+    "archive_read_without_checksums",
     "asks_for_shapes",
     "begin_at_epoch",
     "carried_rows",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -146,6 +147,17 @@ def input_names(model: keras.Model) -> list[str]:
 def may_overwrite(path: str) -> bool:
     """Asks the user whether a file may be replaced, as Keras' own savers do."""
     return bool(io_utils.ask_to_proceed_with_overwrite(path))
+
+
+def archive_read_without_checksums(store: Any) -> zipfile.ZipFile | None:
+    """The `.keras` file that a store of weights reads in, place by place.
+
+    Keras reads the weights in such a file as a whole, with their checksum, and goes
+    on in this way if that fails for any reason. Newer Pythons compare no checksum
+    then.
+    """
+    archive = getattr(store, "archive", None)
+    return archive if isinstance(archive, zipfile.ZipFile) else None
 
 
 def register_class_name(cls: type, name: str) -> None:

@@ -77,11 +77,17 @@ def check_undamaged(filepath: Any) -> None:
     path = Path(str(filepath))
     if path.name.endswith(".keras") and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+            check_archive(archive)
     elif path.name.endswith(WEIGHTS) and path.is_file():
-        damaged = _with_a_wrong_digest(path)
-    else:
-        return
+        _check(path, _with_a_wrong_digest(path))
+
+
+def check_archive(archive: zipfile.ZipFile) -> None:
+    """Raises if a checksum in an archive is not of the file it is of."""
+    _check(archive.filename, archive.testzip())
+
+
+def _check(path: Any, damaged: str | None) -> None:
     if damaged is not None:
         raise DamagedFileError(
             f"A weights file must be as it was saved. Received: {str(path)!r}, of "
