@@ -22,43 +22,69 @@ from keras_flix.inputs import batch_length, layer_ids, split_entries
 from keras_flix.low_rank import ActiveValues, Tensor
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
+class UsedRows:
+    """A table of which one training step may use some rows.
+
+    Attributes:
+        position: Where the table is among the trained variables.
+        table: Its values.
+        rows: int32 `(n,)`.
+        zeros: `(n, ...)`: what is added to those rows. The step is differentiated
+            with respect to it.
+    """
+
+    position: int
+    table: Tensor
+    rows: Tensor
+    zeros: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
 class RowScope:
     """One training step without dense gradients of the tables.
 
     Attributes:
-        rows: By id of a table's variable, int32 `(n,)`: the rows that the step may
-            use. They and all below are of JAX only.
-        positions: By id, where the table is among the trained variables.
-        tables: By position, the tables' values.
-        zeros: By id, what is added to those rows.
+        used: By id of a table's variable, its used rows. On JAX only.
     """
 
-    rows: Mapping[int, Tensor] = dataclasses.field(default_factory=dict)
-    positions: Mapping[int, int] = dataclasses.field(default_factory=dict)
-    tables: Mapping[int, Tensor] = dataclasses.field(default_factory=dict)
-    zeros: Mapping[int, Tensor] = dataclasses.field(default_factory=dict)
+    used: Mapping[int, UsedRows] = dataclasses.field(default_factory=dict)
 
     def take(self, table: keras.Variable, rows: Tensor) -> Tensor | None:
         """Rows of a table; `None` where its gradient is to be dense."""
         if keras.config.backend() != "jax":
             return _compat.take_with_row_gradient(table, rows)
-        if id(table) not in self.zeros:
+        used = self.used.get(id(table))
+        if used is None:
             return None
-        places = _compat.first_place(ops.reshape(rows, (-1,)), self.rows[id(table)])
+        places = _compat.first_place(ops.reshape(rows, (-1,)), used.rows)
         first, known = (ops.reshape(one, rows.shape) for one in places)
-        found = ops.take(table, rows, axis=0)
-        found = found + ops.take(self.zeros[id(table)], first, axis=0)
+        found = ops.take(table, rows, axis=0) + ops.take(used.zeros, first, axis=0)
         # A row that is not of this batch would silently get no gradient.
         return ops.where(known[..., None, None], found, float("nan"))
 
-    def exchange(self, values: Sequence[Any], by_position: Mapping[int, Any]) -> list:
-        """Values of trained variables with others in the tables' places."""
-        return [by_position.get(i, value) for i, value in enumerate(values)]
+    def with_tables(self, trained: Sequence[Any]) -> list[Any]:
+        """Values of the trained variables, the tables' own among them."""
+        by_position = {one.position: one.table for one in self.used.values()}
+        return [by_position.get(i, value) for i, value in enumerate(trained)]
+
+    def with_zeros(self, trained: Sequence[Any]) -> list[Any]:
+        """The same with the zeros in the places of tables."""
+        by_position = {one.position: one.zeros for one in self.used.values()}
+        return [by_position.get(i, value) for i, value in enumerate(trained)]
+
+    def differentiated(self, trained: Sequence[Any]) -> RowScope:
+        """This scope with the zeros that `trained` has in the places of tables."""
+        return RowScope(
+            {
+                key: dataclasses.replace(one, zeros=trained[one.position])
+                for key, one in self.used.items()
+            }
+        )
 
     def gradients(self, gradients: Sequence[Any]) -> list[Any]:
         """Gradients with those of the zeros as what they are of the tables."""
-        rows = {self.positions[key]: rows for key, rows in self.rows.items()}
+        rows = {one.position: one.rows for one in self.used.values()}
         return [
             _compat.RowGradient(rows[i], gradient) if i in rows else gradient
             for i, gradient in enumerate(gradients)
@@ -112,20 +138,18 @@ def scope_of_batch(model: Any, values: Sequence[Tensor], inputs: Any) -> RowScop
         if not schema[name].always
     }
     at = {id(v): i for i, v in enumerate(model.trainable_variables)}
-    rows, positions, tables = {}, {}, {}
+    used = {}
     for layer in model._flix.layers.values():
         for name, pair in layer._adapter.variables.items():
             for table in pair:
-                used = rows_of.get(name)
-                # No more rows than the table has: dense gradients are smaller.
-                if used is None or id(table) not in at:
+                rows, position = rows_of.get(name), at.get(id(table))
+                if rows is None or position is None:
                     continue
-                if used.shape[0] >= table.shape[0]:
-                    continue
-                rows[id(table)] = used
-                positions[id(table)] = at[id(table)]
-                tables[at[id(table)]] = values[at[id(table)]]
-    return RowScope(rows, positions, tables)
+                # Of as many rows as the table has, a dense gradient is smaller.
+                if rows.shape[0] < table.shape[0]:
+                    zeros = ops.zeros((*rows.shape, *table.shape[1:]), table.dtype)
+                    used[id(table)] = UsedRows(position, values[position], rows, zeros)
+    return RowScope(used)
 
 
 class LazyOptimizer(_compat.LazyRows):
@@ -135,9 +159,9 @@ class LazyOptimizer(_compat.LazyRows):
         self, optimizer_variables: Any, grads: Any, trainable_variables: Any
     ) -> Any:
         scope = current_row_scope()
-        if scope is not None and scope.tables:
+        if scope is not None and scope.used:
             grads = scope.gradients(grads)
-            trainable_variables = scope.exchange(trainable_variables, scope.tables)
+            trainable_variables = scope.with_tables(trainable_variables)
         return super().stateless_apply(optimizer_variables, grads, trainable_variables)
 
 
@@ -154,21 +178,14 @@ class RowGradients(_compat.Mixin):
         trained, *rest = state
         inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         scope = scope_of_batch(self, trained, inputs)
-        zeros = {
-            scope.positions[key]: ops.zeros(
-                (*rows.shape, *scope.tables[scope.positions[key]].shape[1:]), "float32"
-            )
-            for key, rows in scope.rows.items()
-        }
         with row_scope(scope):
-            return super().train_step((scope.exchange(trained, zeros), *rest), data)
+            return super().train_step((scope.with_zeros(trained), *rest), data)
 
     def compute_loss_and_updates(self, trained: Any, *args: Any, **kwargs: Any) -> Any:
         scope = current_row_scope()
-        if scope is None or not scope.tables:
+        if scope is None or not scope.used:
             return super().compute_loss_and_updates(trained, *args, **kwargs)
-        zeros = {key: trained[at] for key, at in scope.positions.items()}
-        with row_scope(dataclasses.replace(scope, zeros=zeros)):
+        with row_scope(scope.differentiated(trained)):
             return super().compute_loss_and_updates(
-                scope.exchange(trained, scope.tables), *args, **kwargs
+                scope.with_tables(trained), *args, **kwargs
             )
