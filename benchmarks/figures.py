@@ -1,4 +1,4 @@
-"""Draws the results of `train_step` and `values` into `figures/`."""
+"""Draws the results of `train_step`, `values` and `generation` into `figures/`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PEER_RATIOS = {
 
 def draw() -> list[pathlib.Path]:
     """All figures for which there are results."""
-    drawn = [draw_values(), draw_training_step()]
+    drawn = [draw_values(), draw_training_step(), draw_generation()]
     return [path for path in drawn if path is not None]
 
 
@@ -119,6 +119,47 @@ def draw_training_step() -> pathlib.Path | None:
     ax.set_xlabel("CPU time of a step of FLix over that of the other; red: the goal")
     ax.grid(axis="x", alpha=0.3)
     return save(figure, "train_step.png")
+
+
+def draw_generation() -> pathlib.Path | None:
+    """Cost over each library's own merged model, by the number of combinations."""
+    found = {b: load_one(f"generation_{b}") for b in BACKENDS}
+    if not any(found.values()):
+        return None
+    plt = pyplot()
+    figure, ax = plt.subplots(figsize=(6, 3.8))
+    for index, (backend, result) in enumerate(found.items()):
+        ratios = result[clock(result)]["ratios"] if result else {}
+        for arm, floor, line in (("flix", "merged", "-"), ("peft", "hf_merged", "--")):
+            points = {
+                int(name.split("_")[1].split()[0]): ratio
+                for name, ratio in ratios.items()
+                if name.startswith(f"{arm}_") and name.endswith(f" / {floor}")
+            }
+            if not points:
+                continue
+            bars = [error_bars(ratio) for ratio in points.values()]
+            name = "FLix" if arm == "flix" else "PEFT, over transformers' merged model"
+            ax.errorbar(
+                # Side by side, where bars of equal numbers would cover each other.
+                [n * 1.05 ** (index - 1) for n in points],
+                [ratio["median"] for ratio in points.values()],
+                yerr=[[low[0] for low, _ in bars], [high[0] for _, high in bars]],
+                fmt=f"o{line}",
+                markersize=4,
+                capsize=3,
+                color="tab:red" if arm == "peft" else f"C{index}",
+                label=f"{name}, {BACKENDS[backend]}",
+            )
+    ax.axhline(1.1, **{**GOAL, "color": "tab:gray"}, label="goal 1.10")
+    ax.set_xscale("log", base=2)
+    ax.set_xticks([1, 4, 32], [1, 4, 32])
+    ax.minorticks_off()
+    ax.set_xlabel("distinct combinations in a batch of 32")
+    ax.set_ylabel("CPU time over the merged model's")
+    ax.legend(fontsize=8)
+    ax.grid(alpha=0.3)
+    return save(figure, "generation.png")
 
 
 def pyplot() -> Any:

@@ -3,9 +3,6 @@
 Run from the repository's root, once per backend:
 
     OMP_NUM_THREADS=1 KERAS_BACKEND=jax taskset -c 0 python -m benchmarks.generation
-
-`--write` draws `figures/generation.png` and fills the README's table from the files
-in `results/`.
 """
 
 from __future__ import annotations
@@ -27,13 +24,10 @@ import keras_hub
 import numpy as np
 
 import keras_flix
-from benchmarks import figures
-from benchmarks.environment import RESULTS, write_result
-from benchmarks.results import BACKENDS, clock, load_one
+from benchmarks.environment import result_path, write_result
+from benchmarks.timing import paired, quartiles
 from benchmarks.workload import AXES, TARGETS, Workload
 
-README = RESULTS.parent / "README.md"
-MARKS = ("<!-- table: generation -->\n", "<!-- table: end -->")
 ARMS = {
     "merged": "plain KerasHub Gemma, kernels merged with one combination",
     "merged_again": "another copy of it: how far equal work differs by placement alone",
@@ -241,13 +235,6 @@ def time_arms(
     return seconds
 
 
-def paired(above: list[float], below: list[float]) -> dict[str, Any]:
-    """Median and quartiles of the rounds' ratios."""
-    ratios = [a / b for a, b in zip(above, below)]
-    low, median, high = statistics.quantiles(ratios, n=4)
-    return {"median": round(median, 4), "quartiles": [round(low, 4), round(high, 4)]}
-
-
 def summary(
     seconds: dict[str, list[float]], counts: list[int], tokens: int
 ) -> dict[str, Any]:
@@ -267,7 +254,7 @@ def summary(
             for name, times in seconds.items()
         },
         "ratios": {
-            f"{above} / {below}": paired(seconds[above], seconds[below])
+            f"{above} / {below}": quartiles(paired(seconds, (above,), (below,)))
             for above, below in pairs
             if above in seconds
         },
@@ -309,83 +296,8 @@ def run(
     }
 
 
-def stored() -> dict[str, dict[str, Any]]:
-    """What the stored runs found, by the clock that is shown."""
-    found = {backend: load_one(f"generation_{backend}") for backend in BACKENDS}
-    return {
-        backend: result[clock(result)] for backend, result in found.items() if result
-    }
-
-
-def counts_of(summary: dict[str, Any], arm: str) -> list[int]:
-    """The numbers of combinations an arm was measured with."""
-    names = summary["tokens_per_second"]
-    return [int(name.split("_")[1]) for name in names if name.startswith(f"{arm}_")]
-
-
-def draw() -> pathlib.Path:
-    """Cost over each library's own merged model, by the number of combinations."""
-    plt = figures.pyplot()
-    figure, ax = plt.subplots(figsize=(6, 3.8))
-    for index, (backend, summary) in enumerate(stored().items()):
-        for arm, floor, line in (("flix", "merged", "-"), ("peft", "hf_merged", "--")):
-            counts = counts_of(summary, arm)
-            ratios = [summary["ratios"][f"{arm}_{n} / {floor}"] for n in counts]
-            if not counts:
-                continue
-            bars = [figures.error_bars(ratio) for ratio in ratios]
-            name = "FLix" if arm == "flix" else "PEFT, over transformers' merged model"
-            ax.errorbar(
-                [n * 1.05 ** (index - 1) for n in counts],
-                [ratio["median"] for ratio in ratios],
-                yerr=[[low[0] for low, _ in bars], [high[0] for _, high in bars]],
-                fmt=f"o{line}",
-                markersize=4,
-                capsize=3,
-                color="tab:red" if arm == "peft" else f"C{index}",
-                label=f"{name}, {BACKENDS[backend]}",
-            )
-    ax.axhline(1.1, **{**figures.GOAL, "color": "tab:gray"}, label="goal 1.10")
-    ax.set_xscale("log", base=2)
-    ax.set_xticks([1, 4, 32], [1, 4, 32])
-    ax.minorticks_off()
-    ax.set_xlabel("distinct combinations in a batch of 32")
-    ax.set_ylabel("seconds over the merged model's")
-    ax.legend(fontsize=8)
-    ax.grid(alpha=0.3)
-    return figures.save(figure, "generation.png")
-
-
-def write_table() -> None:
-    """Fills the README's table."""
-    rows = [
-        "| Arm | tokens per second | time over its merged model | time over FLix |",
-        "| --- | --- | --- | --- |",
-    ]
-    for backend, summary in stored().items():
-        for name, speed in summary["tokens_per_second"].items():
-            arm, _, count = name.partition("_")
-            cells = ["", ""]
-            if count.isdigit():
-                own = f"{name} / {'merged' if arm == 'flix' else 'hf_merged'}"
-                for i, key in enumerate((own, f"{name} / flix_{count}")):
-                    if key in summary["ratios"]:
-                        ratio = summary["ratios"][key]
-                        low, high = ratio["quartiles"]
-                        cells[i] = f"{ratio['median']:.3f} ({low:.2f}–{high:.2f})"
-            elif name == "merged_again":
-                cells[0] = f"{summary['ratios']['merged_again / merged']['median']:.3f}"
-            rows.append(
-                f"| {BACKENDS[backend]} `{name}` | {speed:.0f} | {' | '.join(cells)} |"
-            )
-    text = README.read_text()
-    before, mark, rest = text.partition(MARKS[0])
-    after = rest[rest.index(MARKS[1]) :]
-    README.write_text(before + mark + "\n".join(rows) + "\n" + after)
-
-
 def main() -> None:
-    """Runs the benchmark of the current backend, or draws the figure."""
+    """Runs the benchmark of the current backend."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for field in dataclasses.fields(Sizes):
         name = "--" + field.name.replace("_", "-")
@@ -395,18 +307,13 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--peft", action=argparse.BooleanOptionalAction)
     parser.add_argument("--output", type=pathlib.Path, help="result file")
-    parser.add_argument("--write", action="store_true", help="figure and table only")
     arguments = parser.parse_args()
-    if arguments.write:
-        draw()
-        write_table()
-        return
     names = [field.name for field in dataclasses.fields(Sizes)]
     sizes = Sizes(**{name: getattr(arguments, name) for name in names})
     backend = keras.config.backend()
     peft = backend == "torch" if arguments.peft is None else arguments.peft
     result = run(sizes, arguments.counts, arguments.rounds, arguments.warm_up, peft)
-    write_result(arguments.output or RESULTS / f"generation_{backend}.json", result)
+    write_result(arguments.output or result_path("generation"), result)
     shown = ("same_tokens", "wall", "cpu")
     print(json.dumps({key: result[key] for key in shown}, indent=2))
 

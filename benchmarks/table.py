@@ -125,6 +125,24 @@ def memory(arms: dict[str, Any], counts: list[int], optimizer: str) -> str:
     return ", ".join(cells) or "–"
 
 
+def generation() -> str:
+    """All arms of `generation`, over their merged models and PEFT over FLix."""
+    rows: list[list[str]] = []
+    for backend, title in BACKENDS.items():
+        result = load_one(f"generation_{backend}")
+        found = result[clock(result)] if result else {"tokens_per_second": {}}
+        for name, speed in found["tokens_per_second"].items():
+            arm, _, count = name.partition("_")
+            floor = "hf_merged" if arm == "peft" else "merged"
+            # JAX is where the goal is; a second merged model has none.
+            goal = FLOOR_GOAL if (backend, arm) == ("jax", "flix") else None
+            over_merged = ratio(found["ratios"], f"{name} / {floor}", goal)
+            over_flix = ratio(found["ratios"], f"{name} / flix_{count}")
+            rows.append([f"{title} `{name}`", f"{speed:.0f}", over_merged, over_flix])
+    head = ["Arm", "tokens per second", "time over its merged model", "time over FLix"]
+    return table(head, rows) if rows else ""
+
+
 def kernels() -> str:
     """All kernels, relative to the library's own."""
     rows: list[list[str]] = []
@@ -148,7 +166,7 @@ def kernels() -> str:
 def environments() -> str:
     """One line per result on what it was measured with."""
     lines = []
-    names = ("train_step_*", "values_*", "footprint_*", "kernels_*")
+    names = ("train_step_*", "values_*", "footprint_*", "generation_*", "kernels_*")
     for result in (r for name in names for r in load(name)):
         header = result["environment"]
         versions = ", ".join(f"{k} {v}" for k, v in header["versions"].items())
@@ -164,6 +182,7 @@ def environments() -> str:
 TABLES = {
     "train_step": lambda: training_steps(on_accelerator=False),
     "values": values,
+    "generation": generation,
     "kernels": kernels,
     "gpu": lambda: (
         training_steps(on_accelerator=True) or "Not run: no GPU was at hand.\n"
