@@ -48,44 +48,33 @@ METHOD = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class Sizes(Workload):
     """Sizes of the model, the batch and the adapters.
 
-    The model has the proportions of Gemma 2B at a quarter of its width.
-
     Attributes:
-        rank: Active rank of an example, shared among the axes, and each LoRA's rank.
-        values: Values per axis.
-        prompt: Tokens of each prompt.
+        length: Of the sequences in the end: prompts and new tokens.
         new_tokens: Tokens that each example gets.
     """
 
-    layers: int = 4
-    width: int = 512
-    heads: int = 8
-    key_value_heads: int = 1
-    head_dim: int = 64
-    intermediate: int = 8192
-    vocabulary: int = 1024
     batch: int = 32
-    prompt: int = 32
+    length: int = 64
     new_tokens: int = 32
-    rank: int = 8
-    values: int = 8
 
-    def model(self) -> keras_hub.models.GemmaCausalLM:
+    @property
+    def prompt(self) -> int:
+        """Tokens of each prompt."""
+        return self.length - self.new_tokens
+
+    def adapted_model(self) -> keras_hub.models.GemmaCausalLM:
         """An adapted random Gemma whose tables are random too."""
-        known = {field.name for field in dataclasses.fields(Workload)}
-        sizes = dataclasses.asdict(self).items()
-        workload = Workload(**{name: size for name, size in sizes if name in known})
-        model = workload.model()
+        model = self.model()
         random = np.random.default_rng(0)
         # The stock initial embeddings are so small that a token says little.
         embeddings = model.backbone.token_embedding.embeddings
         embeddings.assign(random.normal(size=embeddings.shape) * self.width**-0.5)
         keras_flix.enable_flix(
             model,
-            workload.features(self.values),
+            self.features(self.values),
             rank=self.rank // len(AXES),
             targets=TARGETS,
             seed=0,
@@ -118,7 +107,7 @@ Generate = Callable[[], np.ndarray]
 
 def keras_arms(sizes: Sizes, model: Any, counts: list[int]) -> dict[str, Generate]:
     """KerasHub's `generate`: the merged model, and batches of `counts` combinations."""
-    tokens = np.zeros((sizes.batch, sizes.prompt + sizes.new_tokens), "int32")
+    tokens = np.zeros((sizes.batch, sizes.length), "int32")
     tokens[:, : sizes.prompt] = sizes.prompts()
     mask = np.zeros_like(tokens)
     mask[:, : sizes.prompt] = 1
@@ -265,7 +254,7 @@ def run(
     sizes: Sizes, counts: list[int], rounds: int, warm_up: int, peft: bool
 ) -> dict[str, Any]:
     """All timings, as they go to the result file."""
-    model = sizes.model()
+    model = sizes.adapted_model()
     arms = keras_arms(sizes, model, counts)
     if peft:
         arms |= peft_arms(sizes, model, counts)
@@ -299,17 +288,14 @@ def run(
 def main() -> None:
     """Runs the benchmark of the current backend."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for field in dataclasses.fields(Sizes):
-        name = "--" + field.name.replace("_", "-")
-        parser.add_argument(name, type=int, default=field.default)
+    Sizes.add_arguments(parser)
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 4, 32])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--peft", action=argparse.BooleanOptionalAction)
     parser.add_argument("--output", type=pathlib.Path, help="result file")
     arguments = parser.parse_args()
-    names = [field.name for field in dataclasses.fields(Sizes)]
-    sizes = Sizes(**{name: getattr(arguments, name) for name in names})
+    sizes = Sizes.from_arguments(arguments)
     backend = keras.config.backend()
     peft = backend == "torch" if arguments.peft is None else arguments.peft
     result = run(sizes, arguments.counts, arguments.rounds, arguments.warm_up, peft)
