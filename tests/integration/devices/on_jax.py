@@ -12,8 +12,7 @@ import sys
 
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_cpu_multi_thread_eigen=false "
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 )
 
 import keras
