@@ -16,6 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_flix import _compat
 from keras_flix.encoding import ABSENT, MAX_WEIGHT, WEIGHT_UNIT
 
 Tensor = Any
@@ -57,12 +58,12 @@ class ActiveValues:
 
     Attributes:
         rows: int32 `(batch, k)`: rows to look up, a harmless one where absent.
-        present: bool `(batch, k)`: whether there is a value.
-        filler: float32 `(batch, k)`: what stands for a table where there is
+        present: bool `(batch, k, 1)`: whether there is a value.
+        filler: float32 `(batch, k, 1)`: what stands for a table where there is
             no value: 0, or NaN where an id that could not be checked is out
             of range. So it is never another value's table, nor unnoticed.
         weight: How much present values count: one number, or float32
-            `(batch, k)`.
+            `(batch, k, 1)`.
     """
 
     rows: Tensor
@@ -79,18 +80,18 @@ class ActiveValues:
         Ids with weights have the shape `(batch, k, 2)`, see `WEIGHT_UNIT`.
         """
         if len(ids.shape) == 3:
-            weight = weight * WEIGHT_UNIT * ops.cast(ids[..., 1], "float32")
+            weight = weight * WEIGHT_UNIT * ops.cast(ids[..., 1:], "float32")
             ids = ids[..., 0]
         ids = narrow_ids(ids, num_values)
         if len(ids.shape) == 1:
             ids = ops.expand_dims(ids, -1)
         present = ops.logical_and(ids >= 0, ids < num_values)
+        valid = ops.logical_or(present, ops.equal(ids, ABSENT))
         return cls(
             rows=ops.where(present, ids, 0),
-            present=present,
-            filler=ops.where(
-                ops.logical_or(present, ops.equal(ids, ABSENT)), 0.0, float("nan")
-            ),
+            # Once for all layers, each of which looks up both tables of every axis.
+            present=ops.expand_dims(present, -1),
+            filler=ops.expand_dims(ops.where(valid, 0.0, float("nan")), -1),
             weight=weight,
         )
 
@@ -125,7 +126,7 @@ class FeatureTables:
     row_scope: Any = None
 
     def look_up(self, table: Tensor, rows: Tensor) -> Tensor:
-        """Entries of `a` or `b`, whose gradient is zero where they do not train."""
+        """Entries as of `look_up`, whose gradient is zero where they do not train."""
         found = None if self.row_scope is None else self.row_scope.take(table, rows)
         if found is None:
             found = look_up(table, rows)
@@ -133,7 +134,7 @@ class FeatureTables:
             return found
         trained = look_up(ops.convert_to_tensor(self.trained, "bool"), rows)
         # Not cut off where no value trains: then too, the gradient is to be zeros.
-        return ops.where(trained[..., None, None], found, ops.stop_gradient(found))
+        return ops.where(trained, found, ops.stop_gradient(found))
 
     def gather(self, active: ActiveValues, dtype: str) -> tuple[Tensor, Tensor]:
         """`A` of shape `(batch, d_in, k * rank)`, `B` `(batch, k * rank, d_out)`."""
@@ -141,35 +142,35 @@ class FeatureTables:
         # an example that does not use it.
         a, b = (
             ops.where(
-                active.present[..., None, None],
+                active.present,
                 ops.cast(self.look_up(table, active.rows), dtype),
-                ops.cast(active.filler, dtype)[..., None, None],
+                ops.cast(active.filler, dtype),
             )
             for table in (self.a, self.b)
         )
         if set(self.scales) != {1.0}:
-            scales = look_up(ops.convert_to_tensor(self.scales, dtype), active.rows)
-            a = a * scales[..., None, None]
+            scales = ops.convert_to_tensor(self.scales, dtype)
+            a = a * look_up(scales, active.rows)
         if not isinstance(active.weight, float):
-            a = a * ops.cast(active.weight, dtype)[..., None, None]
+            a = a * ops.cast(active.weight, dtype)
         elif active.weight != 1.0:
             a = a * active.weight
-        k, d_in, rank = a.shape[1:]
+        _, d_in, rank = self.a.shape
+        k = a.shape[1]
         if k is None:  # TensorFlow, where examples have any number of values.
             k = ops.shape(a)[1]
-        elif k == 1:
-            return ops.squeeze(a, 1), ops.squeeze(b, 1)
-        a = ops.reshape(ops.transpose(a, (0, 2, 1, 3)), (-1, d_in, k * rank))
-        return a, ops.reshape(b, (-1, k * rank, b.shape[-1]))
+        b = ops.reshape(b, (-1, k * rank, self.b.shape[-1]))
+        if a.shape[1] == 1:
+            return ops.reshape(a, (-1, d_in, rank)), b
+        a = ops.transpose(ops.reshape(a, (-1, k, d_in, rank)), (0, 2, 1, 3))
+        return ops.reshape(a, (-1, d_in, k * rank)), b
 
 
 def look_up(table: Tensor, rows: Tensor) -> Tensor:
-    """The entries of a table, of shape `(*rows.shape, *table.shape[1:])`."""
-    # Flat, as `take` squeezes tables of more than two axes on torch, which ONNX
-    # cannot run. And the gradient of `reshape` is dense: TensorFlow's optimizers
-    # would otherwise clip and square that of each example, not their sum.
-    flat = ops.take(ops.reshape(table, (table.shape[0], -1)), rows, axis=0)
-    return ops.reshape(flat, (*ops.shape(rows), *table.shape[1:]))
+    """The entries of a table, each flat: `(*rows.shape, their size)`."""
+    # The gradient of `reshape` is dense: TensorFlow's optimizers would otherwise clip
+    # and square that of each example, not their sum.
+    return _compat.take_rows(ops.reshape(table, (table.shape[0], -1)), rows)
 
 
 def gather_tables(
@@ -220,7 +221,10 @@ def low_rank_update(
     for table in tables:
         if table.shared:
             a, b = (
-                ops.cast(table.look_up(t, ops.zeros((1,), "int32")), dtype)[0]
+                ops.reshape(
+                    ops.cast(table.look_up(t, ops.zeros((1,), "int32")), dtype),
+                    t.shape[1:],
+                )
                 if table.trained is not None
                 else ops.cast(t, dtype)[0]
                 for t in (table.a, table.b)
@@ -228,11 +232,8 @@ def low_rank_update(
             delta = ops.matmul(ops.matmul(x, a * table.scales[0]), b)
             if table.name in active:
                 one = active[table.name]
-                delta = ops.where(
-                    one.present[..., None],
-                    delta * one.weight,
-                    ops.cast(one.filler, dtype)[..., None],
-                )
+                filler = ops.cast(one.filler, dtype)
+                delta = ops.where(one.present, delta * one.weight, filler)
             deltas.append(delta)
     return sum(deltas[1:], deltas[0])
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from keras import ops
 
 from keras_flix import _compat
 from keras_flix.inputs import batch_length, layer_ids, split_entries
-from keras_flix.low_rank import ActiveValues, Tensor
+from keras_flix.low_rank import ActiveValues, Tensor, look_up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,17 +52,18 @@ class RowScope:
     used: Mapping[int, UsedRows] = dataclasses.field(default_factory=dict)
 
     def take(self, table: keras.Variable, rows: Tensor) -> Tensor | None:
-        """Rows of a table; `None` where its gradient is to be dense."""
+        """Entries as of `look_up`; `None` where the gradient is to be dense."""
         if keras.config.backend() != "jax":
-            return _compat.take_with_row_gradient(table, rows)
+            found = _compat.take_with_row_gradient(table, rows)
+            return ops.reshape(found, (*ops.shape(rows), math.prod(table.shape[1:])))
         used = self.used.get(id(table))
         if used is None:
             return None
         places = _compat.first_place(ops.reshape(rows, (-1,)), used.rows)
         first, known = (ops.reshape(one, rows.shape) for one in places)
-        found = ops.take(table, rows, axis=0) + ops.take(used.zeros, first, axis=0)
+        found = look_up(table, rows) + look_up(used.zeros, first)
         # A row that is not of this batch would silently get no gradient.
-        return ops.where(known[..., None, None], found, float("nan"))
+        return ops.where(known[..., None], found, float("nan"))
 
     def with_tables(self, trained: Sequence[Any]) -> list[Any]:
         """Values of the trained variables, the tables' own among them."""

@@ -39,18 +39,18 @@ QUERY, VALUE = (64, 64), (64, 16)
 
 # Times what is needed, or a count of operations. Measured with JAX 0.10.2, TensorFlow
 # 2.21 and PyTorch 2.13, with a tenth to spare where compilers have their own ways:
-# FLOPs 1.09 and bytes 2.44 of a step, 1.31 and 2.88 of generation, see `jax`.
+# FLOPs 1.07 and bytes 2.01 of a step, 1.23 and 2.88 of generation, see `jax`.
 BOUNDS = {
     "jax": {
-        "training": {"flops": 1.2, "bytes": 2.7},
-        "decoding": {"flops": 1.44, "bytes": 3.2},
+        "training": {"flops": 1.18, "bytes": 2.2},
+        "decoding": {"flops": 1.36, "bytes": 3.2},
     },
     "tensorflow": {
-        "training": {"flops": 1.0, "operations": 670},  # 612
+        "training": {"flops": 1.0, "operations": 500},  # 452
         "decoding": {"operations": 20},  # 18
     },
     "torch": {
-        "training": {"flops": 1.0, "operations": 310},  # 282
+        "training": {"flops": 1.0, "operations": 231},  # 210
         "decoding": {"flops": 1.0, "operations": 33},  # 30
     },
 }

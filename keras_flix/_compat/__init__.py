@@ -46,6 +46,7 @@ from keras_flix._compat.row_gradients import (
     LazyRows,
     RowGradient,
     first_place,
+    take_rows,
     take_with_row_gradient,
 )
 from keras_flix._compat.training import (
@@ -104,6 +105,7 @@ __all__ = [
     "seed_states",
     "source_kind",
     "symbolic_inputs",
+    "take_rows",
     "take_with_row_gradient",
     "takes_dict",
     "track_torch_parameters",

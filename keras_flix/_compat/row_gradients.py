@@ -66,6 +66,24 @@ def first_place(rows: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
     return ops.argmax(ops.cast(same, "int32"), axis=1), ops.any(same, axis=1)
 
 
+def take_rows(table: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a table of shape `(values, size)`, which are in its range.
+
+    `ops.take` also counts negative rows from the end, in five operations on
+    TensorFlow, and on JAX passes over the output for rows out of range.
+    """
+    backend = keras.config.backend()
+    if backend == "tensorflow":
+        return tf.gather(table, rows)
+    if backend == "torch":
+        import torch
+
+        return torch.nn.functional.embedding(rows, table)
+    import jax.numpy as jnp
+
+    return jnp.take(table, rows, axis=0, mode="clip")
+
+
 def take_with_row_gradient(table: keras.Variable, rows: Tensor) -> Tensor:
     """Rows of a variable, whose gradient is none of all rows, on TensorFlow and torch.
 

@@ -172,9 +172,9 @@ class _Blended(keras.Model):
         shape = (routing.active[self.axis_name].batch_size, len(self.rows))
         blend = ActiveValues(
             rows=ops.broadcast_to(np.asarray(self.rows, "int32"), shape),
-            present=ops.ones(shape, "bool"),
-            filler=ops.zeros(shape),
-            weight=ops.broadcast_to(self.blend.value, shape),
+            present=ops.ones((*shape, 1), "bool"),
+            filler=ops.zeros((*shape, 1)),
+            weight=ops.broadcast_to(self.blend.value[:, None], (*shape, 1)),
         )
         active = {**routing.active, self.axis_name: blend}
         # Feature dropout would only blur what few examples say: no training=True.

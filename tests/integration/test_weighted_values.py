@@ -162,7 +162,7 @@ def test_floats_that_are_no_weights_make_nan_in_compiled_code():
         weights_of_all(keras.ops.convert_to_tensor(weights)), 2
     )
     filler = to_numpy(active.filler)
-    assert np.isnan(filler).any(axis=1).tolist() == [False, True, True]
+    assert np.isnan(filler).any(axis=(1, 2)).tolist() == [False, True, True]
 
 
 def test_multiple_axes_take_weights():
