@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import gc
+import functools
 import itertools
 import json
 import pathlib
@@ -25,7 +25,7 @@ import numpy as np
 
 import keras_flix
 from benchmarks.environment import result_path, write_result
-from benchmarks.timing import paired, quartiles
+from benchmarks.timing import interleaved, paired, quartiles
 from benchmarks.workload import AXES, TARGETS, Workload
 
 ARMS = {
@@ -206,22 +206,11 @@ def check_tokens(sizes: Sizes, arms: dict[str, Generate]) -> dict[str, float]:
     return agreement
 
 
-def time_arms(
-    arms: dict[str, Generate], rounds: int, warm_up: int
-) -> dict[str, list[tuple[float, float]]]:
-    """Wall-clock and CPU seconds of each arm's calls, round by round."""
-    for generate in arms.values():
-        for _ in range(warm_up):
-            generate()
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
-    for index in range(rounds):
-        for name in list(arms)[:: 1 if index % 2 == 0 else -1]:
-            gc.collect()
-            wall, cpu = time.perf_counter(), time.process_time()
-            arms[name]()
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            seconds[name].append((wall, cpu))
-    return seconds
+def timed(generate: Generate) -> tuple[float, float]:
+    """Wall-clock and CPU seconds of one call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    generate()
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def summary(
@@ -259,7 +248,11 @@ def run(
     if peft:
         arms |= peft_arms(sizes, model, counts)
     agreement = check_tokens(sizes, arms)
-    samples = time_arms(arms, rounds, warm_up)
+    for generate in arms.values():
+        for _ in range(warm_up):
+            generate()
+    calls = {name: functools.partial(timed, arm) for name, arm in arms.items()}
+    samples = interleaved(calls, rounds)
     tokens = sizes.batch * sizes.new_tokens
     return {
         "sizes": dataclasses.asdict(sizes),

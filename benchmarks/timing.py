@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks.arms import Arm
@@ -28,15 +28,22 @@ def time_arms(arms: Mapping[str, Arm], rounds: int, warm_up: int) -> dict[str, l
     for arm in arms.values():
         for _ in range(warm_up):
             arm.checked_step()
+    return interleaved({n: arm.timed_step for n, arm in arms.items()}, rounds)
+
+
+def interleaved(
+    timed: Mapping[str, Callable[[], tuple[float, ...]]], rounds: int
+) -> dict[str, list]:
+    """What each call returns, round by round, every other round in reverse order."""
     # The models stay: without this, every collection walks through them.
     gc.collect()
     gc.freeze()
-    seconds: dict[str, list] = {name: [] for name in arms}
+    seconds: dict[str, list] = {name: [] for name in timed}
     for index in range(rounds):
-        names = list(arms) if index % 2 == 0 else list(arms)[::-1]
+        names = list(timed) if index % 2 == 0 else list(timed)[::-1]
         for name in names:
             gc.collect()
-            seconds[name].append(arms[name].timed_step())
+            seconds[name].append(timed[name]())
     gc.unfreeze()
     return seconds
 

@@ -67,13 +67,15 @@ class RowScope:
 
     def with_tables(self, trained: Sequence[Any]) -> list[Any]:
         """Values of the trained variables, the tables' own among them."""
-        by_position = {one.position: one.table for one in self.used.values()}
-        return [by_position.get(i, value) for i, value in enumerate(trained)]
+        return self._exchanged(trained, "table")
 
     def with_zeros(self, trained: Sequence[Any]) -> list[Any]:
         """The same with the zeros in the places of tables."""
-        by_position = {one.position: one.zeros for one in self.used.values()}
-        return [by_position.get(i, value) for i, value in enumerate(trained)]
+        return self._exchanged(trained, "zeros")
+
+    def _exchanged(self, trained: Sequence[Any], part: str) -> list[Any]:
+        parts = {one.position: getattr(one, part) for one in self.used.values()}
+        return [parts.get(i, value) for i, value in enumerate(trained)]
 
     def differentiated(self, trained: Sequence[Any]) -> RowScope:
         """This scope with the zeros that `trained` has in the places of tables."""
