@@ -22,7 +22,7 @@ import time
 
 import keras
 
-from benchmarks.environment import REPOSITORY, RESULTS, write_result
+from benchmarks.environment import REPOSITORY, RESULTS, git_commit, write_result
 
 PAGE = REPOSITORY / "guides" / "faults.md"
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
@@ -78,7 +78,8 @@ def main() -> None:
     path = RESULTS / f"faults_{keras.config.backend()}.json"
     faults, seconds = run_tests(arguments.load, arguments.tests)
     for facts in faults.values():
-        facts["load"] = arguments.load
+        # Of each: with `--keep`, a file holds those of several runs.
+        facts |= {"load": arguments.load, "commit": git_commit()}
     if arguments.keep and path.exists():
         faults = {**json.loads(path.read_text())["faults"], **faults}
     write_result(path, {"seconds": round(seconds), "faults": faults})
