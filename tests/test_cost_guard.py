@@ -267,8 +267,7 @@ def test_the_guard_sees_a_kernel_per_example(monkeypatch):
 @pytest.mark.skipif(BACKEND == "jax", reason="XLA moves look-ups out of the loop")
 def test_the_guard_sees_look_ups_for_every_token(monkeypatch):
     monkeypatch.setattr(routed_generation, "gather_tables", lambda *_: None)
-    bound = BOUNDS[BACKEND]["decoding"]["operations"]
-    assert exceeded("decoding")["operations"] > 1.5 * bound
+    assert exceeded("decoding")["operations"] > 60
 
 
 def test_products_do_not_depend_on_the_number_of_values():
