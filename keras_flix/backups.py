@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from keras_flix import _compat
-from keras_flix.files.whole_files import whole_file
+from keras_flix._utils.atomic_files import whole_file
 
 NAME = re.compile(r"epoch-(\d+)\.weights\.h5")
 TEMPORARY = re.compile(r"\..*\.tmp\.epoch-\d+\.weights\.h5")

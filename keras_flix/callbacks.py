@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_flix._utils.optional_packages import needed
 from keras_flix.analysis.factors import adapters_of_layers, norms_by_axis
 from keras_flix.backups import BackupAndRestore
 from keras_flix.datasets import Dataset, check_axis
@@ -21,7 +22,6 @@ from keras_flix.evaluation import (
     forced_exact_match,
 )
 from keras_flix.mixtures import Mixture
-from keras_flix.optional import needed
 from keras_flix.routed_model import surgery_of
 from keras_flix.scores import Scores, check_metrics
 from keras_flix.text_metrics import Metric, exact_match

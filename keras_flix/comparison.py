@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from keras_flix._utils.near_names import nearest
 
 CHUNK = 2**22
 """How many numbers are drawn at once."""
@@ -112,10 +113,7 @@ def _odd_one(first: Mapping[Any, Any], second: Mapping[Any, Any]) -> str:
     for here, there, name in ((first, second, "first"), (second, first, "second")):
         for key in here:
             if key not in there:
-                others = {str(k): k for k in there}
-                near = difflib.get_close_matches(str(key), others, n=1, cutoff=0.0)
-                nearest = (
-                    f"; the other's nearest is {others[near[0]]!r}" if near else ""
-                )
-                return f", where {key!r} is only in the {name}{nearest}"
+                near = nearest(key, there)
+                hint = "" if near is None else f"; the other's nearest is {near!r}"
+                return f", where {key!r} is only in the {name}{hint}"
     return ""

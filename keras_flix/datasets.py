@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from keras_flix._utils.near_names import hint
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -118,10 +119,9 @@ def values_of(entry: Any) -> tuple[str, ...]:
 def check_axis(name: str, axes: Iterable[str], what: str) -> None:
     """Raises unless `name` is one of the axes."""
     if name not in axes:
-        near = difflib.get_close_matches(name, list(axes), n=1, cutoff=0.0)
         raise ValueError(
             f"{what} must name axes of the mixture. Received: {name!r}, which is "
-            f"none of {list(axes)}. The nearest is {near[0]!r}."
+            f"none of {list(axes)}.{hint(name, axes)}"
         )
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import difflib
 import math
 import numbers
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
+from keras_flix._utils.near_names import nearest
 from keras_flix.dropout import FeatureDropout, as_dropout
 from keras_flix.encoding import ABSENT, Encoder
 
@@ -19,8 +19,6 @@ Rank = int | Mapping[Any, int]
 
 # What every backend takes in the names of variables.
 NAME = re.compile(r"[A-Za-z0-9_-]+")
-COMPARED, COMPARED_VALUES = 100, 10_000
-"""So many characters, of so many values, are compared to find the nearest one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,12 +252,10 @@ class Feature:
         )
 
     def _nearest(self, value: Any) -> str:
-        # Of a few and short ones: comparing takes the product of the lengths.
-        names = [str(v)[:COMPARED] for v in self.values[:COMPARED_VALUES]]
-        near = difflib.get_close_matches(str(value)[:COMPARED], names, n=1, cutoff=0.0)
+        near = nearest(value, map(str, self.values))
         known = ", ".join(repr(v) for v in self.values[:8])
         more = ", ..." if len(self.values) > 8 else ""
-        hint = f" The nearest known value is {near[0]!r}." if near else ""
+        hint = "" if near is None else f" The nearest known value is {near!r}."
         return f"{hint} Known values: {known}{more}."
 
     def get_config(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from keras_flix._utils.text_tables import aligned
 from keras_flix.datasets import check_axis, values_of
 from keras_flix.text_metrics import Metric, Reference
 
@@ -171,20 +172,6 @@ class Scores:
             for key in _keys([self.features[name][i] for name in axes]):
                 groups.setdefault(key[0] if len(axes) == 1 else key, []).append(i)
         return groups
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of a table as a text, the first column to the left.
-
-    >>> print(aligned([["task", "norm"], ["qa", "12.5"]]))
-    task  norm
-    qa    12.5
-    """
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-        for row in rows
-    )
 
 
 def check_metrics(metrics: Mapping[str, Metric]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ import keras
 import keras_hub
 
 from keras_flix import _compat
+from keras_flix._utils.near_names import most_alike
 from keras_flix.equations import split_equation
 from keras_flix.layers.checks import layer_equation
 
@@ -273,7 +273,7 @@ def _no_match(
     names = sorted({layer.name for _, layer in candidates})
     paths = [key for key, _ in candidates]
     known = list(dict.fromkeys([*names, *paths]))
-    near = difflib.get_close_matches(target, known, n=3, cutoff=0.3)
+    near = most_alike(target, known, 3, cutoff=0.3)
     return (
         "A target must match a layer's name, or its whole path as a regex. "
         f"Received: {target!r}, which matches nothing. The nearest are "

@@ -7,7 +7,6 @@ which is downloaded apart. Nothing is downloaded here.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from keras_flix._utils.near_names import hint
 from keras_flix.datasets import Dataset
 from keras_flix.json_lines import entities_of, read_json_lines, text_of
 from keras_flix.mixtures import Mixture
@@ -255,11 +255,9 @@ def _check_names(
 ) -> None:
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
-            hint = f" The nearest is {near[0]!r}." if near else ""
             raise ValueError(
                 f"A {label} must be one of {', '.join(map(repr, known))}{those}. "
-                f"Received: {label}={name!r}.{hint}"
+                f"Received: {label}={name!r}.{hint(name, known)}"
             )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from keras_flix import plots
+from keras_flix._utils.atomic_files import check_folder, write_whole
 from keras_flix.analysis.contributions import AxisContributions, axis_contributions
 from keras_flix.analysis.figure_pages import Groups, library
 from keras_flix.analysis.updates import (
@@ -27,7 +28,6 @@ from keras_flix.analysis.updates import (
 )
 from keras_flix.datasets import check_axis
 from keras_flix.files.adapter_files import Adapters
-from keras_flix.files.whole_files import check_folder, write_whole
 from keras_flix.mixtures import Mixture
 
 if TYPE_CHECKING:

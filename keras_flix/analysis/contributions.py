@@ -12,7 +12,7 @@ import keras_hub
 import numpy as np
 from keras import ops, tree
 
-from keras_flix.analysis.updates import number, plain
+from keras_flix._utils.text_tables import aligned, number, plain
 from keras_flix.datasets import check_axis
 from keras_flix.encoding import ABSENT
 from keras_flix.evaluation import batches, rows_of
@@ -22,7 +22,6 @@ from keras_flix.inputs import TEXT_KEYS, encode_batch, split_entries
 from keras_flix.low_rank import Tensor
 from keras_flix.routed_model import surgery_of
 from keras_flix.routing import Routing, routing_scope
-from keras_flix.scores import aligned
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From targets and outputs to losses by example, `(batch, ...)`."""

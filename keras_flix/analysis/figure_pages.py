@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_flix.optional import needed
+from keras_flix._utils.optional_packages import needed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

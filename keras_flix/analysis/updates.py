@@ -7,7 +7,6 @@ factors, in float64 and with numpy: the product, of the kernel's size, is never 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +14,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_flix._utils.near_names import hint
+from keras_flix._utils.text_tables import aligned, number, plain
 from keras_flix.analysis.factors import (
     Factors,
     adapters_of_layers,
@@ -27,7 +28,6 @@ from keras_flix.datasets import check_axis
 from keras_flix.feature import Value
 from keras_flix.features import FeatureSchema
 from keras_flix.files.adapter_files import Adapters
-from keras_flix.scores import aligned
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -290,11 +290,10 @@ def _matching(paths: list[str], wanted: Sequence[str] | None) -> list[str]:
             if pattern in (path, path.rpartition("/")[2]) or re.fullmatch(pattern, path)
         }
         if not matches:
-            near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)
             raise ValueError(
                 "`layers` must be paths, names or regexes of adapted layers. "
-                f"Received: {pattern!r}, which matches none of {len(paths)}. The "
-                f"nearest is {near[0]!r}."
+                f"Received: {pattern!r}, which matches none of {len(paths)}."
+                f"{hint(pattern, paths)}"
             )
         found |= matches
     return [path for path in paths if path in found]
@@ -318,27 +317,3 @@ def _entropy_rank(singular: np.ndarray) -> np.ndarray:
     terms = shares * np.log(np.where(shares > 0, shares, 1.0))
     ranks = np.where(total[:, 0] > 0, np.exp(-terms.sum(axis=-1)), 0.0)
     return np.where(np.isnan(total[:, 0]), np.nan, ranks)
-
-
-def number(x: Any) -> str:
-    """A number as a table shows it.
-
-    >>> number(1234.5), number(0.012345), number(float("nan"))
-    ('1.23e+03', '0.0123', '-')
-    """
-    return "-" if np.isnan(x) else f"{x:.3g}"
-
-
-def plain(x: Any) -> Any:
-    """Arrays, tuples and dicts of them as JSON types; `None` stands for NaN.
-
-    >>> plain({"norms": np.array([1.5, np.nan])})
-    {'norms': [1.5, None]}
-    """
-    if isinstance(x, Mapping):
-        return {name: plain(value) for name, value in x.items()}
-    if isinstance(x, np.ndarray):
-        x = x.tolist()
-    if isinstance(x, (list, tuple)):
-        return [plain(value) for value in x]
-    return None if isinstance(x, float) and np.isnan(x) else x

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_flix._utils.text_tables import number
 from keras_flix.analysis.factors import Factors
-from keras_flix.analysis.updates import number, update_norms
+from keras_flix.analysis.updates import update_norms
 from keras_flix.command_line.output import Answer, Table
 from keras_flix.files.adapter_files import Adapters, read_adapters
 from keras_flix.layers.adapter import Adapter

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from keras_flix.scores import aligned
+from keras_flix._utils.text_tables import aligned
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import keras_hub
 import numpy as np
 from keras import ops
 
-from keras_flix.files.directories import check_new, new_directory
+from keras_flix._utils.atomic_directories import check_new, new_directory
 from keras_flix.merging import merge_features
 from keras_flix.routed_model import Surgery, surgery_of
 

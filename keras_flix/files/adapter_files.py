@@ -16,11 +16,11 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from keras_flix._utils.atomic_files import check_folder, write_whole
 from keras_flix.feature import check_alpha
 from keras_flix.features import FeatureSchema
 from keras_flix.files.fingerprint import BaseFingerprint
 from keras_flix.files.handles import adapter_file
-from keras_flix.files.whole_files import check_folder, write_whole
 
 SUFFIX = ".flix.safetensors"
 FORMAT_VERSION = 1

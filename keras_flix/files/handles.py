@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from keras_flix.optional import needed
+from keras_flix._utils.optional_packages import needed
 
 PARTS = {"hf": 2, "kaggle": 4}
 """By hub, the number of names that make a repository."""

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import keras
 
 from keras_flix import _compat
-from keras_flix.files.whole_files import whole_file
+from keras_flix._utils.atomic_files import whole_file
 
 WEIGHTS = ".weights.h5"
 MARK = b"keras_flix digest "

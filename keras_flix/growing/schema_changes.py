@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from keras_flix._utils.near_names import hint
 from keras_flix.feature import Feature, Value
 from keras_flix.features import FeatureSchema
 from keras_flix.frozen_rows import Choice
@@ -18,10 +18,9 @@ def checked_axis(schema: FeatureSchema, axis: str) -> Feature:
     """The feature of that name; raises with the nearest if there is none."""
     if axis not in schema:
         names = schema.names
-        near = difflib.get_close_matches(str(axis), names, n=1, cutoff=0.0)
         raise ValueError(
-            f"A feature must be one of the model's: {names}. Received: {axis!r}. "
-            f"The nearest is {(near or names)[0]!r}."
+            f"A feature must be one of the model's: {names}. Received: {axis!r}."
+            f"{hint(axis, names)}"
         )
     return schema[axis]
 

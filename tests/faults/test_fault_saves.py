@@ -19,7 +19,7 @@ from conftest import FEATURES, randomize, to_numpy
 from models import make_mlp
 
 import keras_flix
-from keras_flix.files.whole_files import whole_file, write_whole
+from keras_flix._utils.atomic_files import whole_file, write_whole
 
 LEAN = """
 import importlib, json, os, resource, signal, sys, types
@@ -30,8 +30,8 @@ root = Path(sys.argv[1])
 for name in ("keras_flix", "keras_flix.files"):
     package = sys.modules[name] = types.ModuleType(name)
     package.__path__ = [str(root.joinpath(*name.split(".")))]
-directories = importlib.import_module("keras_flix.files.directories")
-whole_files = importlib.import_module("keras_flix.files.whole_files")
+directories = importlib.import_module("keras_flix._utils.atomic_directories")
+whole_files = importlib.import_module("keras_flix._utils.atomic_files")
 folder, step = Path(sys.argv[2]), int(sys.argv[3])
 OLD, NEW = b"old" * 300, bytes(range(256)) * 8
 EVENTS = ("open", "os.", "shutil.")

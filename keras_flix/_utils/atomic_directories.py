@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from keras_flix.files.whole_files import beside, sync
+from keras_flix._utils.atomic_files import beside, sync
 
 
 def check_new(directory: str | os.PathLike[str]) -> Path:
