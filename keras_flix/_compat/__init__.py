@@ -4,114 +4,148 @@ Written against Keras 3.13 to 3.15 and KerasHub 0.27 to 0.32. Each function says
 what it relies on, so that a new release can be checked function by function.
 """
 
-from keras_flix._compat.guards import guard_rows
 from keras_flix._compat.layers import (
-    BaseVariablesCheck,
-    Mixin,
-    add_table,
-    change_class,
-    fresh_seed,
-    kernel_shape,
-    memory_of,
-    own_variables,
-    quantized_output,
-    rounds_logits,
-    unlocked,
+    BaseVariablesCheck as BaseVariablesCheck,
+)
+from keras_flix._compat.layers import (
+    Mixin as Mixin,
+)
+from keras_flix._compat.layers import (
+    add_table as add_table,
+)
+from keras_flix._compat.layers import (
+    change_class as change_class,
+)
+from keras_flix._compat.layers import (
+    fresh_seed as fresh_seed,
+)
+from keras_flix._compat.layers import (
+    kernel_shape as kernel_shape,
+)
+from keras_flix._compat.layers import (
+    memory_of as memory_of,
+)
+from keras_flix._compat.layers import (
+    own_variables as own_variables,
+)
+from keras_flix._compat.layers import (
+    quantized_output as quantized_output,
+)
+from keras_flix._compat.layers import (
+    rounds_logits as rounds_logits,
+)
+from keras_flix._compat.layers import (
+    unlocked as unlocked,
 )
 from keras_flix._compat.models import (
-    archive_read_without_checksums,
-    asks_for_shapes,
-    clone,
-    dry_run,
-    flatten_layers,
-    freeze,
-    input_keys,
-    input_names,
-    is_functional,
-    layers_with_parents,
-    may_overwrite,
-    register_class_name,
-    seed_states,
-    symbolic_inputs,
-    takes_dict,
-    unpickle_function,
+    archive_read_without_checksums as archive_read_without_checksums,
 )
-from keras_flix._compat.optimizers import (
-    carried_rows,
-    check_growable,
-    regrow_optimizer,
-    resize_variable,
+from keras_flix._compat.models import (
+    asks_for_shapes as asks_for_shapes,
 )
-from keras_flix._compat.row_gradients import (
-    LazyRows,
-    RowGradient,
-    first_place,
-    take_rows,
-    take_with_row_gradient,
+from keras_flix._compat.models import (
+    clone as clone,
 )
-from keras_flix._compat.training import (
-    accept_training,
-    begin_at_epoch,
-    in_replica,
-    is_running,
-    number_sources,
-    optimizer_knows,
-    reset_functions,
-    source_kind,
-    track_torch_parameters,
-    training_state,
-    variables_survive,
-    wrap_rematerialization,
+from keras_flix._compat.models import (
+    dry_run as dry_run,
 )
-
-__all__ = [
-    "BaseVariablesCheck",
-    "LazyRows",
-    "Mixin",
-    "RowGradient",
-    "accept_training",
-    "add_table",
-    "archive_read_without_checksums",
-    "asks_for_shapes",
-    "begin_at_epoch",
-    "carried_rows",
-    "change_class",
-    "check_growable",
-    "clone",
-    "dry_run",
-    "first_place",
-    "flatten_layers",
-    "freeze",
-    "fresh_seed",
-    "guard_rows",
-    "in_replica",
-    "input_keys",
-    "input_names",
-    "is_functional",
-    "is_running",
-    "kernel_shape",
-    "layers_with_parents",
-    "may_overwrite",
-    "memory_of",
-    "number_sources",
-    "optimizer_knows",
-    "own_variables",
-    "quantized_output",
-    "register_class_name",
-    "regrow_optimizer",
-    "reset_functions",
-    "resize_variable",
-    "rounds_logits",
-    "seed_states",
-    "source_kind",
-    "symbolic_inputs",
-    "take_rows",
-    "take_with_row_gradient",
-    "takes_dict",
-    "track_torch_parameters",
-    "training_state",
-    "unlocked",
-    "unpickle_function",
-    "variables_survive",
-    "wrap_rematerialization",
-]
+from keras_flix._compat.models import (
+    flatten_layers as flatten_layers,
+)
+from keras_flix._compat.models import (
+    freeze as freeze,
+)
+from keras_flix._compat.models import (
+    input_keys as input_keys,
+)
+from keras_flix._compat.models import (
+    input_names as input_names,
+)
+from keras_flix._compat.models import (
+    is_functional as is_functional,
+)
+from keras_flix._compat.models import (
+    layers_with_parents as layers_with_parents,
+)
+from keras_flix._compat.models import (
+    may_overwrite as may_overwrite,
+)
+from keras_flix._compat.models import (
+    register_class_name as register_class_name,
+)
+from keras_flix._compat.models import (
+    seed_states as seed_states,
+)
+from keras_flix._compat.models import (
+    symbolic_inputs as symbolic_inputs,
+)
+from keras_flix._compat.models import (
+    takes_dict as takes_dict,
+)
+from keras_flix._compat.models import (
+    unpickle_function as unpickle_function,
+)
+from keras_flix._compat.optimizer_guard import guard_rows as guard_rows
+from keras_flix._compat.optimizer_state import (
+    carried_rows as carried_rows,
+)
+from keras_flix._compat.optimizer_state import (
+    check_growable as check_growable,
+)
+from keras_flix._compat.optimizer_state import (
+    regrow_optimizer as regrow_optimizer,
+)
+from keras_flix._compat.optimizer_state import (
+    resize_variable as resize_variable,
+)
+from keras_flix._compat.sparse_rows import (
+    LazyRows as LazyRows,
+)
+from keras_flix._compat.sparse_rows import (
+    RowGradient as RowGradient,
+)
+from keras_flix._compat.sparse_rows import (
+    first_place as first_place,
+)
+from keras_flix._compat.sparse_rows import (
+    take_rows as take_rows,
+)
+from keras_flix._compat.sparse_rows import (
+    take_with_row_gradient as take_with_row_gradient,
+)
+from keras_flix._compat.trainers import (
+    accept_training as accept_training,
+)
+from keras_flix._compat.trainers import (
+    begin_at_epoch as begin_at_epoch,
+)
+from keras_flix._compat.trainers import (
+    in_replica as in_replica,
+)
+from keras_flix._compat.trainers import (
+    is_running as is_running,
+)
+from keras_flix._compat.trainers import (
+    number_sources as number_sources,
+)
+from keras_flix._compat.trainers import (
+    optimizer_knows as optimizer_knows,
+)
+from keras_flix._compat.trainers import (
+    reset_functions as reset_functions,
+)
+from keras_flix._compat.trainers import (
+    source_kind as source_kind,
+)
+from keras_flix._compat.trainers import (
+    track_torch_parameters as track_torch_parameters,
+)
+from keras_flix._compat.trainers import (
+    training_state as training_state,
+)
+from keras_flix._compat.trainers import (
+    variables_survive as variables_survive,
+)
+from keras_flix._compat.trainers import (
+    wrap_rematerialization as wrap_rematerialization,
+)
