@@ -3,11 +3,11 @@
 from keras_flix import analysis, callbacks, evaluation, mixtures, plots
 from keras_flix.disabling import adapters_disabled
 from keras_flix.distribution import add_adapter_rules
-from keras_flix.dropout import FeatureDropout
 from keras_flix.exports.merged_export import export_merged
 from keras_flix.exports.peft_export import export_lora, export_loras
-from keras_flix.feature import Feature
-from keras_flix.features import FeatureSchema
+from keras_flix.features.dropout import FeatureDropout
+from keras_flix.features.feature import Feature
+from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.fingerprint import base_fingerprint
 from keras_flix.files.hub import push_adapters
 from keras_flix.files.saving import load_adapters, save_adapters

@@ -12,7 +12,7 @@ import numpy as np
 from keras_flix import preprocessing
 from keras_flix.comparison import Comparison, paired_bootstrap
 from keras_flix.datasets import Dataset
-from keras_flix.host import host_value
+from keras_flix.features.host_values import host_value
 from keras_flix.mixtures import Mixture
 from keras_flix.routed_model import is_adapted, surgery_of
 from keras_flix.scores import Scores, check_metrics

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 from keras import ops
 
-from keras_flix.low_rank import Tensor
+from keras_flix.features.tensor_ids import Tensor
 from keras_flix.row_gradients import LazyOptimizer
 
 

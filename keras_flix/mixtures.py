@@ -13,9 +13,9 @@ import numpy as np
 
 from keras_flix.datasets import Dataset, check_alike, check_axis, gathered, values_of
 from keras_flix.drawing import Batch, DrawnBatches, draw_places
-from keras_flix.dropout import FeatureDropout
-from keras_flix.feature import Feature
-from keras_flix.features import FeatureSchema
+from keras_flix.features.dropout import FeatureDropout
+from keras_flix.features.feature import Feature
+from keras_flix.features.schema import FeatureSchema
 
 __all__ = ["Dataset", "Mixture"]
 

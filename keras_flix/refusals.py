@@ -10,7 +10,7 @@ import keras_hub
 from keras import tree
 
 from keras_flix import _compat
-from keras_flix.inputs import split_entries
+from keras_flix.features.input_entries import split_entries
 from keras_flix.routing import current_routing
 
 ADAPT_THE_TASK = (

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_flix.features import FeatureSchema
+from keras_flix.features.schema import FeatureSchema
 from keras_flix.frozen_rows import choose
 from keras_flix.plain_view import REGISTERED_NAME, linear_layers
 from keras_flix.routed_model import surgery_of

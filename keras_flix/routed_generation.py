@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from keras_flix import _compat, preprocessing
-from keras_flix.inputs import (
+from keras_flix.features.input_entries import (
     encode_inputs,
     layer_ids,
     leading_size,

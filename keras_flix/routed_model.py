@@ -20,9 +20,7 @@ from keras import ops, tree
 from keras_flix import _compat, preprocessing
 from keras_flix.devices import MirroredBuild
 from keras_flix.exporting import Exporting
-from keras_flix.features import FeatureSchema
-from keras_flix.frozen_rows import Choice, FrozenRows
-from keras_flix.inputs import (
+from keras_flix.features.input_entries import (
     batch_length,
     encode_batch,
     layer_ids,
@@ -31,6 +29,8 @@ from keras_flix.inputs import (
     take_inputs,
     tf_errors_as_value_errors,
 )
+from keras_flix.features.schema import FeatureSchema
+from keras_flix.frozen_rows import Choice, FrozenRows
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.plain_view import REGISTERED_NAME, PlainView
 from keras_flix.refusals import Refusals, never_runs

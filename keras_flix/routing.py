@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
-from keras import ops
 
-from keras_flix.dropout import as_dropout
-from keras_flix.encoding import ABSENT
-from keras_flix.features import FeatureSchema
-from keras_flix.low_rank import ActiveValues, Tensor, narrow_ids
+from keras_flix.features.dropout import as_dropout
+from keras_flix.features.schema import FeatureSchema
+from keras_flix.features.tensor_ids import Tensor, drop_features
+from keras_flix.low_rank import ActiveValues
 from keras_flix.row_gradients import RowScope, current_row_scope
 
 
@@ -73,31 +72,6 @@ class Routing:
                 for name, value in ids.items()
             },
         )
-
-
-def drop_features(
-    schema: FeatureSchema,
-    ids: Mapping[str, Tensor],
-    batch_size: Tensor,
-    seed: keras.random.SeedGenerator,
-) -> dict[str, Tensor]:
-    """Feature dropout: makes axes absent at random, see `FeatureDropout`."""
-    kept = dict(ids)
-    for feature in schema:
-        dropout = as_dropout(feature.dropout or 0.0)
-        if not dropout.rate:
-            continue
-        if feature.always:
-            axis_ids = ops.zeros((batch_size,), "int32")
-        else:
-            axis_ids = ids[feature.name]
-            if len(axis_ids.shape) < 3:
-                axis_ids = narrow_ids(axis_ids, len(feature.values))
-        draws = 1 if dropout.per_batch else ops.shape(axis_ids)[0]
-        shape = (draws,) + (1,) * (len(axis_ids.shape) - 1)
-        keep = keras.random.uniform(shape, seed=seed) >= dropout.rate
-        kept[feature.name] = ops.where(keep, axis_ids, ABSENT)
-    return kept
 
 
 # A ContextVar, not a global: threads, and tasks of one thread, never share it.

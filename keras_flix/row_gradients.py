@@ -19,8 +19,9 @@ import keras
 from keras import ops
 
 from keras_flix import _compat
-from keras_flix.inputs import batch_length, layer_ids, split_entries
-from keras_flix.low_rank import ActiveValues, Tensor, look_up
+from keras_flix.features.input_entries import batch_length, layer_ids, split_entries
+from keras_flix.features.tensor_ids import Tensor
+from keras_flix.low_rank import ActiveValues, look_up
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from keras import tree
 
 from keras_flix import _compat
-from keras_flix.host import host_value
+from keras_flix.features.host_values import host_value
 
 BatchFunction = Callable[[tuple[Any, ...]], tuple[Any, ...]]
 """From one batch `(x,)`, `(x, y)` or `(x, y, sample_weight)` to another."""

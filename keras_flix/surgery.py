@@ -11,9 +11,9 @@ import keras_hub
 
 from keras_flix import _compat
 from keras_flix.devices import check_devices, creation_scope
-from keras_flix.feature import Feature, check_alpha
-from keras_flix.features import FeatureSchema
-from keras_flix.inputs import TEXT_KEYS
+from keras_flix.features.feature import Feature, check_alpha
+from keras_flix.features.input_entries import TEXT_KEYS
+from keras_flix.features.schema import FeatureSchema
 from keras_flix.layers import FlixDense, FlixEinsumDense
 from keras_flix.layers.checks import check_ranks
 from keras_flix.layers.low_rank_layer import LowRankLayer

@@ -43,8 +43,8 @@ def test_examples_run(name):
     "name",
     [
         "keras_flix.equations",
-        "keras_flix.feature",
-        "keras_flix.features",
+        "keras_flix.features.feature",
+        "keras_flix.features.schema",
         "keras_flix.layers.flix_dense",
         "keras_flix.layers.flix_einsum_dense",
         "keras_flix.surgery",

@@ -22,8 +22,15 @@ if keras.config.backend() != "jax":
     pytest.skip(reason, allow_module_level=True)
 pytest.importorskip("babel")
 
-from benchmarks.evidence import arms, cldr_mix, flops, plan, report, store  # noqa: E402
-from benchmarks.evidence import trial as trials  # noqa: E402
+from benchmarks.evidence import (  # noqa: E402
+    arms,
+    cldr_mix,
+    flops,
+    plan,
+    report,
+    store,
+    trial as trials,  # noqa: E402
+)
 
 CPU, SMOKE = plan.SIZES["cpu"], plan.SIZES["smoke"]
 

@@ -9,8 +9,7 @@ import traceback
 from typing import Any
 
 from benchmarks.environment import write_result
-from benchmarks.evidence import outside, store
-from benchmarks.evidence import trial as trials
+from benchmarks.evidence import outside, store, trial as trials
 
 
 def answer(line: str) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from keras import ops, tree
 
 from keras_flix._utils.text_tables import aligned, number, plain
 from keras_flix.datasets import check_axis
-from keras_flix.encoding import ABSENT
 from keras_flix.evaluation import batches, rows_of
-from keras_flix.features import FeatureSchema
-from keras_flix.host import host_value
-from keras_flix.inputs import TEXT_KEYS, encode_batch, split_entries
-from keras_flix.low_rank import Tensor
+from keras_flix.features.encoding import ABSENT
+from keras_flix.features.host_values import host_value
+from keras_flix.features.input_entries import TEXT_KEYS, encode_batch, split_entries
+from keras_flix.features.schema import FeatureSchema
+from keras_flix.features.tensor_ids import Tensor
 from keras_flix.routed_model import surgery_of
 from keras_flix.routing import Routing, routing_scope
 

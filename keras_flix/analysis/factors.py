@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_flix.features import FeatureSchema
+from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_files import Adapters
 from keras_flix.layers.adapter import Adapter
 from keras_flix.low_rank import FeatureTables

@@ -25,8 +25,8 @@ from keras_flix.analysis.factors import (
     tables_by_axis,
 )
 from keras_flix.datasets import check_axis
-from keras_flix.feature import Value
-from keras_flix.features import FeatureSchema
+from keras_flix.features.feature import Value
+from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_files import Adapters
 
 

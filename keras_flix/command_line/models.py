@@ -11,8 +11,8 @@ import keras_hub
 from keras_flix._utils.atomic_directories import check_new, new_directory
 from keras_flix.command_line.output import Answer, progress
 from keras_flix.exports.peft_export import export_lora, export_loras
-from keras_flix.feature import Feature
-from keras_flix.features import FeatureSchema
+from keras_flix.features.feature import Feature
+from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_files import read_adapters
 from keras_flix.files.saving import load_adapters
 from keras_flix.merging import merge_features

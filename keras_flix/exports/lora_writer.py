@@ -13,10 +13,10 @@ import numpy as np
 import safetensors.numpy
 from keras import ops
 
-from keras_flix.encoding import ABSENT
 from keras_flix.exports.peft_families import PeftNames, peft_names
-from keras_flix.feature import Feature
-from keras_flix.features import FeatureSchema
+from keras_flix.features.encoding import ABSENT
+from keras_flix.features.feature import Feature
+from keras_flix.features.schema import FeatureSchema
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.low_rank import ActiveValues
 from keras_flix.routed_model import surgery_of

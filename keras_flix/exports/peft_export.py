@@ -13,9 +13,9 @@ import keras
 import numpy as np
 
 from keras_flix._utils.atomic_directories import new_directory
-from keras_flix.encoding import ABSENT, WEIGHT_UNIT
 from keras_flix.exports.lora_writer import Ids, LoraWriter, write_json
-from keras_flix.features import FeatureSchema
+from keras_flix.features.encoding import ABSENT, WEIGHT_UNIT
+from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.handles import INDEX_FILE
 from keras_flix.routed_model import surgery_of
 

@@ -17,8 +17,8 @@ import safetensors
 import safetensors.numpy
 
 from keras_flix._utils.atomic_files import check_folder, write_whole
-from keras_flix.feature import check_alpha
-from keras_flix.features import FeatureSchema
+from keras_flix.features.feature import check_alpha
+from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.fingerprint import BaseFingerprint
 from keras_flix.files.handles import adapter_file
 

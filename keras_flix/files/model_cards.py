@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from keras_flix.feature import Feature
+from keras_flix.features.feature import Feature
 from keras_flix.files.adapter_files import Adapters
 from keras_flix.files.handles import INDEX_FILE, Handle
 from keras_flix.scores import Scores

@@ -14,8 +14,10 @@ from keras import ops
 
 from keras_flix import _compat
 from keras_flix.analysis.factors import Factors, table_of
-from keras_flix.encoding import ABSENT
-from keras_flix.feature import Feature, Value
+from keras_flix.features.encoding import ABSENT
+from keras_flix.features.feature import Feature, Value
+from keras_flix.features.input_entries import split_entries
+from keras_flix.features.tensor_ids import Tensor
 from keras_flix.growing.resizing import check_fits
 from keras_flix.growing.schema_changes import (
     checked_axis,
@@ -24,8 +26,7 @@ from keras_flix.growing.schema_changes import (
     with_values,
 )
 from keras_flix.growing.values import add_values
-from keras_flix.inputs import split_entries
-from keras_flix.low_rank import ActiveValues, Tensor
+from keras_flix.low_rank import ActiveValues
 from keras_flix.routed_model import Surgery, surgery_of
 from keras_flix.routing import Routing, routing_scope
 from keras_flix.sources import to_numpy

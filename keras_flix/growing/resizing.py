@@ -11,8 +11,8 @@ from keras import ops
 
 from keras_flix import _compat
 from keras_flix.devices import check_devices, creation_scope
-from keras_flix.feature import Feature
-from keras_flix.features import FeatureSchema
+from keras_flix.features.feature import Feature
+from keras_flix.features.schema import FeatureSchema
 from keras_flix.frozen_rows import Choice, choose
 from keras_flix.growing.new_values import KnownTables, fill_with_product, fresh_tables
 from keras_flix.growing.schema_changes import narrowed

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_flix._utils.near_names import hint
-from keras_flix.feature import Feature, Value
-from keras_flix.features import FeatureSchema
+from keras_flix.features.feature import Feature, Value
+from keras_flix.features.schema import FeatureSchema
 from keras_flix.frozen_rows import Choice
 
 

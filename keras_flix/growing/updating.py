@@ -11,8 +11,8 @@ import numpy as np
 from keras import ops
 
 from keras_flix import _compat
-from keras_flix.feature import Feature, Value
-from keras_flix.features import FeatureSchema
+from keras_flix.features.feature import Feature, Value
+from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_files import Adapters, read_adapters
 from keras_flix.files.fingerprint import base_fingerprint
 from keras_flix.files.saving import adapters_of, check_same_base

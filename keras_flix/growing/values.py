@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import keras
 
-from keras_flix.dropout import FeatureDropout
-from keras_flix.feature import Feature, Value
-from keras_flix.features import FeatureSchema
+from keras_flix.features.dropout import FeatureDropout
+from keras_flix.features.feature import Feature, Value
+from keras_flix.features.schema import FeatureSchema
 from keras_flix.growing.resizing import (
     Start,
     add_axis,

@@ -12,9 +12,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_flix.feature import Feature, Value
-from keras_flix.features import FeatureSchema
-from keras_flix.low_rank import FeatureTables, Tensor
+from keras_flix.features.feature import Feature, Value
+from keras_flix.features.schema import FeatureSchema
+from keras_flix.features.tensor_ids import Tensor
+from keras_flix.low_rank import FeatureTables
 
 
 @dataclasses.dataclass

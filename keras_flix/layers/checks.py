@@ -6,7 +6,7 @@ from typing import Any
 
 from keras_flix import _compat
 from keras_flix.equations import split_equation
-from keras_flix.features import FeatureSchema
+from keras_flix.features.schema import FeatureSchema
 
 DENSE_EQUATION = "...d,df->...f"
 

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_flix.features.tensor_ids import Tensor
 from keras_flix.layers.low_rank_layer import LowRankLayer
-from keras_flix.low_rank import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_flix")

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_flix import _compat
-from keras_flix.low_rank import Tensor
+from keras_flix.features.tensor_ids import Tensor
 
 QUANTIZATION_MODES = ("int8", "int4", "gptq", "awq")
 """Those whose kernels are constants, past which gradients flow to the inputs."""

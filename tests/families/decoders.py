@@ -9,8 +9,7 @@ from typing import Any
 import keras
 import keras_hub
 import numpy as np
-from families.encoders import ATTENTION, VOCABULARY
-from families.encoders import FEED_FORWARD as FFW
+from families.encoders import ATTENTION, FEED_FORWARD as FFW, VOCABULARY
 from families.family import Family, builder
 
 LENGTH = 7

@@ -48,9 +48,9 @@ def instrumented() -> tuple[object, object]:
     with atheris.instrument_imports(
         include=[
             "keras_flix.files",
-            "keras_flix.feature",
-            "keras_flix.features",
-            "keras_flix.dropout",
+            "keras_flix.features.feature",
+            "keras_flix.features.schema",
+            "keras_flix.features.dropout",
         ]
     ):
         from faults import file_corpus

@@ -12,8 +12,7 @@ import keras
 import ml_dtypes
 import numpy as np
 from einsums import EQUATIONS, full_kernel
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from keras import ops
 
 from keras_flix import Feature, FlixDense, FlixEinsumDense
@@ -463,7 +462,7 @@ def _call(case, plan, x, entries, call):
 
 
 def _traced_ids(feature, entry):
-    from keras_flix.low_rank import weights_of_all
+    from keras_flix.features.tensor_ids import weights_of_all
 
     entry = ops.convert_to_tensor(entry)
     floats = "float" in keras.backend.standardize_dtype(entry.dtype)

@@ -21,7 +21,7 @@ from random_cases import (
 from tracing import compiled
 
 from keras_flix import Feature
-from keras_flix.low_rank import narrow_ids
+from keras_flix.features.tensor_ids import narrow_ids
 
 BACKEND = keras.config.backend()
 INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]

@@ -8,7 +8,8 @@ from models import make_mlp, rows
 
 import keras_flix
 from keras_flix import Feature, FeatureSchema
-from keras_flix.low_rank import ActiveValues, weights_of_all
+from keras_flix.features.tensor_ids import weights_of_all
+from keras_flix.low_rank import ActiveValues
 
 MIX = {"sw": 0.6, "yo": 0.4}
 

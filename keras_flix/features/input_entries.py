@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from keras import ops, tree
 
-from keras_flix.encoding import one_row
-from keras_flix.features import FeatureSchema
-from keras_flix.host import host_value, is_tf_symbolic
-from keras_flix.low_rank import Tensor, weights_of_all
+from keras_flix.features.encoding import one_row
+from keras_flix.features.host_values import host_value, is_tf_symbolic
+from keras_flix.features.schema import FeatureSchema
+from keras_flix.features.tensor_ids import Tensor, weights_of_all
 
 TEXT_KEYS = ("prompts", "text", "responses")
 """Keys of what a task's preprocessor takes; no feature can be called so."""

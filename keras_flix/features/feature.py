@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from keras_flix._utils.near_names import nearest
-from keras_flix.dropout import FeatureDropout, as_dropout
-from keras_flix.encoding import ABSENT, Encoder
+from keras_flix.features.dropout import FeatureDropout, as_dropout
+from keras_flix.features.encoding import ABSENT, Encoder
 
 Value = str | int
 Rank = int | Mapping[Any, int]

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_flix import encoding
-from keras_flix.dropout import FeatureDropout
-from keras_flix.feature import Feature, Rank, Value
+from keras_flix.features import encoding
+from keras_flix.features.dropout import FeatureDropout
+from keras_flix.features.feature import Feature, Rank, Value
 
 FeatureIds = dict[str, np.ndarray]
 

@@ -1,0 +1,1 @@
+"""Features, their values as ids, and how they come into a model."""
