@@ -25,7 +25,11 @@ from keras import ops
 
 from benchmarks.environment import result_path, write_result
 from benchmarks.timing import paired, quartiles
-from keras_flix.low_rank import ActiveValues, FeatureTables, low_rank_update
+from keras_flix.layers.low_rank_update import (
+    ActiveValues,
+    FeatureTables,
+    low_rank_update,
+)
 
 AXES = ("task", "language")
 Tensor = Any

@@ -11,7 +11,7 @@ from keras import tree
 
 from keras_flix import _compat
 from keras_flix.features.input_entries import split_entries
-from keras_flix.routing import current_routing
+from keras_flix.layers.active_scope import current_routing
 
 ADAPT_THE_TASK = (
     "A task must be adapted as a whole: around an adapted backbone, it passes no "

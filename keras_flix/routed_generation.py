@@ -17,8 +17,8 @@ from keras_flix.features.input_entries import (
     none_for_empty,
     split_entries,
 )
-from keras_flix.low_rank import gather_tables
-from keras_flix.routing import Routing, routing_scope
+from keras_flix.layers.active_scope import Routing, routing_scope
+from keras_flix.layers.low_rank_update import gather_tables
 
 # Between `generate` and the compiled step lies KerasHub's own code, which knows
 # two tensors. What it must not see waits here, for this call on this thread.

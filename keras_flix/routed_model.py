@@ -31,11 +31,11 @@ from keras_flix.features.input_entries import (
 )
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.frozen_rows import Choice, FrozenRows
+from keras_flix.layers.active_scope import Routing, current_routing, routing_scope
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.plain_view import REGISTERED_NAME, PlainView
 from keras_flix.refusals import Refusals, never_runs
 from keras_flix.routed_generation import RoutedGeneration
-from keras_flix.routing import Routing, current_routing, routing_scope
 from keras_flix.row_gradients import RowGradients
 from keras_flix.sources import map_batches
 from keras_flix.turns import Turns, take_turns

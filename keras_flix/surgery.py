@@ -15,12 +15,12 @@ from keras_flix.features.feature import Feature, check_alpha
 from keras_flix.features.input_entries import TEXT_KEYS
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.layers import FlixDense, FlixEinsumDense
+from keras_flix.layers.active_scope import carry_routing
 from keras_flix.layers.checks import check_ranks
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.layers.quantized import check_quantized_model, rounded_logits
 from keras_flix.refusals import never_runs
 from keras_flix.routed_model import Surgery, is_adapted, routed_class
-from keras_flix.routing import carry_routing
 from keras_flix.targets import find_targets
 from keras_flix.turns import Turns
 

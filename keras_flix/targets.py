@@ -12,8 +12,8 @@ import keras_hub
 
 from keras_flix import _compat
 from keras_flix._utils.near_names import most_alike
-from keras_flix.equations import split_equation
 from keras_flix.layers.checks import layer_equation
+from keras_flix.layers.einsum_split import split_equation
 
 ATTENTION_PROJECTIONS = re.compile(
     r"(query|key|value|output)(_(dense|projector|proj|layer))?|receptance"

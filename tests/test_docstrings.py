@@ -42,11 +42,11 @@ def test_examples_run(name):
 @pytest.mark.parametrize(
     "name",
     [
-        "keras_flix.equations",
+        "keras_flix.layers.einsum_split",
         "keras_flix.features.feature",
         "keras_flix.features.schema",
-        "keras_flix.layers.flix_dense",
-        "keras_flix.layers.flix_einsum_dense",
+        "keras_flix.layers.dense",
+        "keras_flix.layers.einsum_dense",
         "keras_flix.surgery",
     ],
 )

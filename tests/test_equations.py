@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from einsums import EQUATIONS, full_kernel, shapes
 
-from keras_flix.equations import split_equation
+from keras_flix.layers.einsum_split import split_equation
 
 RANK = 2
 

@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 from tracing import compiled, gradients
 
-from keras_flix.low_rank import (
+from keras_flix.layers.low_rank_update import (
     ActiveValues,
     FeatureTables,
     combined_matrix,

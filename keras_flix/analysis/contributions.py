@@ -20,8 +20,8 @@ from keras_flix.features.host_values import host_value
 from keras_flix.features.input_entries import TEXT_KEYS, encode_batch, split_entries
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.features.tensor_ids import Tensor
+from keras_flix.layers.active_scope import Routing, routing_scope
 from keras_flix.routed_model import surgery_of
-from keras_flix.routing import Routing, routing_scope
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From targets and outputs to losses by example, `(batch, ...)`."""

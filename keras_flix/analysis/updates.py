@@ -17,12 +17,10 @@ import numpy as np
 from keras_flix._utils.near_names import hint
 from keras_flix._utils.text_tables import aligned, number, plain
 from keras_flix.analysis.factors import (
-    Factors,
     adapters_of_layers,
+    factors_by_axis,
     kernel_norm,
     norms_by_axis,
-    table_of,
-    tables_by_axis,
 )
 from keras_flix.datasets import check_axis
 from keras_flix.features.feature import Value
@@ -224,7 +222,7 @@ def value_similarity(
     paths = _matching(list(adapters), layers)
     products = np.zeros((len(schema[axis].values),) * 2)
     for path in paths:
-        products += Factors.of(table_of(adapters[path], axis)).products()
+        products += adapters[path].factors(axis).products()
     norms = np.sqrt(np.diag(products))
     norms = np.where(norms > 0, norms, np.nan)
     matrix = np.clip(products / np.outer(norms, norms), -1.0, 1.0)
@@ -255,8 +253,8 @@ def effective_rank(
         )
     schema, layers = adapters_of_layers(source)
     singular = {
-        name: tuple(Factors.of(table).singular_values() for table in tables)
-        for name, tables in tables_by_axis(schema, layers).items()
+        name: tuple(one.singular_values() for one in factors)
+        for name, factors in factors_by_axis(schema, layers).items()
     }
     return EffectiveRank(
         layers=tuple(layers),

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from keras_flix._utils.text_tables import number
-from keras_flix.analysis.factors import Factors
 from keras_flix.analysis.updates import update_norms
 from keras_flix.command_line.output import Answer, Table
 from keras_flix.files.adapter_files import Adapters, read_adapters
-from keras_flix.layers.adapter import Adapter
-from keras_flix.low_rank import FeatureTables
+from keras_flix.layers.factors import Factors
+from keras_flix.layers.tables import Adapter
 
 SHOWN = 12
 """So many layers are listed, unless all are asked for."""
@@ -206,7 +205,7 @@ def _equal_rows(one: np.ndarray, other: np.ndarray) -> Any:
 
 
 def _norms(axis: str, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return Factors.of(FeatureTables(axis, left, right, [1.0] * len(left))).norms
+    return Factors.of(left, right, [1.0] * len(left)).norms
 
 
 def add_file_commands(commands: Any, common: argparse.ArgumentParser) -> None:

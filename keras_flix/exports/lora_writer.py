@@ -18,7 +18,7 @@ from keras_flix.features.encoding import ABSENT
 from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.layers.low_rank_layer import LowRankLayer
-from keras_flix.low_rank import ActiveValues
+from keras_flix.layers.low_rank_update import ActiveValues
 from keras_flix.routed_model import surgery_of
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

@@ -13,7 +13,6 @@ import numpy as np
 from keras import ops
 
 from keras_flix import _compat
-from keras_flix.analysis.factors import Factors, table_of
 from keras_flix.features.encoding import ABSENT
 from keras_flix.features.feature import Feature, Value
 from keras_flix.features.input_entries import split_entries
@@ -26,9 +25,9 @@ from keras_flix.growing.schema_changes import (
     with_values,
 )
 from keras_flix.growing.values import add_values
-from keras_flix.low_rank import ActiveValues
+from keras_flix.layers.active_scope import Routing, routing_scope
+from keras_flix.layers.low_rank_update import ActiveValues
 from keras_flix.routed_model import Surgery, surgery_of
-from keras_flix.routing import Routing, routing_scope
 from keras_flix.sources import to_numpy
 
 
@@ -237,7 +236,7 @@ def _kept(surgery: Surgery, axis: Feature, learned: Mapping[Value, float]) -> fl
         weights[axis.id_of(value)] = weight
     lost = total = 0.0
     for layer in surgery.layers.values():
-        products = Factors.of(table_of(layer._adapter, axis.name)).products()
+        products = layer._adapter.factors(axis.name).products()
         total += weights @ products @ weights
         rest = weights - np.eye(len(weights))[-1]
         lost += rest @ products @ rest

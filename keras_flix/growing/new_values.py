@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from keras_flix.layers.adapter import initial_a
+from keras_flix.layers.tables import initial_a
 
 DEAD = 1e-10
 """Singular values below this share of the largest are taken for zero."""

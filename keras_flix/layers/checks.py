@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from keras_flix import _compat
-from keras_flix.equations import split_equation
 from keras_flix.features.schema import FeatureSchema
+from keras_flix.layers.einsum_split import split_equation
 
 DENSE_EQUATION = "...d,df->...f"
 

@@ -11,16 +11,20 @@ import numpy as np
 from keras import ops, tree
 
 from keras_flix import _compat
-from keras_flix.equations import KernelSplit, split_equation
 from keras_flix.features.feature import Feature, check_alpha
 from keras_flix.features.input_entries import layer_ids
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.features.tensor_ids import Tensor
-from keras_flix.layers.adapter import Adapter, Constant, initial_a
+from keras_flix.layers.active_scope import Routing, current_routing
 from keras_flix.layers.checks import check_ranks, matrix_shape, two_loras
+from keras_flix.layers.einsum_split import KernelSplit, split_equation
+from keras_flix.layers.low_rank_update import (
+    ActiveValues,
+    combined_matrix,
+    low_rank_update,
+)
 from keras_flix.layers.quantized import QuantizedCall
-from keras_flix.low_rank import ActiveValues, combined_matrix, low_rank_update
-from keras_flix.routing import Routing, current_routing
+from keras_flix.layers.tables import Adapter, Constant, initial_a
 
 
 class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):

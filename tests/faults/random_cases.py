@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from keras import ops
 
 from keras_flix import Feature, FlixDense, FlixEinsumDense
-from keras_flix.routing import Routing, routing_scope
+from keras_flix.layers.active_scope import Routing, routing_scope
 
 BACKEND = keras.config.backend()
 POLICIES = ["float32", "mixed_bfloat16", "mixed_float16", "bfloat16", "float16"]

@@ -20,7 +20,7 @@ from models import make_mlp, rows, state
 
 import keras_flix
 from keras_flix.distribution import table_layouts
-from keras_flix.equations import split_equation
+from keras_flix.layers.einsum_split import split_equation
 
 BACKEND = keras.config.backend()
 SCRIPTS = Path(__file__).parent / "devices"

@@ -9,7 +9,7 @@ from models import make_mlp, rows
 import keras_flix
 from keras_flix import Feature, FeatureSchema
 from keras_flix.features.tensor_ids import weights_of_all
-from keras_flix.low_rank import ActiveValues
+from keras_flix.layers.low_rank_update import ActiveValues
 
 MIX = {"sw": 0.6, "yo": 0.4}
 

@@ -9,7 +9,7 @@ from einsums import BATCH, EQUATIONS, full_kernel, shapes
 from keras import ops
 
 from keras_flix import Feature, FlixDense, FlixEinsumDense
-from keras_flix.routing import Routing, routing_scope
+from keras_flix.layers.active_scope import Routing, routing_scope
 
 FEATURES = [
     Feature("task", ["qa", "parse", "list"], rank={"qa": 1, "*": 2}),

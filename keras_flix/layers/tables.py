@@ -15,7 +15,8 @@ from keras import ops
 from keras_flix.features.feature import Feature, Value
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.features.tensor_ids import Tensor
-from keras_flix.low_rank import FeatureTables
+from keras_flix.layers.factors import Factors
+from keras_flix.layers.low_rank_update import FeatureTables
 
 
 @dataclasses.dataclass
@@ -68,6 +69,11 @@ class Adapter:
             return None
         named = self.trainable.get(feature.name, ())
         return [value in named for value in feature.values]
+
+    def factors(self, axis: str) -> Factors:
+        """The updates of an axis as factors in float64."""
+        a, b = map(ops.convert_to_numpy, self.variables[axis])
+        return Factors.of(a, b, self.scales(self.schema[axis]))
 
     def tables(self, row_scope: Any = None) -> list[FeatureTables]:
         """What the update reads; for `row_scope` see `FeatureTables`."""

@@ -18,8 +18,8 @@ import keras
 from keras_flix.features.dropout import as_dropout
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.features.tensor_ids import Tensor, drop_features
-from keras_flix.low_rank import ActiveValues
-from keras_flix.row_gradients import RowScope, current_row_scope
+from keras_flix.layers.low_rank_update import ActiveValues
+from keras_flix.layers.row_scope import RowScope, current_row_scope
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,77 @@
+"""The updates of values as factors in float64: exact norms, products and ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+BLOCK = 2**23
+"""Numbers of one block of the matrix that holds the products of all factors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Factors:
+    """The updates of an axis in one layer, as `left @ right.T`.
+
+    `right` has orthonormal columns, so products and norms of updates lose no
+    digits, however ill-conditioned the factors are.
+
+    Attributes:
+        left: `(values, d_in, rank)`.
+        right: `(values, d_out, rank)`.
+        core: `(values, rank, rank)`, with the singular values of the update.
+        broken: `(values,)`: whether a table is not finite. All else is then 0.
+    """
+
+    left: np.ndarray
+    right: np.ndarray
+    core: np.ndarray
+    broken: np.ndarray
+
+    @classmethod
+    def of(cls, a: np.ndarray, b: np.ndarray, scales: Sequence[float]) -> Factors:
+        """Reads the tables of an axis in a layer.
+
+        Args:
+            a: `(values, d_in, rank)`.
+            b: `(values, rank, d_out)`.
+            scales: What the update of each value is multiplied by.
+        """
+        a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
+        broken = ~(np.isfinite(a).all((1, 2)) & np.isfinite(b).all((1, 2)))
+        keep = ~broken[:, None, None]
+        a, b = np.where(keep, a, 0.0), np.where(keep, b, 0.0)
+        q_in, r_in = np.linalg.qr(a * np.asarray(scales)[:, None, None])
+        q_out, r_out = np.linalg.qr(b.transpose(0, 2, 1))
+        core = r_in @ r_out.transpose(0, 2, 1)
+        return cls(q_in @ core, q_out, core, broken)
+
+    @property
+    def norms(self) -> np.ndarray:
+        """Frobenius norms, `(values,)`."""
+        norms = np.sqrt((self.core**2).sum((1, 2)))
+        return np.where(self.broken, np.nan, norms)
+
+    def singular_values(self) -> np.ndarray:
+        """Singular values, `(values, rank)`, falling."""
+        values = np.linalg.svd(self.core, compute_uv=False)
+        return np.where(self.broken[:, None], np.nan, values)
+
+    def products(self) -> np.ndarray:
+        """Inner products of the updates, `(values, values)`."""
+        count, _, rank = self.left.shape
+        left, right = (
+            factor.transpose(1, 0, 2).reshape(factor.shape[1], count * rank)
+            for factor in (self.left, self.right)
+        )
+        products = np.empty((count, count))
+        step = max(1, BLOCK // (rank * rank * count))
+        for start in range(0, count, step):
+            columns = slice(start * rank, (start + step) * rank)
+            block = (left[:, columns].T @ left) * (right[:, columns].T @ right)
+            block = block.reshape(-1, rank, count, rank).sum((1, 3))
+            products[start : start + step] = block
+        products[self.broken] = products[:, self.broken] = np.nan
+        return (products + products.T) / 2

@@ -1,0 +1,115 @@
+"""The scope of a training step that makes no dense gradients of the tables.
+
+A dense gradient of a table has a row for every value there is. Under an optimizer that
+updates only some (`LazyAdam`), it is not made: TensorFlow and PyTorch have sparse
+tensors for it. On JAX a step is differentiated with respect to zeros that are added to
+the batch's rows, instead of the tables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_flix import _compat
+from keras_flix.features.tensor_ids import Tensor
+from keras_flix.layers.low_rank_update import look_up
+
+
+@dataclasses.dataclass(frozen=True)
+class UsedRows:
+    """A table of which one training step may use some rows.
+
+    Attributes:
+        position: Where the table is among the trained variables.
+        table: Its values.
+        rows: int32 `(n,)`.
+        zeros: `(n, ...)`: what is added to those rows. The step is differentiated
+            with respect to it.
+    """
+
+    position: int
+    table: Tensor
+    rows: Tensor
+    zeros: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class RowScope:
+    """One training step without dense gradients of the tables.
+
+    Attributes:
+        used: By id of a table's variable, its used rows. On JAX only.
+    """
+
+    used: Mapping[int, UsedRows] = dataclasses.field(default_factory=dict)
+
+    def take(self, table: keras.Variable, rows: Tensor) -> Tensor | None:
+        """Entries as of `look_up`; `None` where the gradient is to be dense."""
+        if keras.config.backend() != "jax":
+            found = _compat.take_with_row_gradient(table, rows)
+            return ops.reshape(found, (*ops.shape(rows), math.prod(table.shape[1:])))
+        used = self.used.get(id(table))
+        if used is None:
+            return None
+        places = _compat.first_place(ops.reshape(rows, (-1,)), used.rows)
+        first, known = (ops.reshape(one, rows.shape) for one in places)
+        found = look_up(table, rows) + look_up(used.zeros, first)
+        # A row that is not of this batch would silently get no gradient.
+        return ops.where(known[..., None], found, float("nan"))
+
+    def with_tables(self, trained: Sequence[Any]) -> list[Any]:
+        """Values of the trained variables, the tables' own among them."""
+        return self._exchanged(trained, "table")
+
+    def with_zeros(self, trained: Sequence[Any]) -> list[Any]:
+        """The same with the zeros in the places of tables."""
+        return self._exchanged(trained, "zeros")
+
+    def _exchanged(self, trained: Sequence[Any], part: str) -> list[Any]:
+        parts = {one.position: getattr(one, part) for one in self.used.values()}
+        return [parts.get(i, value) for i, value in enumerate(trained)]
+
+    def differentiated(self, trained: Sequence[Any]) -> RowScope:
+        """This scope with the zeros that `trained` has in the places of tables."""
+        return RowScope(
+            {
+                key: dataclasses.replace(one, zeros=trained[one.position])
+                for key, one in self.used.items()
+            }
+        )
+
+    def gradients(self, gradients: Sequence[Any]) -> list[Any]:
+        """Gradients with those of the zeros as what they are of the tables."""
+        rows = {one.position: one.rows for one in self.used.values()}
+        return [
+            _compat.RowGradient(rows[i], gradient) if i in rows else gradient
+            for i, gradient in enumerate(gradients)
+        ]
+
+
+_scope: contextvars.ContextVar[RowScope | None] = contextvars.ContextVar(
+    "keras_flix_row_scope", default=None
+)
+
+
+def current_row_scope() -> RowScope | None:
+    """The scope of the training step that runs, if it is of this kind."""
+    return _scope.get()
+
+
+@contextlib.contextmanager
+def row_scope(scope: RowScope) -> Iterator[None]:
+    """Makes `scope` current within the block, also when it raises."""
+    token = _scope.set(scope)
+    try:
+        yield
+    finally:
+        _scope.reset(token)
