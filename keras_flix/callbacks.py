@@ -22,7 +22,7 @@ from keras_flix.evaluation import (
     forced_exact_match,
 )
 from keras_flix.mixtures import Mixture
-from keras_flix.routed_model import surgery_of
+from keras_flix.models.adapted.model import surgery_of
 from keras_flix.scores import Scores, check_metrics
 from keras_flix.text_metrics import Metric, exact_match
 

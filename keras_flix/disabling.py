@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from keras_flix import _compat
-from keras_flix.routed_model import surgery_of
+from keras_flix.models.adapted.model import surgery_of
 
 
 @contextlib.contextmanager

@@ -9,12 +9,12 @@ import keras
 import keras_hub
 import numpy as np
 
-from keras_flix import preprocessing
 from keras_flix.comparison import Comparison, paired_bootstrap
 from keras_flix.datasets import Dataset
 from keras_flix.features.host_values import host_value
 from keras_flix.mixtures import Mixture
-from keras_flix.routed_model import is_adapted, surgery_of
+from keras_flix.models.adapted import prompts
+from keras_flix.models.adapted.model import is_adapted, surgery_of
 from keras_flix.scores import Scores, check_metrics
 from keras_flix.text_metrics import Metric, exact_match
 
@@ -82,9 +82,7 @@ def evaluate(
     predictions: list[str] = []
     for rows, kept in batches(len(mixture), batch_size):
         batch: Any = {name: [x[i] for i in rows] for name, x in inputs.items()}
-        if not is_adapted(model) and preprocessing.takes_plain_strings(
-            model.preprocessor
-        ):
+        if not is_adapted(model) and prompts.takes_plain_strings(model.preprocessor):
             batch = batch[PROMPTS]
         answers = model.generate(batch, max_length=max_length, strip_prompt=True)
         predictions += list(answers)[:kept]

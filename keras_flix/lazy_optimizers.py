@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 from keras import ops
 
+from keras_flix import _compat
 from keras_flix.features.tensor_ids import Tensor
-from keras_flix.row_gradients import LazyOptimizer
+from keras_flix.layers.row_scope import current_row_scope
+
+
+class LazyOptimizer(_compat.LazyRows):
+    """Mixin of optimizers that know the scope; the Keras optimizer comes after it."""
+
+    def stateless_apply(
+        self, optimizer_variables: Any, grads: Any, trainable_variables: Any
+    ) -> Any:
+        scope = current_row_scope()
+        if scope is not None and scope.used:
+            grads = scope.gradients(grads)
+            trainable_variables = scope.with_tables(trainable_variables)
+        return super().stateless_apply(optimizer_variables, grads, trainable_variables)
 
 
 @keras.saving.register_keras_serializable(package="keras_flix")

@@ -11,8 +11,8 @@ import keras_hub
 from keras import ops
 
 from keras_flix import _compat
-from keras_flix.plain_view import plain_view
-from keras_flix.routed_model import surgery_of
+from keras_flix.models.adapted.model import surgery_of
+from keras_flix.models.adapted.plain_view import plain_view
 
 
 def merge_features(model: keras.Model, combination: Mapping[str, Any]) -> keras.Model:

@@ -10,8 +10,8 @@ from typing import Any
 import keras
 
 from keras_flix import _compat
-from keras_flix.frozen_rows import frozen_rows
-from keras_flix.routed_model import surgery_of
+from keras_flix.models.adapted.frozen_values import frozen_rows
+from keras_flix.models.adapted.model import surgery_of
 
 MB = 1e6
 

@@ -10,7 +10,6 @@ import keras
 import keras_hub
 
 from keras_flix import _compat
-from keras_flix.devices import check_devices, creation_scope
 from keras_flix.features.feature import Feature, check_alpha
 from keras_flix.features.input_entries import TEXT_KEYS
 from keras_flix.features.schema import FeatureSchema
@@ -19,10 +18,11 @@ from keras_flix.layers.active_scope import carry_routing
 from keras_flix.layers.checks import check_ranks
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.layers.quantized import check_quantized_model, rounded_logits
-from keras_flix.refusals import never_runs
-from keras_flix.routed_model import Surgery, is_adapted, routed_class
+from keras_flix.models.adapted.devices import check_devices, creation_scope
+from keras_flix.models.adapted.model import Surgery, is_adapted, routed_class
+from keras_flix.models.adapted.thread_lock import Turns
+from keras_flix.models.adapted.unsupported import never_runs
 from keras_flix.targets import find_targets
-from keras_flix.turns import Turns
 
 ADAPTED_CLASSES: dict[type, type[LowRankLayer]] = {
     keras.layers.EinsumDense: FlixEinsumDense,

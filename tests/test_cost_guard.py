@@ -18,7 +18,6 @@ from keras import ops
 from benchmarks import flops
 from benchmarks.arms import ArmSpec, keras_arm
 from benchmarks.workload import AXES, Workload
-from keras_flix import low_rank, routed_generation
 from keras_flix.layers import low_rank_layer
 
 BACKEND = keras.config.backend()
@@ -206,7 +205,7 @@ def arm(name, values=None):
 
 def share(cost, values=None):
     """The adapters' part of a cost."""
-    tested = low_rank_layer.low_rank_update, routed_generation.gather_tables
+    tested = low_rank_layer.low_rank_update, generation.gather_tables
     return cost_of(cost, "flix", values, *tested) - cost_of(cost, "floor")
 
 
@@ -257,7 +256,7 @@ def test_the_share_of_the_adapters_does_not_grow(kind):
 
 def test_the_guard_sees_a_kernel_per_example(monkeypatch):
     def materialized(x, tables, active, gathered=None):
-        a, b = gathered or low_rank.gather_tables(tables, active, x.dtype)
+        a, b = gathered or low_rank_update.gather_tables(tables, active, x.dtype)
         return ops.matmul(x, ops.matmul(a, b))
 
     monkeypatch.setattr(low_rank_layer, "low_rank_update", materialized)
@@ -266,7 +265,7 @@ def test_the_guard_sees_a_kernel_per_example(monkeypatch):
 
 @pytest.mark.skipif(BACKEND == "jax", reason="XLA moves look-ups out of the loop")
 def test_the_guard_sees_look_ups_for_every_token(monkeypatch):
-    monkeypatch.setattr(routed_generation, "gather_tables", lambda *_: None)
+    monkeypatch.setattr(generation, "gather_tables", lambda *_: None)
     assert exceeded("decoding")["operations"] > 60
 
 

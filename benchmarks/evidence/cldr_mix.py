@@ -25,7 +25,7 @@ import keras_hub
 import numpy as np
 
 from keras_flix.mixtures import Dataset, Mixture
-from keras_flix.preprocessing import preprocess_prompts
+from keras_flix.models.adapted.prompts import preprocess_prompts
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "guides"))

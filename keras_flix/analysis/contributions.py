@@ -21,7 +21,7 @@ from keras_flix.features.input_entries import TEXT_KEYS, encode_batch, split_ent
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.features.tensor_ids import Tensor
 from keras_flix.layers.active_scope import Routing, routing_scope
-from keras_flix.routed_model import surgery_of
+from keras_flix.models.adapted.model import surgery_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From targets and outputs to losses by example, `(batch, ...)`."""

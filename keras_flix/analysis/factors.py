@@ -13,7 +13,7 @@ from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_files import Adapters
 from keras_flix.layers.factors import Factors
 from keras_flix.layers.tables import Adapter
-from keras_flix.routed_model import is_adapted, surgery_of
+from keras_flix.models.adapted.model import is_adapted, surgery_of
 
 
 def adapters_of_layers(

@@ -19,7 +19,7 @@ from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.layers.low_rank_update import ActiveValues
-from keras_flix.routed_model import surgery_of
+from keras_flix.models.adapted.model import surgery_of
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM can make room for."""

@@ -17,7 +17,7 @@ from keras_flix.exports.lora_writer import Ids, LoraWriter, write_json
 from keras_flix.features.encoding import ABSENT, WEIGHT_UNIT
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.handles import INDEX_FILE
-from keras_flix.routed_model import surgery_of
+from keras_flix.models.adapted.model import surgery_of
 
 INDEX_VERSION = 1
 

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import keras_hub
 
-from keras_flix.routed_model import surgery_of
+from keras_flix.models.adapted.model import surgery_of
 
 
 @dataclasses.dataclass(frozen=True)

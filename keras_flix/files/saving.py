@@ -20,7 +20,7 @@ from keras_flix.files.adapter_files import (
 )
 from keras_flix.files.fingerprint import BaseFingerprint, base_fingerprint
 from keras_flix.layers.checks import matrix_shape
-from keras_flix.routed_model import is_adapted, surgery_of
+from keras_flix.models.adapted.model import is_adapted, surgery_of
 from keras_flix.surgery import adapt_layers
 from keras_flix.targets import keyed_layers
 

@@ -27,8 +27,8 @@ from keras_flix.growing.schema_changes import (
 from keras_flix.growing.values import add_values
 from keras_flix.layers.active_scope import Routing, routing_scope
 from keras_flix.layers.low_rank_update import ActiveValues
-from keras_flix.routed_model import Surgery, surgery_of
-from keras_flix.sources import to_numpy
+from keras_flix.models.adapted.data_sources import to_numpy
+from keras_flix.models.adapted.model import Surgery, surgery_of
 
 
 @dataclasses.dataclass(frozen=True)

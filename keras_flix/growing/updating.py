@@ -29,7 +29,7 @@ from keras_flix.growing.schema_changes import (
     replaced,
     with_values,
 )
-from keras_flix.routed_model import Surgery
+from keras_flix.models.adapted.model import Surgery
 
 Chosen = dict[str, tuple[Value, ...]]
 

@@ -16,8 +16,7 @@ from keras.src.trainers.data_adapters import py_dataset_adapter
 from models import make_mlp
 
 import keras_flix
-from keras_flix import turns
-from keras_flix.plain_view import plain_view
+from keras_flix.models.adapted.plain_view import plain_view
 
 THREADS = 4
 TASKS, LANGUAGES = FEATURES["task"], FEATURES["language"]
@@ -340,7 +339,7 @@ def test_tasks_of_one_thread(model):
 
 
 def test_a_thread_that_waits_long_says_so(model, monkeypatch):
-    monkeypatch.setattr(turns, "PATIENCE", 0.05)
+    monkeypatch.setattr(thread_lock, "PATIENCE", 0.05)
     batch, found = batch_of(0), []
     expected = CALLS["predict"](model, batch)
     with warnings.catch_warnings(record=True) as caught:

@@ -226,7 +226,7 @@ def test_onnx_that_would_want_more_inputs_is_refused(tmp_path):
 
 def test_a_task_is_exported_like_its_backbone(tmp_path, make_gemma):
     """Its signature: running it is the backbone's test."""
-    from keras_flix.exporting import signature_of
+    from keras_flix.models.adapted.savedmodel_onnx import signature_of
 
     model = keras_flix.enable_flix(make_gemma(), features(multiple=True), rank=2)
     specs = signature_of(model, None)

@@ -62,19 +62,6 @@ def scope_of_batch(model: Any, values: Sequence[Tensor], inputs: Any) -> RowScop
     return RowScope(used)
 
 
-class LazyOptimizer(_compat.LazyRows):
-    """Mixin of optimizers that know the scope; the Keras optimizer comes after it."""
-
-    def stateless_apply(
-        self, optimizer_variables: Any, grads: Any, trainable_variables: Any
-    ) -> Any:
-        scope = current_row_scope()
-        if scope is not None and scope.used:
-            grads = scope.gradients(grads)
-            trainable_variables = scope.with_tables(trainable_variables)
-        return super().stateless_apply(optimizer_variables, grads, trainable_variables)
-
-
 class RowGradients(_compat.Mixin):
     """The part of an adapted model that trains without dense gradients of tables."""
 

@@ -17,9 +17,7 @@ import keras_hub
 import numpy as np
 from keras import ops, tree
 
-from keras_flix import _compat, preprocessing
-from keras_flix.devices import MirroredBuild
-from keras_flix.exporting import Exporting
+from keras_flix import _compat
 from keras_flix.features.input_entries import (
     batch_length,
     encode_batch,
@@ -30,15 +28,18 @@ from keras_flix.features.input_entries import (
     tf_errors_as_value_errors,
 )
 from keras_flix.features.schema import FeatureSchema
-from keras_flix.frozen_rows import Choice, FrozenRows
 from keras_flix.layers.active_scope import Routing, current_routing, routing_scope
 from keras_flix.layers.low_rank_layer import LowRankLayer
-from keras_flix.plain_view import REGISTERED_NAME, PlainView
-from keras_flix.refusals import Refusals, never_runs
-from keras_flix.routed_generation import RoutedGeneration
-from keras_flix.row_gradients import RowGradients
-from keras_flix.sources import map_batches
-from keras_flix.turns import Turns, take_turns
+from keras_flix.models.adapted import prompts
+from keras_flix.models.adapted.data_sources import map_batches
+from keras_flix.models.adapted.devices import MirroredBuild
+from keras_flix.models.adapted.frozen_values import Choice, FrozenRows
+from keras_flix.models.adapted.generation import RoutedGeneration
+from keras_flix.models.adapted.plain_view import REGISTERED_NAME, PlainView
+from keras_flix.models.adapted.savedmodel_onnx import Exporting
+from keras_flix.models.adapted.thread_lock import Turns, take_turns
+from keras_flix.models.adapted.train_step import RowGradients
+from keras_flix.models.adapted.unsupported import Refusals, never_runs
 
 
 @dataclasses.dataclass
@@ -231,11 +232,9 @@ class RoutedModel(
         if preprocessor is None:
             outputs = keras.utils.pack_x_y_sample_weight(own, y, sample_weight)
         else:
-            own = preprocessing.plain_input(own)
-            if isinstance(own, Mapping) and preprocessing.takes_plain_strings(
-                preprocessor
-            ):
-                outputs = preprocessing.preprocess_prompts(preprocessor, own)
+            own = prompts.plain_input(own)
+            if isinstance(own, Mapping) and prompts.takes_plain_strings(preprocessor):
+                outputs = prompts.preprocess_prompts(preprocessor, own)
             else:
                 outputs = super().preprocess_samples(own, y, sample_weight)
         if not ids:

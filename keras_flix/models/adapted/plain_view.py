@@ -13,14 +13,14 @@ import numpy as np
 from keras import ops
 
 from keras_flix import _compat
-from keras_flix.files.keras_files import (
+from keras_flix.models.adapted.keras_files import (
     WEIGHTS,
     check_archive,
     check_undamaged,
     errors_name_the_file,
     save_whole,
 )
-from keras_flix.turns import USES
+from keras_flix.models.adapted.thread_lock import USES
 
 REGISTERED_NAME = "keras_flix>AdaptedModel"
 """What Keras' files call an adapted model."""

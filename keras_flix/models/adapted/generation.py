@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_flix import _compat, preprocessing
+from keras_flix import _compat
 from keras_flix.features.input_entries import (
     encode_inputs,
     layer_ids,
@@ -19,6 +19,7 @@ from keras_flix.features.input_entries import (
 )
 from keras_flix.layers.active_scope import Routing, routing_scope
 from keras_flix.layers.low_rank_update import gather_tables
+from keras_flix.models.adapted import prompts
 
 # Between `generate` and the compiled step lies KerasHub's own code, which knows
 # two tensors. What it must not see waits here, for this call on this thread.
@@ -29,7 +30,7 @@ _waiting: contextvars.ContextVar[dict[str, np.ndarray] | None] = contextvars.Con
 _making = threading.Lock()
 """One thread at a time makes what a model's first generation makes."""
 
-GENERATE_KEYS = ("prompts", *preprocessing.PLAIN_KEYS)
+GENERATE_KEYS = ("prompts", *prompts.PLAIN_KEYS)
 
 
 class RoutedGeneration(_compat.Mixin):
@@ -73,8 +74,8 @@ class RoutedGeneration(_compat.Mixin):
                 if not self.preprocessor.built:
                     self.preprocessor.build(None)
             own = _python_strings(own)
-            if preprocessing.takes_plain_strings(self.preprocessor):
-                own = preprocessing.plain_input(own, GENERATE_KEYS)
+            if prompts.takes_plain_strings(self.preprocessor):
+                own = prompts.plain_input(own, GENERATE_KEYS)
         token = _waiting.set(ids)
         try:
             return super().generate(own, *args, **kwargs)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from keras_flix import _compat
-from keras_flix.devices import creation_scope
 from keras_flix.features.feature import Value
+from keras_flix.models.adapted.devices import creation_scope
 
 Choice = Mapping[str, Sequence[Value]] | None
 """By axis, the values that train, the others being frozen; `None` for all."""

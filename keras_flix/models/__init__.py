@@ -1,0 +1,1 @@
+"""Models with adapters: how a model becomes one, and what can be done with it."""

@@ -1,0 +1,1 @@
+"""What `enable_flix` makes of the class of a model."""
