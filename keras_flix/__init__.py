@@ -1,8 +1,6 @@
 """Featurized Low-rank Mixtures (FLix) for Keras 3."""
 
 from keras_flix import analysis, callbacks, evaluation, mixtures, plots
-from keras_flix.disabling import adapters_disabled
-from keras_flix.distribution import add_adapter_rules
 from keras_flix.exports.merged_export import export_merged
 from keras_flix.exports.peft_export import export_lora, export_loras
 from keras_flix.features.dropout import FeatureDropout
@@ -21,11 +19,13 @@ from keras_flix.growing.values import (
     rename_value,
 )
 from keras_flix.layers import FlixDense, FlixEinsumDense
-from keras_flix.lazy_optimizers import LazyAdam, LazySGD
-from keras_flix.merging import merge_features
-from keras_flix.restoring import AdaptedModel as _AdaptedModel  # noqa: F401
-from keras_flix.summary import flix_summary
-from keras_flix.surgery import enable_flix
+from keras_flix.models.disable import adapters_disabled
+from keras_flix.models.enable import enable_flix
+from keras_flix.models.merge import merge_features
+from keras_flix.models.optimizers import LazyAdam, LazySGD
+from keras_flix.models.restore import AdaptedModel as _AdaptedModel  # noqa: F401
+from keras_flix.models.sharding import add_adapter_rules
+from keras_flix.models.summary import flix_summary
 from keras_flix.version import __version__
 
 __all__ = [

@@ -47,7 +47,7 @@ def test_examples_run(name):
         "keras_flix.features.schema",
         "keras_flix.layers.dense",
         "keras_flix.layers.einsum_dense",
-        "keras_flix.surgery",
+        "keras_flix.models.enable",
     ],
 )
 def test_there_are_examples(name):

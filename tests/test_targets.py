@@ -7,7 +7,7 @@ from conftest import make_backbone
 from models import make_bypassing, make_gemma4, make_mlp
 
 import keras_flix
-from keras_flix.targets import find_targets
+from keras_flix.models.targets import find_targets
 
 ATTENTION = ["query", "key", "value", "attention_output"]
 FFW = ["ffw_gating", "ffw_gating_2", "ffw_linear"]

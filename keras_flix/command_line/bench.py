@@ -15,7 +15,7 @@ import numpy as np
 
 from keras_flix import _compat
 from keras_flix.command_line.output import Answer, Table, progress
-from keras_flix.surgery import enable_flix
+from keras_flix.models.enable import enable_flix
 
 AXES = {name: [f"{name}{i}" for i in range(8)] for name in ("task", "language")}
 WARM_UP = 2

@@ -15,7 +15,7 @@ from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_files import read_adapters
 from keras_flix.files.saving import load_adapters
-from keras_flix.merging import merge_features
+from keras_flix.models.merge import merge_features
 
 
 def merge(arguments: argparse.Namespace) -> Answer:

@@ -15,8 +15,8 @@ import numpy as np
 from keras import ops
 
 from keras_flix._utils.atomic_directories import check_new, new_directory
-from keras_flix.merging import merge_features
 from keras_flix.models.adapted.model import Surgery, surgery_of
+from keras_flix.models.merge import merge_features
 
 NO_GEMMA_2 = {
     "final_logit_soft_cap": None,

@@ -21,8 +21,8 @@ from keras_flix.files.adapter_files import (
 from keras_flix.files.fingerprint import BaseFingerprint, base_fingerprint
 from keras_flix.layers.checks import matrix_shape
 from keras_flix.models.adapted.model import is_adapted, surgery_of
-from keras_flix.surgery import adapt_layers
-from keras_flix.targets import keyed_layers
+from keras_flix.models.enable import adapt_layers
+from keras_flix.models.targets import keyed_layers
 
 
 def save_adapters(model: keras.Model, path: str | os.PathLike[str]) -> None:

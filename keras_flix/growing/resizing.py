@@ -19,7 +19,7 @@ from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.models.adapted.devices import check_devices, creation_scope
 from keras_flix.models.adapted.frozen_values import Choice, choose
 from keras_flix.models.adapted.model import Surgery, surgery_of
-from keras_flix.surgery import add_dropout_seed
+from keras_flix.models.enable import add_dropout_seed
 
 Pair = tuple[np.ndarray, np.ndarray]
 

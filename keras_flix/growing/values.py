@@ -25,7 +25,7 @@ from keras_flix.growing.schema_changes import (
     with_values,
     without_values,
 )
-from keras_flix.surgery import check_names, checked_seed
+from keras_flix.models.enable import check_names, checked_seed
 
 
 def add_values(

@@ -9,7 +9,7 @@ from families import decoders, vision
 from keras import ops
 
 import keras_flix
-from keras_flix.targets import find_targets, keyed_layers
+from keras_flix.models.targets import find_targets, keyed_layers
 
 FAMILIES = {family.name: family for family in decoders.FAMILIES + vision.FAMILIES}
 IDS = {"task": np.array([0, 2, -1], "int32"), "language": np.array([1, -1, 2], "int32")}

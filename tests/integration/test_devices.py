@@ -19,8 +19,8 @@ from conftest import FEATURES, make_backbone, to_numpy
 from models import make_mlp, rows, state
 
 import keras_flix
-from keras_flix.distribution import table_layouts
 from keras_flix.layers.einsum_split import split_equation
+from keras_flix.models.sharding import table_layouts
 
 BACKEND = keras.config.backend()
 SCRIPTS = Path(__file__).parent / "devices"

@@ -11,8 +11,8 @@ from keras_flix.features.schema import FeatureSchema
 from keras_flix.models.adapted.frozen_values import choose
 from keras_flix.models.adapted.model import surgery_of
 from keras_flix.models.adapted.plain_view import REGISTERED_NAME, linear_layers
-from keras_flix.surgery import adapt_layers
-from keras_flix.targets import keyed_layers
+from keras_flix.models.enable import adapt_layers
+from keras_flix.models.targets import keyed_layers
 
 
 class AdaptedModel:

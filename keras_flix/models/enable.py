@@ -22,7 +22,7 @@ from keras_flix.models.adapted.devices import check_devices, creation_scope
 from keras_flix.models.adapted.model import Surgery, is_adapted, routed_class
 from keras_flix.models.adapted.thread_lock import Turns
 from keras_flix.models.adapted.unsupported import never_runs
-from keras_flix.targets import find_targets
+from keras_flix.models.targets import find_targets
 
 ADAPTED_CLASSES: dict[type, type[LowRankLayer]] = {
     keras.layers.EinsumDense: FlixEinsumDense,
