@@ -9,18 +9,18 @@ from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.fingerprint import base_fingerprint
 from keras_flix.files.hub import push_adapters
 from keras_flix.files.saving import load_adapters, save_adapters
-from keras_flix.growing.blending import Blend, fit_blend
-from keras_flix.growing.trainable_rows import set_trainable
-from keras_flix.growing.updating import update_from
-from keras_flix.growing.values import (
+from keras_flix.files.update_from import update_from
+from keras_flix.layers import FlixDense, FlixEinsumDense
+from keras_flix.models.disable import adapters_disabled
+from keras_flix.models.enable import enable_flix
+from keras_flix.models.growing.add_remove import (
     add_feature,
     add_values,
     remove_values,
     rename_value,
 )
-from keras_flix.layers import FlixDense, FlixEinsumDense
-from keras_flix.models.disable import adapters_disabled
-from keras_flix.models.enable import enable_flix
+from keras_flix.models.growing.blend import Blend, fit_blend
+from keras_flix.models.growing.set_trainable import set_trainable
 from keras_flix.models.merge import merge_features
 from keras_flix.models.optimizers import LazyAdam, LazySGD
 from keras_flix.models.restore import AdaptedModel as _AdaptedModel  # noqa: F401

@@ -12,14 +12,18 @@ from keras import ops
 from keras_flix import _compat
 from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
-from keras_flix.growing.new_values import KnownTables, fill_with_product, fresh_tables
-from keras_flix.growing.schema_changes import narrowed
 from keras_flix.layers.checks import check_ranks
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.models.adapted.devices import check_devices, creation_scope
 from keras_flix.models.adapted.frozen_values import Choice, choose
 from keras_flix.models.adapted.model import Surgery, surgery_of
 from keras_flix.models.enable import add_dropout_seed
+from keras_flix.models.growing.new_tables import (
+    KnownTables,
+    fill_with_product,
+    fresh_tables,
+)
+from keras_flix.models.growing.schema_changes import narrowed
 
 Pair = tuple[np.ndarray, np.ndarray]
 

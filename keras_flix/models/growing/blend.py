@@ -17,18 +17,18 @@ from keras_flix.features.encoding import ABSENT
 from keras_flix.features.feature import Feature, Value
 from keras_flix.features.input_entries import split_entries
 from keras_flix.features.tensor_ids import Tensor
-from keras_flix.growing.resizing import check_fits
-from keras_flix.growing.schema_changes import (
+from keras_flix.layers.active_scope import Routing, routing_scope
+from keras_flix.layers.low_rank_update import ActiveValues
+from keras_flix.models.adapted.data_sources import to_numpy
+from keras_flix.models.adapted.model import Surgery, surgery_of
+from keras_flix.models.growing.add_remove import add_values
+from keras_flix.models.growing.resize import check_fits
+from keras_flix.models.growing.schema_changes import (
     checked_axis,
     checked_init,
     replaced,
     with_values,
 )
-from keras_flix.growing.values import add_values
-from keras_flix.layers.active_scope import Routing, routing_scope
-from keras_flix.layers.low_rank_update import ActiveValues
-from keras_flix.models.adapted.data_sources import to_numpy
-from keras_flix.models.adapted.model import Surgery, surgery_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,20 +16,20 @@ from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_files import Adapters, read_adapters
 from keras_flix.files.fingerprint import base_fingerprint
 from keras_flix.files.saving import adapters_of, check_same_base
-from keras_flix.growing.resizing import (
+from keras_flix.models.adapted.model import Surgery
+from keras_flix.models.growing.resize import (
     Pair,
     changeable_surgery,
     check_fits,
     optimizers_of,
     resize,
 )
-from keras_flix.growing.schema_changes import (
+from keras_flix.models.growing.schema_changes import (
     checked_axis,
     checked_values,
     replaced,
     with_values,
 )
-from keras_flix.models.adapted.model import Surgery
 
 Chosen = dict[str, tuple[Value, ...]]
 

@@ -9,7 +9,8 @@ import keras
 from keras_flix.features.dropout import FeatureDropout
 from keras_flix.features.feature import Feature, Value
 from keras_flix.features.schema import FeatureSchema
-from keras_flix.growing.resizing import (
+from keras_flix.models.enable import check_names, checked_seed
+from keras_flix.models.growing.resize import (
     Start,
     add_axis,
     changeable_surgery,
@@ -17,7 +18,7 @@ from keras_flix.growing.resizing import (
     resize,
     set_schema,
 )
-from keras_flix.growing.schema_changes import (
+from keras_flix.models.growing.schema_changes import (
     checked_axis,
     checked_init,
     replaced,
@@ -25,7 +26,6 @@ from keras_flix.growing.schema_changes import (
     with_values,
     without_values,
 )
-from keras_flix.models.enable import check_names, checked_seed
 
 
 def add_values(

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import keras
 
 from keras_flix.features.feature import Value
-from keras_flix.growing.resizing import changeable_surgery
-from keras_flix.growing.schema_changes import checked_axis, checked_values
 from keras_flix.models.adapted.frozen_values import choose
+from keras_flix.models.growing.resize import changeable_surgery
+from keras_flix.models.growing.schema_changes import checked_axis, checked_values
 
 
 def set_trainable(
