@@ -12,8 +12,7 @@ import numpy as np
 from keras_flix._utils.optional_packages import needed
 from keras_flix.analysis.factors import adapters_of_layers, norms_by_axis
 from keras_flix.backups import BackupAndRestore
-from keras_flix.datasets import Dataset, check_axis
-from keras_flix.evaluation import (
+from keras_flix.evaluation.evaluate import (
     PROMPTS,
     RESPONSES,
     checked_mixture,
@@ -21,10 +20,11 @@ from keras_flix.evaluation import (
     evaluate,
     forced_exact_match,
 )
-from keras_flix.mixtures import Mixture
+from keras_flix.evaluation.metrics import Metric, exact_match
+from keras_flix.evaluation.scores import Scores, check_metrics
+from keras_flix.mixtures.dataset import Dataset, check_axis
+from keras_flix.mixtures.mixture import Mixture
 from keras_flix.models.adapted.model import surgery_of
-from keras_flix.scores import Scores, check_metrics
-from keras_flix.text_metrics import Metric, exact_match
 
 __all__ = ["BackupAndRestore", "FeatureScores", "FeatureTensorBoard"]
 

@@ -25,7 +25,7 @@ from keras_flix.analysis.figure_pages import (
     side,
 )
 from keras_flix.analysis.updates import EffectiveRank, UpdateNorms, ValueSimilarity
-from keras_flix.datasets import check_axis
+from keras_flix.mixtures.dataset import check_axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

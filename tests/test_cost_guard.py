@@ -18,7 +18,8 @@ from keras import ops
 from benchmarks import flops
 from benchmarks.arms import ArmSpec, keras_arm
 from benchmarks.workload import AXES, Workload
-from keras_flix.layers import low_rank_layer
+from keras_flix.layers import low_rank_layer, low_rank_update
+from keras_flix.models.adapted import generation
 
 BACKEND = keras.config.backend()
 WORKLOAD = Workload(

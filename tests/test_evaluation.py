@@ -433,7 +433,7 @@ def test_the_seed_determines_the_interval(monkeypatch):
     other = paired_bootstrap(first, second, samples=500, seed=1)
     assert other != one and other.difference == one.difference
     # However many are drawn at once.
-    monkeypatch.setattr("keras_flix.comparison.CHUNK", 50 * 7)
+    monkeypatch.setattr("keras_flix.evaluation.bootstrap.CHUNK", 50 * 7)
     assert paired_bootstrap(first, second, samples=500) == one
 
 

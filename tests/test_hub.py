@@ -12,9 +12,9 @@ from conftest import FEATURES, randomize, to_numpy
 from models import make_mlp, rows
 
 import keras_flix
+from keras_flix.evaluation.scores import Scores
 from keras_flix.files import hub
 from keras_flix.files.adapter_files import read_adapters
-from keras_flix.scores import Scores
 from keras_flix.text_metrics import exact_match
 
 if keras.config.backend() != "torch":

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.evidence import cldr_mix, plan, store
 from benchmarks.evidence.arms import Arm
 from benchmarks.evidence.trial import Cells
-from keras_flix.comparison import Comparison, paired_bootstrap
+from keras_flix.evaluation.bootstrap import Comparison, paired_bootstrap
 
 KIND_TITLES = {
     "seen": "seen",

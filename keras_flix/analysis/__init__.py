@@ -26,9 +26,9 @@ from keras_flix.analysis.updates import (
     update_norms,
     value_similarity,
 )
-from keras_flix.datasets import check_axis
 from keras_flix.files.adapter_files import Adapters
-from keras_flix.mixtures import Mixture
+from keras_flix.mixtures.dataset import check_axis
+from keras_flix.mixtures.mixture import Mixture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

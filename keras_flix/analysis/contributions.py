@@ -13,14 +13,14 @@ import numpy as np
 from keras import ops, tree
 
 from keras_flix._utils.text_tables import aligned, number, plain
-from keras_flix.datasets import check_axis
-from keras_flix.evaluation import batches, rows_of
+from keras_flix.evaluation.evaluate import batches, rows_of
 from keras_flix.features.encoding import ABSENT
 from keras_flix.features.host_values import host_value
 from keras_flix.features.input_entries import TEXT_KEYS, encode_batch, split_entries
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.features.tensor_ids import Tensor
 from keras_flix.layers.active_scope import Routing, routing_scope
+from keras_flix.mixtures.dataset import check_axis
 from keras_flix.models.adapted.model import surgery_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]

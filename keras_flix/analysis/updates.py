@@ -22,10 +22,10 @@ from keras_flix.analysis.factors import (
     kernel_norm,
     norms_by_axis,
 )
-from keras_flix.datasets import check_axis
 from keras_flix.features.feature import Value
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_files import Adapters
+from keras_flix.mixtures.dataset import check_axis
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

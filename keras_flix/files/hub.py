@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from keras_flix._utils.optional_packages import needed
+from keras_flix.evaluation.scores import Scores
 from keras_flix.files.adapter_files import SUFFIX, checked_path, read_adapters
 from keras_flix.files.handles import (
     INDEX_FILE,
@@ -25,7 +26,6 @@ from keras_flix.files.handles import (
 )
 from keras_flix.files.model_cards import adapter_card, lora_card
 from keras_flix.files.saving import save_adapters
-from keras_flix.scores import Scores
 
 __all__ = ["download", "push_adapters"]
 

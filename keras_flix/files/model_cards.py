@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from keras_flix.evaluation.scores import Scores
 from keras_flix.features.feature import Feature
 from keras_flix.files.adapter_files import Adapters
 from keras_flix.files.handles import INDEX_FILE, Handle
-from keras_flix.scores import Scores
 from keras_flix.version import __version__
 
 SHOWN = 40

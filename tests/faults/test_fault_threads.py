@@ -16,6 +16,7 @@ from keras.src.trainers.data_adapters import py_dataset_adapter
 from models import make_mlp
 
 import keras_flix
+from keras_flix.models.adapted import thread_lock
 from keras_flix.models.adapted.plain_view import plain_view
 
 THREADS = 4

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from keras_flix._utils.text_tables import aligned
-from keras_flix.datasets import check_axis, values_of
-from keras_flix.text_metrics import Metric, Reference
+from keras_flix.evaluation.metrics import Metric, Reference
+from keras_flix.mixtures.dataset import check_axis, values_of
 
 Score = dict[str, float]
 """One number per metric."""
@@ -28,7 +28,7 @@ class Scores:
 
     Example:
 
-    >>> from keras_flix.text_metrics import exact_match
+    >>> from keras_flix.evaluation.metrics import exact_match
     >>> scores = Scores(
     ...     {"task": ["qa", "qa", "parse"]},
     ...     predictions=["a", "b", "c"],

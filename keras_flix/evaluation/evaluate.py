@@ -1,4 +1,4 @@
-"""How good a model is on a mixture: generation, scores, and their comparison."""
+"""`evaluate`: a model answers the prompts of a mixture and is scored by feature."""
 
 from __future__ import annotations
 
@@ -9,22 +9,13 @@ import keras
 import keras_hub
 import numpy as np
 
-from keras_flix.comparison import Comparison, paired_bootstrap
-from keras_flix.datasets import Dataset
+from keras_flix.evaluation.metrics import Metric, exact_match
+from keras_flix.evaluation.scores import Scores, check_metrics
 from keras_flix.features.host_values import host_value
-from keras_flix.mixtures import Mixture
+from keras_flix.mixtures.dataset import Dataset
+from keras_flix.mixtures.mixture import Mixture
 from keras_flix.models.adapted import prompts
 from keras_flix.models.adapted.model import is_adapted, surgery_of
-from keras_flix.scores import Scores, check_metrics
-from keras_flix.text_metrics import Metric, exact_match
-
-__all__ = [
-    "Comparison",
-    "Scores",
-    "evaluate",
-    "forced_exact_match",
-    "paired_bootstrap",
-]
 
 PROMPTS, RESPONSES = "prompts", "responses"
 

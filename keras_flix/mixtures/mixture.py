@@ -11,11 +11,17 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_flix.datasets import Dataset, check_alike, check_axis, gathered, values_of
-from keras_flix.drawing import Batch, DrawnBatches, draw_places
 from keras_flix.features.dropout import FeatureDropout
 from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
+from keras_flix.mixtures.dataset import (
+    Dataset,
+    check_alike,
+    check_axis,
+    gathered,
+    values_of,
+)
+from keras_flix.mixtures.sampling import Batch, DrawnBatches, draw_places
 
 __all__ = ["Dataset", "Mixture"]
 
