@@ -13,7 +13,7 @@ from models import make_mlp, rows
 
 import keras_flix
 from keras_flix import analysis
-from keras_flix.files.adapter_files import read_adapters
+from keras_flix.files.adapter_file import read_adapters
 
 SCHEMA = [
     keras_flix.Feature("task", ["qa", "parse"], rank={"qa": 1, "parse": 3}, alpha=2.0),

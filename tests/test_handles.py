@@ -2,7 +2,7 @@
 
 import pytest
 
-from keras_flix.files.handles import Handle, parse_handle
+from keras_flix.files.hub_handles import Handle, parse_handle
 
 FILE = "adapters.flix.safetensors"
 

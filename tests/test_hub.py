@@ -14,7 +14,7 @@ from models import make_mlp, rows
 import keras_flix
 from keras_flix.evaluation.scores import Scores
 from keras_flix.files import hub
-from keras_flix.files.adapter_files import read_adapters
+from keras_flix.files.adapter_file import read_adapters
 from keras_flix.text_metrics import exact_match
 
 if keras.config.backend() != "torch":

@@ -26,7 +26,7 @@ from keras_flix.analysis.updates import (
     update_norms,
     value_similarity,
 )
-from keras_flix.files.adapter_files import Adapters
+from keras_flix.files.adapter_file import Adapters
 from keras_flix.mixtures.dataset import check_axis
 from keras_flix.mixtures.mixture import Mixture
 

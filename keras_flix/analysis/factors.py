@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_flix.features.schema import FeatureSchema
-from keras_flix.files.adapter_files import Adapters
+from keras_flix.files.adapter_file import Adapters
 from keras_flix.layers.factors import Factors
 from keras_flix.layers.tables import Adapter
 from keras_flix.models.adapted.model import is_adapted, surgery_of

@@ -24,7 +24,7 @@ from keras_flix.analysis.factors import (
 )
 from keras_flix.features.feature import Value
 from keras_flix.features.schema import FeatureSchema
-from keras_flix.files.adapter_files import Adapters
+from keras_flix.files.adapter_file import Adapters
 from keras_flix.mixtures.dataset import check_axis
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from keras_flix._utils.text_tables import number
 from keras_flix.analysis.updates import update_norms
 from keras_flix.command_line.output import Answer, Table
-from keras_flix.files.adapter_files import Adapters, read_adapters
+from keras_flix.files.adapter_file import Adapters, read_adapters
 from keras_flix.layers.factors import Factors
 from keras_flix.layers.tables import Adapter
 

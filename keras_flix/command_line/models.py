@@ -13,7 +13,7 @@ from keras_flix.command_line.output import Answer, progress
 from keras_flix.exports.peft_export import export_lora, export_loras
 from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
-from keras_flix.files.adapter_files import read_adapters
+from keras_flix.files.adapter_file import read_adapters
 from keras_flix.files.saving import load_adapters
 from keras_flix.models.merge import merge_features
 

@@ -16,7 +16,7 @@ from keras_flix._utils.atomic_directories import new_directory
 from keras_flix.exports.lora_writer import Ids, LoraWriter, write_json
 from keras_flix.features.encoding import ABSENT, WEIGHT_UNIT
 from keras_flix.features.schema import FeatureSchema
-from keras_flix.files.handles import INDEX_FILE
+from keras_flix.files.hub_handles import INDEX_FILE
 from keras_flix.models.adapted.model import surgery_of
 
 INDEX_VERSION = 1

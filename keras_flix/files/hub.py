@@ -14,8 +14,8 @@ import keras
 
 from keras_flix._utils.optional_packages import needed
 from keras_flix.evaluation.scores import Scores
-from keras_flix.files.adapter_files import SUFFIX, checked_path, read_adapters
-from keras_flix.files.handles import (
+from keras_flix.files.adapter_file import SUFFIX, checked_path, read_adapters
+from keras_flix.files.hub_handles import (
     INDEX_FILE,
     LORA_FILES,
     Handle,
@@ -24,7 +24,7 @@ from keras_flix.files.handles import (
     download,
     parse_handle,
 )
-from keras_flix.files.model_cards import adapter_card, lora_card
+from keras_flix.files.model_card import adapter_card, lora_card
 from keras_flix.files.saving import save_adapters
 
 __all__ = ["download", "push_adapters"]

@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_flix.features.schema import FeatureSchema
-from keras_flix.files.adapter_files import (
+from keras_flix.files.adapter_file import (
     Adapters,
     checked_path,
     read_adapters,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from keras_flix.files.adapter_files import (
+from keras_flix.files.adapter_file import (
     HEADER,
     Adapters,
     content_digest,

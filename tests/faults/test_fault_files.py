@@ -19,7 +19,7 @@ from models import make_mlp, rows
 import keras_flix
 from keras_flix.exports import peft_export
 from keras_flix.files import hub
-from keras_flix.files.adapter_files import read_adapters, write_adapters
+from keras_flix.files.adapter_file import read_adapters, write_adapters
 
 INPUTS = {**rows(), "task": "qa", "language": ["sw", None, "en"]}
 SECONDS = 10

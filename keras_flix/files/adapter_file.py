@@ -20,7 +20,7 @@ from keras_flix._utils.atomic_files import check_folder, write_whole
 from keras_flix.features.feature import check_alpha
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.fingerprint import BaseFingerprint
-from keras_flix.files.handles import adapter_file
+from keras_flix.files.hub_handles import adapter_file
 
 SUFFIX = ".flix.safetensors"
 FORMAT_VERSION = 1

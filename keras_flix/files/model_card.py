@@ -8,8 +8,8 @@ from typing import Any
 
 from keras_flix.evaluation.scores import Scores
 from keras_flix.features.feature import Feature
-from keras_flix.files.adapter_files import Adapters
-from keras_flix.files.handles import INDEX_FILE, Handle
+from keras_flix.files.adapter_file import Adapters
+from keras_flix.files.hub_handles import INDEX_FILE, Handle
 from keras_flix.version import __version__
 
 SHOWN = 40
