@@ -1,8 +1,8 @@
 """Featurized Low-rank Mixtures (FLix) for Keras 3."""
 
 from keras_flix import analysis, callbacks, evaluation, mixtures, plots
-from keras_flix.exports.merged_export import export_merged
-from keras_flix.exports.peft_export import export_lora, export_loras
+from keras_flix.exports.lora import export_lora, export_loras
+from keras_flix.exports.transformers_model import export_merged
 from keras_flix.features.dropout import FeatureDropout
 from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema

@@ -10,7 +10,7 @@ import keras_hub
 
 from keras_flix._utils.atomic_directories import check_new, new_directory
 from keras_flix.command_line.output import Answer, progress
-from keras_flix.exports.peft_export import export_lora, export_loras
+from keras_flix.exports.lora import export_lora, export_loras
 from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_file import read_adapters

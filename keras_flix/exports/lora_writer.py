@@ -13,7 +13,7 @@ import numpy as np
 import safetensors.numpy
 from keras import ops
 
-from keras_flix.exports.peft_families import PeftNames, peft_names
+from keras_flix.exports.lora_families import PeftNames, peft_names
 from keras_flix.features.encoding import ABSENT
 from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
