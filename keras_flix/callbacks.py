@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_flix._utils.optional_packages import needed
-from keras_flix.analysis.factors import adapters_of_layers, norms_by_axis
+from keras_flix.analysis.sources import adapters_of_layers, norms_by_axis
 from keras_flix.backups import BackupAndRestore
 from keras_flix.evaluation.evaluate import (
     PROMPTS,

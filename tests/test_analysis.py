@@ -114,7 +114,7 @@ def test_norms_keep_digits_where_factors_cancel():
 @pytest.mark.parametrize("layers", [None, ["head"], ["h.*"]])
 @pytest.mark.parametrize("block", [1, 2**23])
 def test_similarity(axis, layers, block, monkeypatch):
-    monkeypatch.setattr("keras_flix.analysis.factors.BLOCK", block)
+    monkeypatch.setattr("keras_flix.analysis.sources.BLOCK", block)
     model = adapted()
     found = analysis.value_similarity(model, axis, layers)
     assert found.layers == (("head",) if layers == ["head"] else LAYERS)

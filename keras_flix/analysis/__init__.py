@@ -1,249 +1,41 @@
 """What adapters have learned: sizes, similarities and ranks of their updates, and
-what each axis does to the loss; a page with all of it."""
+what each feature does to the loss; a page with all of it."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-import base64
-import dataclasses
-import html
-import io
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import keras
-
-from keras_flix import plots
-from keras_flix._utils.atomic_files import check_folder, write_whole
-from keras_flix.analysis.contributions import AxisContributions, axis_contributions
-from keras_flix.analysis.figure_pages import Groups, library
-from keras_flix.analysis.updates import (
-    EffectiveRank,
-    UpdateNorms,
-    ValueSimilarity,
-    effective_rank,
-    update_norms,
-    value_similarity,
-)
-from keras_flix.files.adapter_file import Adapters
-from keras_flix.mixtures.dataset import check_axis
-from keras_flix.mixtures.mixture import Mixture
+from keras_flix._utils.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = [
-    "Analysis",
-    "AxisContributions",
-    "EffectiveRank",
-    "UpdateNorms",
-    "ValueSimilarity",
-    "analyze",
-    "axis_contributions",
-    "effective_rank",
-    "report",
-    "update_norms",
-    "value_similarity",
-]
-
-STYLE = (
-    "body{font:15px/1.5 sans-serif;margin:2em auto;max-width:72em;padding:0 1em}"
-    "pre{background:#f4f4f4;padding:.8em;overflow-x:auto}"
-    "img{max-width:100%;display:block;margin:1em 0}"
-)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Analysis:
-    """All that `analyze` found.
-
-    Attributes:
-        name: The name of the model, or where its adapters come from.
-        norms: What `update_norms` returned.
-        similarities: What `value_similarity` returned, for axes of several values.
-        ranks: What `effective_rank` returned.
-        contributions: What `axis_contributions` returned; `None` without data.
-    """
-
-    name: str
-    norms: UpdateNorms
-    similarities: Mapping[str, ValueSimilarity]
-    ranks: EffectiveRank
-    contributions: AxisContributions | None = None
-
-    def __str__(self) -> str:
-        parts = [self.norms, *self.similarities.values(), self.ranks]
-        parts += [] if self.contributions is None else [self.contributions]
-        return "\n\n".join(map(str, parts))
-
-    def to_dict(self) -> dict[str, Any]:
-        """All numbers as a dict of JSON types; `None` stands for NaN."""
-        contributions = self.contributions
-        return {
-            "name": self.name,
-            "norms": self.norms.to_dict(),
-            "similarities": {n: s.to_dict() for n, s in self.similarities.items()},
-            "ranks": self.ranks.to_dict(),
-            "contributions": None if contributions is None else contributions.to_dict(),
-        }
-
-
-def analyze(
-    model: keras.Model | Adapters,
-    path: str | os.PathLike[str] | None = None,
-    data: Any = None,
-    *,
-    groups: Mapping[str, Groups] | None = None,
-    batch_size: int = 32,
-) -> Analysis:
-    """All analyses of a model's adapters, and a report of them.
-
-    Args:
-        model: An adapted model, or what `read_adapters` read of a file.
-        path: An HTML file to write the report to, see `report`. An existing one is
-            replaced.
-        data: Examples for `axis_contributions`: a `Mixture`, inputs, or a tuple of
-            inputs, targets and sample weights. `None` leaves that part out.
-        groups: As for `report`.
-        batch_size: Examples per forward pass.
-
-    Returns:
-        The `Analysis`.
-
-    Raises:
-        ImportError: If there is a path, and matplotlib or scipy is not installed.
-        ValueError: If an argument does not fit.
-
-    Example:
-
-    ```python
-    analysis = keras_flix.analysis.analyze(gemma, "adapters.html", data=unseen)
-    print(analysis.similarities["language"])
-    ```
-    """
-    if path is not None:
-        # Before all the work, not after.
-        _checked(path, groups)
-    if data is not None and isinstance(model, Adapters):
-        raise ValueError(
-            "Contributions to a loss need a model. Received: `data` with adapters "
-            f"of {model.source!r} alone. Load them into their base model."
-        )
-    norms = update_norms(model)
-    contributions = None
-    if data is not None:
-        data = data.inputs() if isinstance(data, Mixture) else data
-        data = data if isinstance(data, tuple) else (data,)
-        contributions = axis_contributions(model, *data, batch_size=batch_size)
-    analysis = Analysis(
-        name=model.source if isinstance(model, Adapters) else model.name,
-        norms=norms,
-        similarities={
-            name: value_similarity(model, name)
-            for name, values in norms.values.items()
-            if len(values) > 1
-        },
-        ranks=effective_rank(model),
-        contributions=contributions,
+    from keras_flix.analysis.contributions import (
+        AxisContributions as AxisContributions,
+        axis_contributions as axis_contributions,
     )
-    if path is not None:
-        report(analysis, path, groups=groups)
-    return analysis
+    from keras_flix.analysis.html_report import (
+        Analysis as Analysis,
+        analyze as analyze,
+        report as report,
+    )
+    from keras_flix.analysis.updates import (
+        EffectiveRank as EffectiveRank,
+        UpdateNorms as UpdateNorms,
+        ValueSimilarity as ValueSimilarity,
+        effective_rank as effective_rank,
+        update_norms as update_norms,
+        value_similarity as value_similarity,
+    )
 
-
-def report(
-    analysis: Analysis,
-    path: str | os.PathLike[str],
-    *,
-    groups: Mapping[str, Groups] | None = None,
-) -> None:
-    """Writes an analysis as one HTML page, with its figures inside.
-
-    The page needs nothing from elsewhere, and no scripts.
-
-    Args:
-        analysis: What `analyze` returned.
-        path: The file. An existing one is replaced only once this one is complete.
-        groups: By axis, a dict from values to the names of their groups, such as
-            `{"language": {"sw": "Bantu"}}`: labels are coloured by them.
-
-    Raises:
-        ImportError: If matplotlib or scipy is not installed.
-        ValueError: If the folder does not exist, or `groups` names no axis.
-    """
-    target, groups = _checked(path, groups), groups or {}
-    for name in groups:
-        check_axis(name, analysis.norms.values, "`groups`")
-    write_whole(target, _page(analysis, groups).encode())
-
-
-def _checked(path: str | os.PathLike[str], groups: Any) -> Path:
-    for module in ("matplotlib.figure", "scipy.cluster.hierarchy"):
-        library(module)
-    check_folder(Path(path))
-    return Path(path)
-
-
-def _page(analysis: Analysis, groups: Mapping[str, Groups]) -> str:
-    title = html.escape(f"Adapters of {analysis.name}")
-    norms, ranks, contributions = analysis.norms, analysis.ranks, analysis.contributions
-    parts = [
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}'
-        f"</title><style>{STYLE}</style></head><body><h1>{title}</h1>"
-        f"<p>{len(norms.layers)} adapted layers.</p>"
-    ]
-    if contributions is not None:
-        parts += _section(
-            "Contributions",
-            f"Losses of {len(contributions)} examples. Negative numbers: the axis "
-            "lowers the loss, when it is added to all others, or to the base alone.",
-            contributions.table(),
-            plots.plot_contributions(contributions),
-        )
-    for axis, values in norms.values.items():
-        own = groups.get(axis)
-        parts.append(f"<h2>{html.escape(axis)}</h2>")
-        if axis in analysis.similarities:
-            similarity = analysis.similarities[axis]
-            parts += _section(
-                "Similarity",
-                "Cosines between the updates of values, over all layers; grey where "
-                "a value has no update.",
-                similarity.table(),
-                plots.plot_similarity(similarity, own),
-            )
-        parts += _section(
-            "Norms",
-            "Frobenius norms of updates, and relative to those of the base's "
-            "kernels, over all layers; by layer in the figure.",
-            norms.table(axis),
-            plots.plot_norms(norms, axis, groups=own),
-        )
-        parts += _section(
-            "Ranks",
-            f"How many singular values hold {ranks.energy:.0%} of the energy, how "
-            "many there are by their entropy, and the share of the rank in use: "
-            "means over the layers.",
-            ranks.table(axis),
-            plots.plot_ranks(ranks, axis, own),
-        )
-        if contributions is not None and len(values) > 1:
-            parts += _section(
-                "Contributions by value",
-                "As above, for the examples of each value.",
-                contributions.table(axis),
-                plots.plot_contributions(contributions, axis, own),
-            )
-    return "\n".join([*parts, "</body></html>"])
-
-
-def _section(title: str, text: str, table: str, figure: Figure) -> Sequence[str]:
-    data = io.BytesIO()
-    figure.savefig(data, format="png")
-    image = base64.b64encode(data.getvalue()).decode()
-    return [
-        f"<h3>{title}</h3><p>{html.escape(text)}</p>",
-        f'<img alt="{title}" src="data:image/png;base64,{image}">',
-        f"<details><summary>Table</summary><pre>{html.escape(table)}</pre></details>",
-    ]
+ORIGINS = {
+    "Analysis": "keras_flix.analysis.html_report",
+    "AxisContributions": "keras_flix.analysis.contributions",
+    "EffectiveRank": "keras_flix.analysis.updates",
+    "UpdateNorms": "keras_flix.analysis.updates",
+    "ValueSimilarity": "keras_flix.analysis.updates",
+    "analyze": "keras_flix.analysis.html_report",
+    "axis_contributions": "keras_flix.analysis.contributions",
+    "effective_rank": "keras_flix.analysis.updates",
+    "report": "keras_flix.analysis.html_report",
+    "update_norms": "keras_flix.analysis.updates",
+    "value_similarity": "keras_flix.analysis.updates",
+}
+__all__ = sorted(ORIGINS)
+__getattr__, __dir__ = lazy_names(__name__, ORIGINS)

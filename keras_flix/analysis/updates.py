@@ -16,7 +16,7 @@ import numpy as np
 
 from keras_flix._utils.near_names import hint
 from keras_flix._utils.text_tables import aligned, number, plain
-from keras_flix.analysis.factors import (
+from keras_flix.analysis.sources import (
     adapters_of_layers,
     factors_by_axis,
     kernel_norm,
