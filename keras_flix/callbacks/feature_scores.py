@@ -1,17 +1,13 @@
-"""Keras callbacks: scores by feature value while `fit` runs, TensorBoard, backups."""
+"""`FeatureScores`: scores by feature value while `fit` runs."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
-from keras_flix._utils.optional_packages import needed
-from keras_flix.analysis.sources import adapters_of_layers, norms_by_axis
-from keras_flix.backups import BackupAndRestore
+from keras_flix.callbacks.epochs import checked_epochs
 from keras_flix.evaluation.evaluate import (
     PROMPTS,
     RESPONSES,
@@ -25,8 +21,6 @@ from keras_flix.evaluation.scores import Scores, check_metrics
 from keras_flix.mixtures.dataset import Dataset, check_axis
 from keras_flix.mixtures.mixture import Mixture
 from keras_flix.models.adapted.model import surgery_of
-
-__all__ = ["BackupAndRestore", "FeatureScores", "FeatureTensorBoard"]
 
 
 class FeatureScores(keras.callbacks.Callback):
@@ -101,7 +95,7 @@ class FeatureScores(keras.callbacks.Callback):
             by = [by]
         self.data, self.by, self.forced = data, by, forced
         self.batch_size, self.max_length = batch_size, max_length
-        self.every = _checked_every(every)
+        self.every = checked_epochs(every)
         self.last: Scores | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -164,71 +158,3 @@ class FeatureScores(keras.callbacks.Callback):
                 )
                 named |= {f"{name}/{label}": value for name, value in score.items()}
         return named
-
-
-class FeatureTensorBoard(keras.callbacks.Callback):
-    """Writes logs, scores by feature value and norms of updates for TensorBoard.
-
-    Each entry of an epoch's logs becomes a scalar of its name, on every backend:
-    losses, metrics and, if a `FeatureScores` comes earlier in the list, its scores.
-    The norm of each value's update over all layers is `update_norm/language=sw`.
-
-    Args:
-        log_dir: The folder for the event files.
-        norms: Whether to write norms; for adapted models only.
-        every: Write norms every so many epochs.
-
-    Raises:
-        ImportError: When training begins, if `tensorboard` is not installed.
-        ValueError: Then, if there are no updates to measure.
-
-    Example:
-
-    ```python
-    callbacks = [FeatureScores(validation), FeatureTensorBoard("logs")]
-    gemma.fit(train, epochs=2, callbacks=callbacks)
-    ```
-    """
-
-    def __init__(
-        self, log_dir: str | os.PathLike[str], *, norms: bool = True, every: int = 1
-    ) -> None:
-        super().__init__()
-        self.log_dir = os.fspath(log_dir)
-        self.norms, self.every = norms, _checked_every(every)
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        if self.norms:
-            surgery_of(self.model)
-        # TensorBoard's own writer needs numpy only, and keeps names as they are.
-        summary = needed("tensorboard.summary", "FeatureTensorBoard", "tensorboard")
-        self.writer = summary.Writer(self.log_dir)
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        for name, value in (logs or {}).items():
-            if np.ndim(value) == 0:
-                self.writer.add_scalar(name, value, epoch)
-        if self.norms and not (epoch + 1) % self.every:
-            for name, value in self._norms().items():
-                self.writer.add_scalar(name, value, epoch)
-        self.writer.flush()
-
-    def on_train_end(self, logs: Any = None) -> None:
-        self.writer.close()
-
-    def _norms(self) -> dict[str, float]:
-        schema, layers = adapters_of_layers(self.model)
-        return {
-            f"update_norm/{axis}={value}": float(np.linalg.norm(row))
-            for axis, norms in norms_by_axis(schema, layers).items()
-            for value, row in zip(schema[axis].values, norms)
-        }
-
-
-def _checked_every(every: int) -> int:
-    if every < 1:
-        raise ValueError(
-            "`every` must be a positive number of epochs. Received: "
-            f"every={every}. 1 is each epoch."
-        )
-    return every
