@@ -1,65 +1,101 @@
 """Featurized Low-rank Mixtures (FLix) for Keras 3."""
 
-from keras_flix import analysis, callbacks, evaluation, mixtures, plots
-from keras_flix.exports.lora import export_lora, export_loras
-from keras_flix.exports.transformers_model import export_merged
-from keras_flix.features.dropout import FeatureDropout
-from keras_flix.features.feature import Feature
-from keras_flix.features.schema import FeatureSchema
-from keras_flix.files.fingerprint import base_fingerprint
-from keras_flix.files.hub import push_adapters
-from keras_flix.files.saving import load_adapters, save_adapters
-from keras_flix.files.update_from import update_from
-from keras_flix.layers import FlixDense, FlixEinsumDense
-from keras_flix.models.disable import adapters_disabled
-from keras_flix.models.enable import enable_flix
-from keras_flix.models.growing.add_remove import (
-    add_feature,
-    add_values,
-    remove_values,
-    rename_value,
-)
-from keras_flix.models.growing.blend import Blend, fit_blend
-from keras_flix.models.growing.set_trainable import set_trainable
-from keras_flix.models.merge import merge_features
-from keras_flix.models.optimizers import LazyAdam, LazySGD
-from keras_flix.models.restore import AdaptedModel as _AdaptedModel  # noqa: F401
-from keras_flix.models.sharding import add_adapter_rules
-from keras_flix.models.summary import flix_summary
-from keras_flix.version import __version__
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Blend",
-    "Feature",
-    "FeatureDropout",
-    "FeatureSchema",
-    "FlixDense",
-    "FlixEinsumDense",
-    "LazyAdam",
-    "LazySGD",
-    "__version__",
-    "adapters_disabled",
-    "add_adapter_rules",
-    "add_feature",
-    "add_values",
-    "analysis",
-    "base_fingerprint",
-    "callbacks",
-    "enable_flix",
-    "evaluation",
-    "export_lora",
-    "export_loras",
-    "export_merged",
-    "fit_blend",
-    "flix_summary",
-    "load_adapters",
-    "merge_features",
-    "mixtures",
-    "plots",
-    "push_adapters",
-    "remove_values",
-    "rename_value",
-    "save_adapters",
-    "set_trainable",
-    "update_from",
-]
+from keras_flix._utils.lazy_names import lazy_names
+from keras_flix._utils.registered_names import register
+from keras_flix.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from keras_flix import (
+        analysis as analysis,
+        callbacks as callbacks,
+        evaluation as evaluation,
+        files as files,
+        mixtures as mixtures,
+        plots as plots,
+        text_metrics as text_metrics,
+        xtreme_up as xtreme_up,
+    )
+    from keras_flix.exports.lora import (
+        export_lora as export_lora,
+        export_loras as export_loras,
+    )
+    from keras_flix.exports.transformers_model import export_merged as export_merged
+    from keras_flix.features.dropout import FeatureDropout as FeatureDropout
+    from keras_flix.features.feature import Feature as Feature
+    from keras_flix.features.schema import FeatureSchema as FeatureSchema
+    from keras_flix.files.fingerprint import base_fingerprint as base_fingerprint
+    from keras_flix.files.hub import push_adapters as push_adapters
+    from keras_flix.files.saving import (
+        load_adapters as load_adapters,
+        save_adapters as save_adapters,
+    )
+    from keras_flix.files.update_from import update_from as update_from
+    from keras_flix.layers.dense import FlixDense as FlixDense
+    from keras_flix.layers.einsum_dense import FlixEinsumDense as FlixEinsumDense
+    from keras_flix.models.disable import adapters_disabled as adapters_disabled
+    from keras_flix.models.enable import enable_flix as enable_flix
+    from keras_flix.models.growing.add_remove import (
+        add_feature as add_feature,
+        add_values as add_values,
+        remove_values as remove_values,
+        rename_value as rename_value,
+    )
+    from keras_flix.models.growing.blend import Blend as Blend, fit_blend as fit_blend
+    from keras_flix.models.growing.set_trainable import set_trainable as set_trainable
+    from keras_flix.models.merge import merge_features as merge_features
+    from keras_flix.models.optimizers import LazyAdam as LazyAdam, LazySGD as LazySGD
+    from keras_flix.models.sharding import add_adapter_rules as add_adapter_rules
+    from keras_flix.models.summary import flix_summary as flix_summary
+
+ORIGINS = {
+    "Blend": "keras_flix.models.growing.blend",
+    "Feature": "keras_flix.features.feature",
+    "FeatureDropout": "keras_flix.features.dropout",
+    "FeatureSchema": "keras_flix.features.schema",
+    "FlixDense": "keras_flix.layers.dense",
+    "FlixEinsumDense": "keras_flix.layers.einsum_dense",
+    "LazyAdam": "keras_flix.models.optimizers",
+    "LazySGD": "keras_flix.models.optimizers",
+    "__version__": "keras_flix.version",
+    "adapters_disabled": "keras_flix.models.disable",
+    "add_adapter_rules": "keras_flix.models.sharding",
+    "add_feature": "keras_flix.models.growing.add_remove",
+    "add_values": "keras_flix.models.growing.add_remove",
+    "analysis": "keras_flix.analysis",
+    "base_fingerprint": "keras_flix.files.fingerprint",
+    "callbacks": "keras_flix.callbacks",
+    "enable_flix": "keras_flix.models.enable",
+    "evaluation": "keras_flix.evaluation",
+    "export_lora": "keras_flix.exports.lora",
+    "export_loras": "keras_flix.exports.lora",
+    "export_merged": "keras_flix.exports.transformers_model",
+    "files": "keras_flix.files",
+    "fit_blend": "keras_flix.models.growing.blend",
+    "flix_summary": "keras_flix.models.summary",
+    "load_adapters": "keras_flix.files.saving",
+    "merge_features": "keras_flix.models.merge",
+    "mixtures": "keras_flix.mixtures",
+    "plots": "keras_flix.plots",
+    "push_adapters": "keras_flix.files.hub",
+    "remove_values": "keras_flix.models.growing.add_remove",
+    "rename_value": "keras_flix.models.growing.add_remove",
+    "save_adapters": "keras_flix.files.saving",
+    "set_trainable": "keras_flix.models.growing.set_trainable",
+    "text_metrics": "keras_flix.text_metrics",
+    "update_from": "keras_flix.files.update_from",
+    "xtreme_up": "keras_flix.xtreme_up",
+}
+__all__ = sorted(ORIGINS)
+__getattr__, __dir__ = lazy_names(__name__, ORIGINS)
+
+register(
+    {
+        "keras_flix>AdaptedModel": "keras_flix.models.restore",
+        "keras_flix>FlixDense": "keras_flix.layers.dense",
+        "keras_flix>FlixEinsumDense": "keras_flix.layers.einsum_dense",
+        "keras_flix>LazyAdam": "keras_flix.models.optimizers",
+        "keras_flix>LazySGD": "keras_flix.models.optimizers",
+    }
+)

@@ -16,7 +16,7 @@ from models import make_mlp
 import keras_flix
 from keras_flix.command_line import output
 from keras_flix.command_line.main import main
-from keras_flix.command_line.models import parse_features
+from keras_flix.command_line.model_commands import parse_features
 
 if keras.config.backend() != "torch":
     reason = "the command line adds no computation: tested once, with torch"
@@ -96,7 +96,7 @@ def test_inspect_as_text(capsys, tmp_path):
 
 
 def test_many_layers_are_cut(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("keras_flix.command_line.files.SHOWN", 1)
+    monkeypatch.setattr("keras_flix.command_line.file_commands.SHOWN", 1)
     path = saved(tmp_path)
     _, out, _ = run(capsys, "inspect", path)
     assert "  ... (--all-layers lists 1 more)" in out and "head (6, 4)" not in out
@@ -266,20 +266,6 @@ def test_entries_of_combinations():
     ):
         with pytest.raises(ValueError, match=text):
             parse_features(schema, entries)
-
-
-def test_bench(capsys):
-    small = ("--rounds", "2", "--batch", "2", "--length", "4", "--rank", "1")
-    data = answer(capsys, "bench", *small)
-    for name in ("forward", "train"):
-        low, high = data[name]["quartiles"]
-        assert 0 < low <= data[name]["ratio"] <= high
-    assert data["backend"] == keras.config.backend()
-    assert run(capsys, "bench", "--rounds", "0")[::2] == (
-        2,
-        "keras-flix: --rounds must be at least 1. Received: 0. Pass a positive "
-        "integer.\n",
-    )
 
 
 @pytest.mark.parametrize(

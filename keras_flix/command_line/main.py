@@ -1,4 +1,4 @@
-"""The parser of `keras-flix`, and what it exits with.
+"""`keras-flix`: runs a command, and what it exits with.
 
 0: done. 1: `diff` found differences. 2: the arguments, a file or the machine do not
 allow it; one line on stderr says why.
@@ -7,34 +7,16 @@ allow it; one line on stderr says why.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from keras_flix.command_line.bench import add_bench_command
-from keras_flix.command_line.files import add_file_commands
-from keras_flix.command_line.models import add_model_commands
-from keras_flix.version import __version__
+from keras_flix.command_line.parser import PROGRAM, parser
 
-PROGRAM = "keras-flix"
-
-
-def parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", help="answer in JSON")
-    common.add_argument(
-        "--traceback", action="store_true", help="show where an error comes from"
-    )
-    top = argparse.ArgumentParser(
-        prog=PROGRAM, description="Adapter files of keras_flix on the command line."
-    )
-    top.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add_file_commands(commands, common)
-    add_model_commands(commands, common)
-    add_bench_command(commands, common)
-    return top
+if TYPE_CHECKING:
+    from keras_flix.command_line.output import Answer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parsed = parser().parse_args(arguments)
     try:
-        answer = parsed.run(parsed)
+        answer = _command(parsed.run)(parsed)
         answer.show(parsed.json)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -65,3 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM}: {text}", file=sys.stderr)
         return 2
     return int(answer.code)
+
+
+def _command(name: str) -> Callable[[argparse.Namespace], Answer]:
+    """A command by its module and its name; what it needs is imported now."""
+    module, _, function = name.partition(":")
+    return getattr(
+        importlib.import_module(f"keras_flix.command_line.{module}"), function
+    )

@@ -1,6 +1,16 @@
 """Keras layers whose kernels depend on features."""
 
-from keras_flix.layers.dense import FlixDense
-from keras_flix.layers.einsum_dense import FlixEinsumDense
+from typing import TYPE_CHECKING
 
-__all__ = ["FlixDense", "FlixEinsumDense"]
+from keras_flix._utils.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from keras_flix.layers.dense import FlixDense as FlixDense
+    from keras_flix.layers.einsum_dense import FlixEinsumDense as FlixEinsumDense
+
+ORIGINS = {
+    "FlixDense": "keras_flix.layers.dense",
+    "FlixEinsumDense": "keras_flix.layers.einsum_dense",
+}
+__all__ = sorted(ORIGINS)
+__getattr__, __dir__ = lazy_names(__name__, ORIGINS)

@@ -115,38 +115,3 @@ def _written(
     if combination is not None:
         named = " ".join(f"{axis}={value}" for axis, value in combination.items())
     return Answer(data, [f"{what} {named} into {arguments.output}"])
-
-
-def add_model_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Adds both commands to the parser."""
-    base = argparse.ArgumentParser(add_help=False)
-    base.add_argument("file", help="an adapter file, or its handle on a hub")
-    base.add_argument("--preset", required=True, help="the base, as KerasHub names it")
-    base.add_argument("--output", required=True, help="a new or empty folder")
-    base.add_argument(
-        "--features",
-        nargs="*",
-        metavar="AXIS=VALUE",
-        help="such as task=qa language=sw",
-    )
-    base.add_argument(
-        "--class",
-        dest="model_class",
-        default="CausalLM",
-        metavar="NAME",
-        help="the class of keras_hub.models to load (default: CausalLM)",
-    )
-    base.add_argument("--dtype", help="of the base, such as bfloat16")
-    base.add_argument(
-        "--any-base", action="store_true", help="do not compare base fingerprints"
-    )
-    one = commands.add_parser(
-        "merge", parents=[base, common], help="one combination as a plain preset"
-    )
-    one.set_defaults(run=merge)
-    two = commands.add_parser(
-        "export", parents=[base, common], help="combinations as PEFT LoRA directories"
-    )
-    two.add_argument("--all", action="store_true", help="every combination")
-    two.add_argument("--base-model", help="what PEFT's configuration names as base")
-    two.set_defaults(run=export)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from typing import Any
 
 import numpy as np
@@ -206,27 +205,3 @@ def _equal_rows(one: np.ndarray, other: np.ndarray) -> Any:
 
 def _norms(axis: str, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return Factors.of(left, right, [1.0] * len(left)).norms
-
-
-def add_file_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Adds both commands to the parser."""
-    one = commands.add_parser(
-        "inspect", parents=[common], help="what is in an adapter file"
-    )
-    one.add_argument("file", type=os.fspath, help="a file, or its handle on a hub")
-    one.add_argument("--all-layers", action="store_true", help="list every layer")
-    one.set_defaults(run=inspect)
-    two = commands.add_parser(
-        "diff",
-        parents=[common],
-        help="what differs between two adapter files; exit code 1 if anything does",
-    )
-    two.add_argument("a", type=os.fspath)
-    two.add_argument("b", type=os.fspath)
-    two.add_argument(
-        "--tolerance",
-        type=float,
-        default=0.0,
-        help="relative differences of updates up to this do not count (default: 0)",
-    )
-    two.set_defaults(run=diff)
