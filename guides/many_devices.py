@@ -281,7 +281,7 @@ with keras.distribution.DataParallel().scope():
 # ## TensorFlow and PyTorch
 #
 # Not run here; the tests of the repository run both on two virtual devices
-# (`tests/integration/devices`).
+# (`tests/models/adapted/on_devices`).
 #
 # TensorFlow: everything in the scope of a `MirroredStrategy`.
 #

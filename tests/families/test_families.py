@@ -10,9 +10,9 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from conftest import FEATURES, randomize, to_numpy
 from families import decoders, encoders, seq_2_seq, vision
 from families.not_covered import NOT_COVERED
+from helpers.gemma import FEATURES, randomize, to_numpy
 from keras import tree
 
 import keras_flix

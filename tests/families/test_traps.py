@@ -4,8 +4,8 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from conftest import FEATURES, randomize, to_numpy
 from families import decoders, vision
+from helpers.gemma import FEATURES, randomize, to_numpy
 from keras import ops
 
 import keras_flix

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from conftest import FEATURES, randomize, to_numpy
 from families import vision
+from helpers.gemma import FEATURES, randomize, to_numpy
 
 import keras_flix
 

@@ -64,7 +64,7 @@ class Fuzzer:
 
     def __init__(self, folder: Path) -> None:
         self.library, self.corpus = instrumented()
-        from models import make_mlp
+        from helpers.models import make_mlp
 
         features = {"task": ["qa", "parse", "list"], "language": ["en", "sw", "yo"]}
         self.model = self.library.enable_flix(

@@ -11,7 +11,7 @@ import math
 import keras
 import ml_dtypes
 import numpy as np
-from einsums import EQUATIONS, full_kernel
+from helpers.einsums import EQUATIONS, full_kernel
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from keras import ops
 

@@ -11,13 +11,13 @@ import hypothesis
 import keras
 import numpy as np
 import pytest
-from conftest import FEATURES, randomize, to_numpy
 from faults import file_corpus
+from helpers.gemma import FEATURES, randomize, to_numpy
+from helpers.models import make_mlp, rows
 from hypothesis import strategies
-from models import make_mlp, rows
 
 import keras_flix
-from keras_flix.exports import peft_export
+from keras_flix.exports import lora
 from keras_flix.files import hub
 from keras_flix.files.adapter_file import read_adapters, write_adapters
 
@@ -183,7 +183,7 @@ def test_numbers_that_are_none_are_kept(tmp_path):
 
 @pytest.mark.parametrize("values", [["../../up", "/etc", "a/b", "..", "con\x00"]])
 def test_values_never_lead_out_of_a_directory(values):
-    names = peft_export._directory_names([{"task": value} for value in values])
+    names = lora._directory_names([{"task": value} for value in values])
     assert len(set(names)) == len(values)
     assert all("/" not in n and "\x00" not in n and n not in (".", "..") for n in names)
 

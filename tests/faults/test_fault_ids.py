@@ -6,8 +6,8 @@ import math
 import keras
 import numpy as np
 import pytest
-import random_cases
-from random_cases import (
+from faults import random_cases
+from faults.random_cases import (
     COMPILERS,
     SEEDS,
     Case,
@@ -18,7 +18,7 @@ from random_cases import (
     for_random,
     structures,
 )
-from tracing import compiled
+from helpers.tracing import compiled
 
 from keras_flix import Feature
 from keras_flix.features.tensor_ids import narrow_ids

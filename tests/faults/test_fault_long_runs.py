@@ -9,8 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import FEATURES, randomize, to_numpy
-from killed_training import (
+from faults.killed_training import (
     EPOCHS,
     Nursery,
     SetEpoch,
@@ -18,6 +17,7 @@ from killed_training import (
     long_model,
     random_batch,
 )
+from helpers.gemma import FEATURES, randomize, to_numpy
 
 import keras_flix
 from keras_flix.callbacks import BackupAndRestore

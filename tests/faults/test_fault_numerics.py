@@ -6,9 +6,8 @@ import math
 import keras
 import numpy as np
 import pytest
-import random_cases
-from conftest import make_backbone, randomize, to_numpy
-from random_cases import (
+from faults import random_cases
+from faults.random_cases import (
     SEEDS,
     Case,
     Plan,
@@ -18,6 +17,7 @@ from random_cases import (
     for_random,
     structures,
 )
+from helpers.gemma import make_backbone, randomize, to_numpy
 
 import keras_flix
 from keras_flix import Feature

@@ -15,8 +15,8 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from conftest import FEATURES, randomize, to_numpy
-from models import make_mlp
+from helpers.gemma import FEATURES, randomize, to_numpy
+from helpers.models import make_mlp
 
 import keras_flix
 from keras_flix._utils.atomic_files import whole_file, write_whole
@@ -27,7 +27,7 @@ from pathlib import Path
 
 # The modules that write, without the library: forks of a small process are quick.
 root = Path(sys.argv[1])
-for name in ("keras_flix", "keras_flix.files"):
+for name in ("keras_flix", "keras_flix._utils"):
     package = sys.modules[name] = types.ModuleType(name)
     package.__path__ = [str(root.joinpath(*name.split(".")))]
 directories = importlib.import_module("keras_flix._utils.atomic_directories")

@@ -11,9 +11,9 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from conftest import FEATURES, randomize, to_numpy
+from helpers.gemma import FEATURES, randomize, to_numpy
+from helpers.models import make_mlp
 from keras.src.trainers.data_adapters import py_dataset_adapter
-from models import make_mlp
 
 import keras_flix
 from keras_flix.models.adapted import thread_lock

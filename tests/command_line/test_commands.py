@@ -1,0 +1,334 @@
+"""The command `keras-flix`: answers, exit codes and one-line errors."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from helpers.gemma import FEATURES, make_backbone, randomize, to_numpy
+from helpers.models import make_mlp
+
+import keras_flix
+from keras_flix.command_line import output
+from keras_flix.command_line.main import main
+from keras_flix.command_line.model_commands import parse_features
+
+if keras.config.backend() != "torch":
+    reason = "the command line adds no computation: tested once, with torch"
+    pytest.skip(reason, allow_module_level=True)
+
+WITH_RANKS = [
+    keras_flix.Feature("task", ["qa", "[red]parse"], rank={"qa": 1, "*": 2}),
+    keras_flix.Feature("domain", ["web", "news"], multiple=True, alpha=4),
+    keras_flix.Feature("shared", always=True),
+]
+
+
+def saved(folder, name="one", features=FEATURES, seed=0, base=0, **options):
+    options = {"targets": "all-linear", "rank": 2, **options}
+    model = keras_flix.enable_flix(make_mlp(base), features, **options)
+    path = folder / f"{name}.flix.safetensors"
+    keras_flix.save_adapters(randomize(model, seed=seed), path)
+    return str(path)
+
+
+def run(capsys, *arguments):
+    code = main(arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def answer(capsys, *arguments, code=0):
+    found, out, err = run(capsys, *arguments, "--json")
+    assert (found, err) == (code, ""), err
+    return json.loads(out)
+
+
+def test_inspect_as_json(capsys, tmp_path):
+    path = saved(tmp_path, features=WITH_RANKS)
+    data = answer(capsys, "inspect", path)
+    assert data["file"] == path
+    assert data["base"] == keras_flix.base_fingerprint(make_mlp()).digest
+    assert data["alpha"] is None
+    assert [f["name"] for f in data["features"]] == ["task", "domain", "shared"]
+    assert data["layers"] == {"hidden": [8, 6], "head": [6, 4]}
+    assert data["parameters"] == {"task": 96, "domain": 96, "shared": 48}
+    assert data["bytes"] == 4 * (96 + 96 + 48)
+    model = keras_flix.load_adapters(make_mlp(), path)
+    layers = [model.get_layer(name) for name in ("hidden", "head")]
+    combination = {"task": None, "domain": ["news"]}
+    keras_flix.merge_features(model, combination)
+    for layer in layers:
+        layer._adapter.variables["shared"][1].assign(np.zeros((1, 2, layer.units)))
+    deltas = [to_numpy(layer.kernel_delta(combination)) for layer in layers]
+    norm = np.sqrt(sum((delta**2).sum() for delta in deltas))
+    ((_, _), (value, found)) = data["norms"]["domain"]
+    assert value == "news"
+    np.testing.assert_allclose(found, norm, rtol=1e-5)
+
+
+def test_inspect_as_text(capsys, tmp_path):
+    path = saved(tmp_path, features=WITH_RANKS, dropout=0.5)
+    code, out, err = run(capsys, "inspect", path)
+    digest = keras_flix.base_fingerprint(make_mlp()).digest
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[:6] == [
+        f"{path}: 0.0 MB of tables",
+        f"base: {digest} (4 variables)",
+        "alpha: None",
+        "layers: 2",
+        "  hidden (8, 6)",
+        "  head (6, 4)",
+    ]
+    assert "task: one per example, dropout 0.5, 96 parameters" in lines
+    title = "domain: several per example, dropout 0.5, alpha 4.0, 96 parameters"
+    assert title in lines
+    assert "shared: always active, dropout 0.5, 48 parameters" in lines
+    start = lines.index("task: one per example, dropout 0.5, 96 parameters")
+    assert lines[start + 1].split() == ["value", "rank", "norm"]
+    assert lines[start + 3].split()[:2] == ["[red]parse", "2"]
+
+
+def test_many_layers_are_cut(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("keras_flix.command_line.file_commands.SHOWN", 1)
+    path = saved(tmp_path)
+    _, out, _ = run(capsys, "inspect", path)
+    assert "  ... (--all-layers lists 1 more)" in out and "head (6, 4)" not in out
+    _, out, _ = run(capsys, "inspect", path, "--all-layers")
+    assert "head (6, 4)" in out and "..." not in out
+
+
+def test_the_same_file_does_not_differ(capsys, tmp_path):
+    path = saved(tmp_path)
+    assert run(capsys, "diff", path, path) == (0, "", "")
+    data = answer(capsys, "diff", path, saved(tmp_path, "two"))
+    assert data == {
+        "different": False,
+        "notes": [],
+        "values": {"task": [], "language": []},
+    }
+
+
+def test_diff_measures_updates(capsys, tmp_path):
+    model = keras_flix.enable_flix(make_mlp(), FEATURES, rank=2, targets="all-linear")
+    one, two = (str(tmp_path / f"{n}.flix.safetensors") for n in "ab")
+    keras_flix.save_adapters(randomize(model), one)
+    for layer in model._flix.layers.values():
+        a, b = layer._adapter.variables["language"]
+        # The same update from other factors, and one that is a tenth larger.
+        a.assign(to_numpy(a) * np.array([1, 2, 1.1])[:, None, None])
+        b.assign(to_numpy(b) / np.array([1, 2, 1])[:, None, None])
+    keras_flix.save_adapters(model, two)
+    values = answer(capsys, "diff", one, two, code=1)["values"]
+    assert values["task"] == []
+    ((sw, small), (yo, tenth)) = values["language"]
+    assert (sw, yo) == ("sw", "yo")
+    assert small < 1e-7
+    np.testing.assert_allclose(tenth, 0.1, rtol=1e-5)
+    loose = answer(capsys, "diff", one, two, "--tolerance", "1e-6", code=1)
+    assert [value for value, _ in loose["values"]["language"]] == ["yo"]
+    assert answer(capsys, "diff", one, two, "--tolerance=0.2")["different"] is False
+    code, out, _ = run(capsys, "diff", one, two)
+    assert code == 1 and out.splitlines()[-1].split() == ["language=yo", "0.1"]
+
+
+def test_diff_names_what_else_differs(capsys, tmp_path):
+    features = [
+        keras_flix.Feature("task", ["parse", "qa", "sum"], rank={"qa": 1, "*": 2}),
+        keras_flix.Feature("domain", ["web"], alpha=3),
+    ]
+    one = saved(tmp_path)
+    two = saved(tmp_path, "two", features, base=1, dropout=0.5, targets=["hidden"])
+    assert answer(capsys, "diff", one, two, code=1)["notes"] == [
+        "- task=list",
+        "- feature language",
+        "+ task=sum",
+        "+ feature domain",
+        "task: the values are in another order",
+        "task=qa: rank 2 -> 1",
+        "task: dropout 0.0 -> 0.5",
+        "- layer head",
+        "base: other weights at head/kernel, hidden/kernel",
+    ]
+    with_alpha = saved(tmp_path, "alpha", alpha=8)
+    found = answer(capsys, "diff", one, with_alpha, code=1)
+    assert found["notes"] == [
+        "task: alpha None -> 8",
+        "language: alpha None -> 8",
+    ]
+    # Alpha 8 at rank 2 is a scale of 4 for 1.
+    for pairs in found["values"].values():
+        np.testing.assert_allclose([x for _, x in pairs], 3.0, rtol=1e-6)
+
+
+def preset(folder):
+    keras.utils.set_random_seed(0)
+    model = keras_hub.models.GemmaCausalLM(
+        backbone=make_backbone(head_dim=4), preprocessor=None
+    )
+    model.save_to_preset(str(folder / "base"))
+    features = [keras_flix.Feature("task", ["qa", "parse"]), WITH_RANKS[-1]]
+    model = keras_flix.enable_flix(model, features, rank=2)
+    path = folder / "gemma.flix.safetensors"
+    keras_flix.save_adapters(randomize(model), path)
+    return model, str(path), ("--preset", str(folder / "base"))
+
+
+TOKENS = {
+    "token_ids": np.arange(10).reshape(2, 5).astype("int32"),
+    "padding_mask": np.ones((2, 5), "int32"),
+}
+
+
+def test_merge(capsys, tmp_path):
+    model, path, base = preset(tmp_path)
+    out = str(tmp_path / "merged")
+    backbone = ("--class", "Backbone")
+    data = answer(
+        capsys,
+        "merge",
+        path,
+        *base,
+        *backbone,
+        "--features",
+        "task=qa",
+        "--output",
+        out,
+    )
+    assert data == {"output": out, "features": {"task": "qa"}}
+    merged = keras_hub.models.Backbone.from_preset(out)
+    expected = to_numpy(model.backbone({**TOKENS, "task": "qa"}))
+    np.testing.assert_allclose(to_numpy(merged(TOKENS)), expected, atol=1e-5)
+    # Not over what is there.
+    code, _, err = run(
+        capsys, "merge", path, *base, "--features", "task=qa", "--output", out
+    )
+    assert code == 2 and err.startswith("keras-flix: `directory` must be new or empty")
+
+
+def test_export(capsys, tmp_path):
+    _, path, base = preset(tmp_path)
+    one, every = (str(tmp_path / name) for name in ("one", "every"))
+    common = ("export", path, *base, "--base-model", "me/gemma", "--output")
+    code, out, _ = run(capsys, *common, one, "--features", "task=")
+    assert (code, out) == (0, f"exported task=None into {one}\n")
+    config = json.loads((tmp_path / "one/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "me/gemma"
+    answer(capsys, *common, every, "--all")
+    assert len(json.loads((tmp_path / "every/index.json").read_text())["adapters"]) == 2
+    for extra in ((), ("--all", "--features", "task=qa")):
+        code, _, err = run(capsys, *common, str(tmp_path / "none"), *extra)
+        assert code == 2
+        assert err.startswith("keras-flix: `export` takes either --features or --all.")
+        assert not (tmp_path / "none").exists()
+
+
+def test_another_base_is_refused_unless_told(capsys, tmp_path):
+    _, path, base = preset(tmp_path)
+    other = keras_hub.models.GemmaCausalLM(
+        backbone=make_backbone(head_dim=4), preprocessor=None
+    )
+    randomize(other, seed=7).save_to_preset(str(tmp_path / "other"))
+    out = str(tmp_path / "merged")
+    common = ("merge", path, "--preset", str(tmp_path / "other"))
+    common += ("--features", "task=qa", "--output", out)
+    code, _, err = run(capsys, *common)
+    assert code == 2 and "must be loaded into the base model" in err
+    assert not (tmp_path / "merged").exists()
+    assert run(capsys, *common, "--any-base")[0] == 0
+
+
+def test_entries_of_combinations():
+    schema = keras_flix.FeatureSchema(
+        [*WITH_RANKS, keras_flix.Feature("year", [2023, 2024])]
+    )
+    entries = ["task=[red]parse", "domain=web,news", "year=2024"]
+    assert parse_features(schema, entries) == {
+        "task": "[red]parse",
+        "domain": ["web", "news"],
+        "year": 2024,
+    }
+    empty = {"task": None, "domain": [], "year": None}
+    assert parse_features(schema, ["task=", "domain=", "year="]) == empty
+    for entries, text in (
+        (["task"], "--features must be entries 'axis=value'"),
+        (["task=qa", "task=qa"], "one of each axis. Received: 'task=qa'"),
+        (["task=qb", "domain=", "year="], "The nearest known value is 'qa'"),
+        (["task=qa", "domain="], "Received: no entry 'year'"),
+        (["tusk=qa"], "Received: 'tusk'"),
+        (None, "Received: no entry 'task'"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            parse_features(schema, entries)
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("none",), ("inspect",), ("merge", "file"), ("diff", "a")]
+)
+def test_usage_errors_exit_with_2(capsys, arguments):
+    with pytest.raises(SystemExit) as error:
+        main(arguments)
+    assert error.value.code == 2
+    assert "usage: keras-flix" in capsys.readouterr().err
+
+
+def test_errors_are_one_line(capsys, tmp_path):
+    path = str(tmp_path / "none.flix.safetensors")
+    code, out, err = run(capsys, "inspect", path)
+    text = f"`path` must be an existing file. Received: path='{path}', which is none."
+    assert (code, out, err) == (2, "", f"keras-flix: {text} Check the path.\n")
+    with pytest.raises(ValueError, match="must be an existing file"):
+        main(["inspect", path, "--traceback"])
+    bad = tmp_path / "bad.flix.safetensors"
+    bad.write_bytes(b"\x80\x04N.")
+    for command in (("inspect", str(bad)), ("diff", saved(tmp_path), str(bad))):
+        code, out, err = run(capsys, *command)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "must have been written by `save_adapters`" in err
+    code, _, err = run(capsys, "inspect", "hf://../name")
+    assert code == 2 and "Names in a handle must consist of" in err
+
+
+def test_tables_that_are_not_what_the_header_says(capsys, tmp_path):
+    path = saved(tmp_path)
+    with safetensors.safe_open(path, framework="numpy") as file:
+        header = file.metadata()
+    tensors = safetensors.numpy.load_file(path)
+    del tensors["head/flix_task_b"]
+    safetensors.numpy.save_file(tensors, path, header)
+    code, _, err = run(capsys, "inspect", path)
+    assert code == 2
+    assert "7 tables are not two for each of its 2 layers" in err
+
+
+def test_a_terminal_gets_tables_and_progress(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("rich", reason="extra `cli`")
+    path = saved(tmp_path, features=WITH_RANKS)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    code, out, _ = run(capsys, "inspect", path)
+    # A value that looks like markup is shown as it is.
+    assert code == 0 and "[red]parse" in out and "━" in out
+    with output.progress(2) as begin:
+        begin("one")
+        begin("two")
+    monkeypatch.setitem(sys.modules, "rich.table", None)
+    code, out, _ = run(capsys, "inspect", path)
+    assert code == 0 and "[red]parse" in out and "━" not in out
+
+
+@pytest.mark.slow
+def test_as_a_program():
+    result = subprocess.run(
+        [sys.executable, "-m", "keras_flix", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == f"keras-flix {keras_flix.__version__}"

@@ -1,0 +1,283 @@
+"""What exported LoRAs hold, read without PEFT, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+import safetensors.numpy
+from helpers.gemma import FEATURES, make_backbone, randomize, to_numpy
+
+import keras_flix
+from keras_flix import Feature, export_lora, export_loras
+from keras_flix.exports.lora_writer import RANKS
+
+COMBINATION = {"task": "parse", "language": "sw"}
+MODULES = {
+    "attention/query": "self_attn.q_proj",
+    "attention/key": "self_attn.k_proj",
+    "attention/value": "self_attn.v_proj",
+    "attention/attention_output": "self_attn.o_proj",
+    "ffw_gating": "mlp.gate_proj",
+    "ffw_gating_2": "mlp.up_proj",
+    "ffw_linear": "mlp.down_proj",
+}
+
+
+MANY_KINDS = [
+    Feature("task", ["qa", "parse"], rank={"qa": 3, "*": 1}, alpha=6),
+    Feature("language", ["en", "sw", "yo"], rank={"en": 2, "*": 5}, multiple=True),
+    Feature("all", always=True, rank=4),
+]
+
+only_once = pytest.mark.skipif(
+    keras.config.backend() != "torch",
+    reason="does not depend on the backend: tested once, with torch",
+)
+
+
+def make(features=FEATURES, **options):
+    keras.utils.set_random_seed(0)
+    backbone = make_backbone(num_layers=1)
+    task = keras_hub.models.GemmaCausalLM(backbone=backbone, preprocessor=None)
+    return randomize(keras_flix.enable_flix(task, features, **options))
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Exports leave it as it is."""
+    return make(targets="all-linear")
+
+
+@pytest.fixture(scope="module")
+def many_kinds():
+    return make(MANY_KINDS, alpha=2, targets=["query", "ffw_linear"])
+
+
+@pytest.fixture(scope="module")
+def within_ranks(many_kinds):
+    """Zero beyond the values' ranks, as in training; `randomize` fills that too."""
+    model = copy.deepcopy(many_kinds)
+    for layer in model._flix.layers.values():
+        for feature in model._flix.schema:
+            a, b = layer._adapter.variables[feature.name]
+            beyond = np.arange(a.shape[-1]) >= np.asarray(feature.ranks)[:, None]
+            a.assign(np.where(beyond[:, None], 0.0, to_numpy(a)))
+            b.assign(np.where(beyond[..., None], 0.0, to_numpy(b)))
+    return model
+
+
+def read(directory):
+    config = json.loads((directory / "adapter_config.json").read_text())
+    path = directory / "adapter_model.safetensors"
+    return config, safetensors.numpy.load_file(path)
+
+
+def assert_deltas(model, combination, directory):
+    """Each `B @ A` is the update of its layer, whose kernel is `(heads, in, dim)`."""
+    config, tensors = read(directory)
+    assert len(tensors) == 2 * len(model._flix.layers)
+    for path, layer in model._flix.layers.items():
+        block, _, below = path.partition("/")
+        name = f"model.layers.{block[-1]}.{MODULES[below]}"
+        a, b = (tensors[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
+        assert len(a) == b.shape[1] == config["r"] == config["lora_alpha"]
+        delta = to_numpy(layer.kernel_delta(combination))
+        if delta.ndim == 3:
+            outputs = 2 if below == "attention/attention_output" else 0
+            delta = np.moveaxis(delta, outputs, 0)
+            if outputs == 0:
+                delta = np.swapaxes(delta, 1, 2).reshape(-1, delta.shape[1])
+            else:
+                delta = delta.reshape(len(delta), -1)
+        else:
+            delta = delta.T
+        np.testing.assert_allclose(b @ a, delta, atol=1e-5)
+    return config, tensors
+
+
+def used_rank(tensors):
+    """The highest rank of the layers, without padding."""
+    return max(int(np.any(t, 1).sum()) for k, t in tensors.items() if ".lora_A." in k)
+
+
+@pytest.mark.parametrize(
+    "combination, rank",
+    [
+        ({"task": "qa", "language": ["en", "yo"]}, 3 + 2 + 5 + 4),
+        ({"task": "parse", "language": "sw"}, 1 + 5 + 4),
+        ({"task": None, "language": ["yo"]}, 5 + 4),
+        ({"task": "qa", "language": []}, 3 + 4),
+        ({"task": None, "language": None}, 4),
+    ],
+)
+def test_ranks_scales_and_axes_of_all_kinds(combination, rank, within_ranks, tmp_path):
+    export_lora(within_ranks, combination, tmp_path / "lora")
+    config, tensors = assert_deltas(within_ranks, combination, tmp_path / "lora")
+    assert used_rank(tensors) == rank
+    assert config["r"] == next(r for r in RANKS if r >= rank)
+
+
+def test_weights_of_values(model, tmp_path):
+    combination = {"task": "qa", "language": {"sw": 0.75, "yo": -0.5}}
+    export_lora(model, combination, tmp_path / "lora")
+    _, tensors = assert_deltas(model, combination, tmp_path / "lora")
+    assert used_rank(tensors) == 3 * 4
+
+
+def test_without_any_value_the_lora_is_zero(model, tmp_path):
+    nothing = {"task": None, "language": None}
+    export_lora(model, nothing, tmp_path / "lora")
+    config, tensors = read(tmp_path / "lora")
+    assert config["r"] == 1
+    assert not any(map(np.any, tensors.values()))
+
+
+def test_one_scale_and_nothing_that_servers_do_not_read(model, tmp_path):
+    directory = tmp_path / "lora"
+    directory.mkdir()
+    export_lora(model, COMBINATION, directory, base_model="google/gemma-2b")
+    config, tensors = read(directory)
+    assert config == {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "google/gemma-2b",
+        "inference_mode": True,
+        "r": 8,
+        "lora_alpha": 8,
+        "use_rslora": False,
+        "use_dora": False,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "modules_to_save": None,
+        "fan_in_fan_out": False,
+        "target_modules": sorted(m.split(".")[1] for m in MODULES.values()),
+    }
+    assert {t.dtype for t in tensors.values()} == {np.dtype("float32")}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["lora"]
+
+
+@only_once
+def test_the_base_may_be_quantized(tmp_path):
+    backbone = make_backbone(num_layers=1)
+    backbone.quantize("int8", filters=["ffw_linear"])
+    task = keras_hub.models.GemmaCausalLM(backbone=backbone, preprocessor=None)
+    keras_flix.enable_flix(task, FEATURES, targets=["ffw_linear"])
+    # The tables are floats.
+    export_lora(randomize(task), COMBINATION, tmp_path / "lora")
+    assert_deltas(task, COMBINATION, tmp_path / "lora")
+
+
+# What is refused. ---------------------------------------------------------------
+
+
+def refused(directory, text, model, combination=COMBINATION, export=export_lora):
+    before = sorted(directory.parent.iterdir())
+    with pytest.raises(ValueError) as error:
+        export(model, combination, directory)
+    assert text in " ".join(str(error.value).split())
+    assert sorted(directory.parent.iterdir()) == before
+
+
+@only_once
+def test_other_families_are_refused_by_name(tmp_path):
+    opt = keras_hub.models.OPTBackbone(
+        vocabulary_size=40,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=16,
+        intermediate_dim=24,
+        max_sequence_length=16,
+    )
+    keras_flix.enable_flix(opt, FEATURES)
+    text = "'Qwen3Backbone', 'GPT2Backbone', 'BertBackbone']. Received: a OPTBackbone."
+    refused(tmp_path / "lora", text, opt)
+    plain = keras.Sequential([keras.Input((16,)), keras.layers.Dense(16, name="a")])
+    keras_flix.enable_flix(plain, FEATURES, targets=["a"])
+    refused(tmp_path / "lora", "Received: a Sequential.", plain)
+
+
+def test_plain_models_are_refused(tmp_path):
+    refused(tmp_path / "lora", "Received: a", make_backbone())
+
+
+@only_once
+def test_layers_without_a_counterpart_are_refused(tmp_path):
+    bert = keras_hub.models.BertBackbone(
+        vocabulary_size=40,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=16,
+        intermediate_dim=24,
+        max_sequence_length=16,
+    )
+    task = keras_hub.models.BertTextClassifier(bert, num_classes=4, preprocessor=None)
+    keras_flix.enable_flix(task, FEATURES, targets=["query", "logits"])
+    text = "Every adapted layer must have a counterpart in Hugging Face transformers."
+    refused(tmp_path / "lora", text + " Received: ['logits']", task)
+
+
+def test_wrong_combinations_are_refused(model, tmp_path):
+    refused(tmp_path / "lora", "no entry 'language'", model, {"task": "qa"})
+    wrong = {"task": "qa", "language": "xx"}
+    refused(tmp_path / "lora", "Received: language='xx'", model, wrong)
+
+
+def test_ranks_beyond_those_of_servers_are_refused(tmp_path):
+    many = [Feature("language", range(40), rank=16, multiple=True)]
+    model = make(many, targets=["query"])
+    text = "must be at most 512, which is what servers take. Received: a combination"
+    every = {"language": list(range(40))}
+    refused(tmp_path / "lora", text, model, every)
+
+
+@pytest.mark.parametrize("part", "ab")
+def test_tables_that_are_not_finite_are_refused(part, tmp_path):
+    model = make(targets=["ffw_linear"])
+    layer = model._flix.layers["decoder_block_0/ffw_linear"]
+    table = layer._adapter.named_variables[f"flix_language_{part}"]
+    broken = np.array(to_numpy(table))
+    broken[1, 0, 0] = np.nan
+    table.assign(broken)
+    text = "must be finite, and zero beyond their values' ranks [4, 4, 4]. Received: "
+    text += "other numbers in feature 'language' of layer 'decoder_block_0/ffw_linear'"
+    refused(tmp_path / "lora", text, model)
+    refused(tmp_path / "all", text, model, None, export_loras)
+    # Nobody else's tables.
+    export_lora(model, {"task": "qa", "language": "en"}, tmp_path / "other")
+    assert (tmp_path / "other" / "adapter_config.json").exists()
+
+
+def test_tables_beyond_their_ranks_are_refused(many_kinds, tmp_path):
+    refused(
+        tmp_path / "lora",
+        "zero beyond their values' ranks [3, 1]. Received: other numbers in",
+        many_kinds,
+        {"task": "parse", "language": None},
+    )
+
+
+def test_directories_that_are_not_free_are_refused(model, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    text = "`directory` must be new or empty, so that nothing of an earlier export"
+    refused(tmp_path / "full", text, model)
+    assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
+    (tmp_path / "file").write_text("mine")
+    refused(tmp_path / "file", "which is a file. Choose another.", model)
+    with pytest.raises(ValueError, match="must be in an existing folder"):
+        export_lora(model, COMBINATION, tmp_path / "none" / "lora")
+
+
+def test_nothing_is_left_where_writing_fails(model, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("keras_flix.exports.lora_writer.write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_lora(model, COMBINATION, tmp_path / "lora")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,209 @@
+"""Exported LoRAs: transformers and PEFT compute what the adapted model does."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+from helpers.gemma import FEATURES, randomize
+from helpers.hugging_face import (
+    CONFIGS,
+    keras_outputs,
+    load,
+    load_keras,
+    read_config,
+    save_base,
+    torch_outputs,
+    with_lora,
+)
+
+import keras_flix
+
+COMBINATION = {"task": "parse", "language": "sw"}
+NONE = {"task": None, "language": None}
+CAUSAL_LM = "AutoModelForCausalLM"
+needs_torch = pytest.mark.skipif(
+    keras.config.backend() != "torch",
+    reason="files do not depend on the backend: all families with one backend",
+)
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """Directories of random models, made once."""
+
+    @functools.cache
+    def base(family, auto, **more):
+        directory = tmp_path_factory.mktemp(family)
+        save_base(family, directory, auto, **more)
+        return directory
+
+    return base
+
+
+def causal_lm(family, backbone):
+    name = {"Gemma2": "Gemma"}.get(family, family)
+    cls = getattr(keras_hub.models, f"{name}CausalLM")
+    return cls(backbone=backbone, preprocessor=None)
+
+
+def assert_same(model, base, auto, directory, combination=COMBINATION):
+    """The adapted Keras model is `base` with the LoRA, and that has an effect."""
+    theirs = load(base, auto)
+    plain = torch_outputs(theirs)
+    ours = keras_outputs(model, **combination)
+    np.testing.assert_allclose(keras_outputs(model, **NONE), plain, atol=1e-4)
+    with warnings.catch_warnings():
+        # PEFT only warns of what is missing.
+        warnings.filterwarnings("error", message=".*missing.*")
+        adapted = with_lora(theirs, directory)
+    np.testing.assert_allclose(torch_outputs(adapted), ours, atol=1e-4)
+    assert np.abs(plain - ours).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "family, targets",
+    [
+        pytest.param(
+            family,
+            targets,
+            # One on every backend.
+            marks=() if (family, targets) == ("Gemma", "all-linear") else needs_torch,
+        )
+        for family in CONFIGS
+        for targets in (None, "all-linear")
+    ],
+)
+def test_transformers_computes_the_same(family, targets, bases, tmp_path):
+    auto = "AutoModel" if family == "Bert" else CAUSAL_LM
+    base = bases(family, auto)
+    model = load_keras(family, base)
+    if family != "Bert":
+        model = causal_lm(family, model)
+    keras_flix.enable_flix(
+        model, FEATURES, rank={"task": 3, "language": 2}, alpha=2, targets=targets
+    )
+    randomize(model)
+    keras_flix.export_lora(model, COMBINATION, tmp_path / "lora")
+    assert_same(model, base, auto, tmp_path / "lora")
+    config = read_config(tmp_path / "lora")
+    # GPT-2 has one module for queries, keys and values.
+    assert config["r"] == config["lora_alpha"] == (16 if family == "GPT2" else 8)
+
+
+@needs_torch
+@pytest.mark.parametrize("family", ["Gemma", "GPT2"])
+def test_a_backbone_is_a_model_without_a_head(family, bases, tmp_path):
+    base = bases(family, CAUSAL_LM)
+    model = keras_flix.enable_flix(load_keras(family, base), FEATURES)
+    keras_flix.export_lora(randomize(model), COMBINATION, tmp_path / "lora")
+    assert_same(model, base, "AutoModel", tmp_path / "lora")
+    assert read_config(tmp_path / "lora")["task_type"] == "FEATURE_EXTRACTION"
+
+
+@needs_torch
+@pytest.mark.parametrize(
+    "family, auto, targets",
+    [
+        # The other block has modules of the same names.
+        ("Gemma", CAUSAL_LM, [".*_1/attention/value", ".*_0/ffw_linear"]),
+        # Queries, and nothing where keys and values are.
+        ("GPT2", CAUSAL_LM, ["query", ".*_1/self_attention/value"]),
+        # Four modules are called `dense`, and one's name ends like another's.
+        ("Bert", "AutoModel", ["feedforward_output_dense", "pooled_dense"]),
+    ],
+)
+def test_some_layers_alone(family, auto, targets, bases, tmp_path):
+    base = bases(family, auto)
+    model = load_keras(family, base)
+    model = model if family == "Bert" else causal_lm(family, model)
+    keras_flix.enable_flix(model, FEATURES, targets=targets)
+    keras_flix.export_lora(randomize(model), COMBINATION, tmp_path / "lora")
+    assert_same(model, base, auto, tmp_path / "lora")
+
+
+@needs_torch
+def test_many_modules_by_their_whole_names(bases, tmp_path):
+    """From 20 on, PEFT looks for shorter names."""
+    base = bases("Bert", "AutoModel", num_hidden_layers=7)
+    model = load_keras("Bert", base)
+    targets = ["attention_output", ".*/feedforward_.*_dense"]
+    keras_flix.enable_flix(model, FEATURES, targets=targets, rank=1)
+    keras_flix.export_lora(randomize(model), COMBINATION, tmp_path / "lora")
+    assert len(read_config(tmp_path / "lora")["target_modules"]) == 21
+    assert_same(model, base, "AutoModel", tmp_path / "lora")
+
+
+@needs_torch
+def test_a_classifier_has_its_head_in_the_base(bases, tmp_path):
+    base = bases("Bert", "AutoModelForSequenceClassification")
+    task = keras_hub.models.BertTextClassifier(
+        load_keras("Bert", base), num_classes=2, preprocessor=None, dropout=0.0
+    )
+    head = load(base, "AutoModelForSequenceClassification").classifier
+    weights = [p.detach().numpy() for p in (head.weight, head.bias)]
+    task.get_layer("logits").set_weights([weights[0].T, weights[1]])
+    keras_flix.enable_flix(task, FEATURES, targets="all-linear")
+    keras_flix.export_lora(randomize(task), COMBINATION, tmp_path / "lora")
+    auto = "AutoModelForSequenceClassification"
+    assert_same(task, base, auto, tmp_path / "lora")
+
+
+@needs_torch
+def test_a_masked_lm_has_no_pooler(bases, tmp_path):
+    base = bases("Bert", "AutoModelForSequenceClassification")
+
+    def make(targets):
+        backbone = load_keras("Bert", base)
+        task = keras_hub.models.BertMaskedLM(backbone, preprocessor=None)
+        return randomize(keras_flix.enable_flix(task, FEATURES, targets=targets))
+
+    task = make("all-linear")
+    keras_flix.export_lora(task, COMBINATION, tmp_path / "lora")
+    theirs = with_lora(load(base, "AutoModelForMaskedLM"), tmp_path / "lora")
+    encoder = theirs.get_base_model().bert
+    assert encoder.pooler is None
+    ours = keras_outputs(task.backbone, **COMBINATION)
+    np.testing.assert_allclose(torch_outputs(encoder), ours, atol=1e-4)
+    with pytest.raises(ValueError, match="Received: .'pooled_dense'., which have none"):
+        keras_flix.export_lora(make(["pooled_dense"]), COMBINATION, tmp_path / "none")
+
+
+@needs_torch
+def test_the_text_decoder_of_a_gemma_3_that_reads_images(tmp_path):
+    hub = keras_hub.models
+    sizes = {"hidden_dim": 8, "num_heads": 2, "num_layers": 1, "intermediate_dim": 12}
+    encoder = hub.Gemma3VisionEncoder(
+        image_size=16, patch_size=4, pool_size=2, output_dim=16, **sizes
+    )
+    backbone = hub.Gemma3Backbone(
+        vocabulary_size=48,
+        image_size=16,
+        num_layers=2,
+        num_query_heads=4,
+        num_key_value_heads=2,
+        hidden_dim=16,
+        intermediate_dim=24,
+        head_dim=6,
+        vision_encoder=encoder,
+        use_query_key_norm=True,
+        use_post_ffw_norm=True,
+        use_post_attention_norm=True,
+    )
+    task = hub.Gemma3CausalLM(backbone=backbone, preprocessor=None)
+    task.export_to_transformers(str(tmp_path / "base"))
+    keras_flix.enable_flix(task, FEATURES, targets="all-linear")
+    keras_flix.export_lora(randomize(task), COMBINATION, tmp_path / "lora")
+    no_images = {
+        "images": np.zeros((3, 0, 16, 16, 3), "float32"),
+        "vision_indices": np.zeros((3, 0), "int32"),
+        "vision_mask": np.zeros((3, 7), "int32"),
+    }
+    base = load(tmp_path / "base", "AutoModelForImageTextToText")
+    adapted = with_lora(base, tmp_path / "lora")
+    ours = keras_outputs(task, **COMBINATION, **no_images)
+    np.testing.assert_allclose(torch_outputs(adapted), ours, atol=1e-4)

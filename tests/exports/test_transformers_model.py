@@ -1,0 +1,223 @@
+"""Merged models for transformers: right, or refused."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+from helpers.gemma import FEATURES, randomize, to_numpy
+from helpers.hugging_face import VOCABULARY, keras_outputs, load, torch_outputs
+
+import keras_flix
+from keras_flix import export_merged, merge_features
+from keras_flix.exports import transformers_model
+
+if keras.config.backend() != "torch":
+    reason = "what is exported does not depend on the backend: tested once, with torch"
+    pytest.skip(reason, allow_module_level=True)
+
+COMBINATION = {"task": "parse", "language": "sw"}
+CAUSAL_LM = "AutoModelForCausalLM"
+SIZES = {
+    "vocabulary_size": VOCABULARY,
+    "num_layers": 2,
+    "hidden_dim": 16,
+    "intermediate_dim": 24,
+}
+GROUPED = {**SIZES, "num_query_heads": 4, "num_key_value_heads": 2}
+GEMMA = {**GROUPED, "num_key_value_heads": 1, "head_dim": 4}
+GEMMA_3 = {
+    **GROUPED,
+    "head_dim": 6,
+    "image_size": 16,
+    "use_query_key_norm": True,
+    "use_post_ffw_norm": True,
+    "use_post_attention_norm": True,
+}
+# As many layers as it takes for one to see all positions.
+SLIDING = {"use_sliding_window_attention": True, "sliding_window_size": 3}
+OPTIONS = {
+    "Gemma": GEMMA,
+    "Gemma3": {**GEMMA_3, **SLIDING, "num_layers": 6},
+    "Llama3": {**GROUPED, "layer_norm_epsilon": 0.1},
+    "Mistral": {**GROUPED, "sliding_window": 3},
+    "Qwen": {**GROUPED, "rope_max_wavelength": 100},
+    "GPT2": {**SIZES, "num_heads": 4, "max_sequence_length": 16},
+}
+
+
+def make(family, head=True, **options):
+    """A task or backbone, all of whose weights are random."""
+    keras.utils.set_random_seed(0)
+    cls = getattr(keras_hub.models, f"{family}Backbone")
+    backbone = cls(**{**OPTIONS[family], **options})
+    generator = np.random.default_rng(0)
+    for variable in backbone.weights:
+        spread = generator.normal(size=variable.shape) * 0.2
+        variable.assign(to_numpy(variable) * 2 + spread)
+    if not head:
+        return backbone
+    cls = getattr(keras_hub.models, f"{family}CausalLM")
+    return cls(backbone=backbone, preprocessor=None)
+
+
+def adapt(model, **options):
+    return randomize(keras_flix.enable_flix(model, FEATURES, **options))
+
+
+@pytest.mark.parametrize("head", [True, False])
+@pytest.mark.parametrize("family", OPTIONS)
+def test_transformers_computes_the_same(family, head, tmp_path):
+    model = adapt(make(family, head))
+    export_merged(model, COMBINATION, tmp_path / "merged")
+    theirs = load(tmp_path / "merged", CAUSAL_LM if head else "AutoModel")
+    ours = keras_outputs(model, **COMBINATION)
+    np.testing.assert_allclose(torch_outputs(theirs), ours, atol=1e-4)
+    other = keras_outputs(model, task="qa", language="sw")
+    assert np.abs(other - ours).max() > 0.1
+
+
+def test_a_tokenizer_is_written_too(make_gemma, tmp_path):
+    task = adapt(make_gemma(num_key_value_heads=1, head_dim=4))
+    export_merged(task, COMBINATION, tmp_path / "merged")
+    found = {path.name for path in (tmp_path / "merged").iterdir()}
+    assert found == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.model",
+        "tokenizer_config.json",
+    }
+
+
+def stock_difference(model, directory):
+    """How far KerasHub's own export of a plain model is off; infinite if unreadable."""
+    model.export_to_transformers(str(directory))
+    try:
+        theirs = load(directory, CAUSAL_LM)
+    except RuntimeError:
+        return np.inf
+    return np.abs(torch_outputs(theirs) - keras_outputs(model)).max()
+
+
+WRONG = [
+    ("Gemma", {"num_key_value_heads": 2}, "num_key_value_heads=1. Received: "),
+    ("Gemma", {"head_dim": 6}, "num_query_heads * head_dim=16. Received: "),
+    ("Gemma", {"use_post_ffw_norm": True, "use_post_attention_norm": True}, None),
+    ("Gemma", {"final_logit_soft_cap": 1.0}, "final_logit_soft_cap=None. Received: "),
+    ("Gemma", {"attention_logit_soft_cap": 1.0}, None),
+    ("Gemma", {"layer_norm_epsilon": 0.1}, "layer_norm_epsilon=1e-06. Received: "),
+    (
+        "Gemma",
+        {**SLIDING, "num_layers": 2},
+        "use_sliding_window_attention=False. Received: ",
+    ),
+    ("Gemma3", {"use_post_ffw_norm": False}, "use_post_ffw_norm=True. Received: "),
+    ("Gemma3", {"use_post_attention_norm": False}, None),
+    ("Gemma3", {"query_head_dim_normalize": False}, None),
+    ("Gemma3", {"final_logit_soft_cap": 1.0}, None),
+    ("Gemma3", {"attention_logit_soft_cap": 1.0}, None),
+    ("Gemma3", {"layer_norm_epsilon": 0.1}, None),
+    ("Mistral", {"head_dim": 6}, "num_query_heads * head_dim=16. Received: "),
+    ("Mistral", {"rope_scaling_factor": 2.0}, "rope_scaling_factor=1.0. Received: "),
+    ("Qwen", {"rope_scaling_factor": 2.0}, "rope_scaling_factor=1.0. Received: "),
+]
+
+
+@pytest.mark.parametrize("family, options, text", WRONG)
+def test_what_kerashub_exports_wrongly_is_refused(family, options, text, tmp_path):
+    # The trap. Where it is gone, so may its line in `EXPORTED`.
+    plain = make(family, **{"num_layers": 1, **options})
+    assert stock_difference(plain, tmp_path / "stock") > 1e-3
+    name = next(iter(options))
+    with pytest.raises(ValueError) as error:
+        export_merged(adapt(plain), COMBINATION, tmp_path / "merged")
+    message = str(error.value)
+    assert f"KerasHub exports a {family}Backbone rightly only with " in message
+    assert (text or f"{name}=") in message
+    assert "Use `export_lora`, which does not need the base, or" in message
+    assert not (tmp_path / "merged").exists()
+
+
+def test_without_norms_of_queries_kerashub_exports_nothing(tmp_path):
+    plain = make("Gemma3", use_query_key_norm=False)
+    with pytest.raises(AttributeError):
+        plain.export_to_transformers(str(tmp_path / "stock"))
+    with pytest.raises(ValueError, match="use_query_key_norm=True. Received: "):
+        export_merged(adapt(plain), COMBINATION, tmp_path / "merged")
+
+
+def test_tied_embeddings_of_llama_are_kept(tmp_path):
+    plain = make("Llama3", tie_word_embeddings=True)
+    # The trap: a copy by its config is another model.
+    assert "tie_word_embeddings" not in plain.backbone.get_config()
+    merged = keras_flix.merge_features(adapt(plain), COMBINATION)
+    assert merged.backbone.tie_word_embeddings
+    export_merged(plain, COMBINATION, tmp_path / "merged", verify=True)
+    assert (tmp_path / "merged" / "config.json").exists()
+
+
+def test_images_of_other_lengths_are_refused(tmp_path):
+    sizes = {"hidden_dim": 8, "num_heads": 2, "num_layers": 1, "intermediate_dim": 12}
+    encoder = keras_hub.models.Gemma3VisionEncoder(
+        image_size=16, patch_size=4, pool_size=2, output_dim=16, **sizes
+    )
+    model = adapt(make("Gemma3", vision_encoder=encoder))
+    with pytest.raises(ValueError, match="per_image=256. Received: .*per_image=4"):
+        export_merged(model, COMBINATION, tmp_path / "merged")
+
+
+def test_the_check_finds_what_is_not_known(monkeypatch, tmp_path):
+    monkeypatch.setitem(transformers_model.EXPORTED, "GemmaBackbone", {})
+    model = adapt(make("Gemma", final_logit_soft_cap=1.0))
+    with pytest.raises(ValueError) as error:
+        export_merged(model, COMBINATION, tmp_path / "merged")
+    text = "must compute what the merged model does, to 0.01 of the largest logit."
+    assert text in str(error.value)
+    assert "This is an error of KerasHub's export" in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+    # Not looked for, not found.
+    export_merged(model, COMBINATION, tmp_path / "merged", verify=False)
+    assert (tmp_path / "merged" / "config.json").exists()
+
+
+def test_the_check_needs_transformers(monkeypatch, tmp_path):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n, *a: n != "torch" and real(n, *a) or None
+    )
+    model = adapt(make("GPT2"))
+    with pytest.raises(ImportError, match="pip install 'keras-flix.torch,evidence.'"):
+        export_merged(model, COMBINATION, tmp_path / "merged", verify=True)
+    assert list(tmp_path.iterdir()) == []
+    export_merged(model, COMBINATION, tmp_path / "merged")
+    assert (tmp_path / "merged" / "model.safetensors").exists()
+
+
+def test_half_precision(tmp_path):
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        model = adapt(make("GPT2"))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    export_merged(model, COMBINATION, tmp_path / "merged")
+    ours = keras_outputs(merge_features(model, COMBINATION))
+    theirs = torch_outputs(load(tmp_path / "merged", CAUSAL_LM))
+    assert np.abs(theirs - ours).max() < 0.05 * np.abs(ours).max()
+
+
+def test_families_without_an_export_are_refused(tmp_path):
+    llama = keras_hub.models.LlamaBackbone(**GROUPED)
+    with pytest.raises(ValueError, match="'GPT2Backbone'.*Received: a LlamaBackbone"):
+        export_merged(adapt(llama), COMBINATION, tmp_path / "merged")
+    # Its head would be lost.
+    gpt2 = make("GPT2", head=False)
+    head = keras.Model(gpt2.input, keras.layers.Dense(3)(gpt2(gpt2.input)))
+    adapted = adapt(head, targets=[".*query"])
+    with pytest.raises(ValueError, match="Received: a Functional"):
+        export_merged(adapted, COMBINATION, tmp_path / "merged")
+    with pytest.raises(ValueError, match="no entry 'language'"):
+        export_merged(adapt(make("GPT2")), {"task": "qa"}, tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []

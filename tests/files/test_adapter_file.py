@@ -1,0 +1,286 @@
+"""A refused adapter file says why and leaves the model exactly as it was."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from helpers.gemma import FEATURES, randomize
+from helpers.models import make_mlp, rows, state
+from keras import ops
+
+import keras_flix
+from keras_flix import Feature
+
+INPUTS = {**rows(), "task": "qa", "language": ["sw", None, "en"]}
+
+
+def adapted(features=FEATURES, rank=2, **options):
+    options = {"targets": "all-linear", **options}
+    return keras_flix.enable_flix(make_mlp(), features, rank=rank, **options)
+
+
+def saved(tmp_path, *args, **options):
+    path = tmp_path / "saved.flix.safetensors"
+    keras_flix.save_adapters(randomize(adapted(*args, **options)), path)
+    return path
+
+
+def check_refusal(model, inputs, path, text):
+    before = state(model, inputs)
+    with pytest.raises(ValueError) as error:
+        keras_flix.load_adapters(model, path)
+    assert str(error.value) == text
+    assert state(model, inputs) == before
+
+
+def check_plain_and_adapted(path, tmp_path, text):
+    plain, own = make_mlp(), randomize(adapted(), seed=1)
+    check_refusal(plain, rows(), path, text)
+    check_refusal(own, INPUTS, path, text)
+    # Neither is spoilt: a good file loads.
+    good = tmp_path / "good.flix.safetensors"
+    keras_flix.save_adapters(randomize(adapted(), seed=2), good)
+    for model in (plain, own):
+        keras_flix.load_adapters(model, good)
+    np.testing.assert_array_equal(
+        *(ops.convert_to_numpy(m(INPUTS)) for m in (plain, own))
+    )
+
+
+UNREADABLE = (
+    "An adapter file must have been written by `save_adapters` and be whole. Received: "
+    "path='{path}', which cannot be read ({error}). Save it again."
+)
+
+
+def test_a_missing_file(tmp_path):
+    path = tmp_path / "none.flix.safetensors"
+    text = (
+        f"`path` must be an existing file. Received: path='{path}', which is none. "
+        "Check the path."
+    )
+    check_plain_and_adapted(path, tmp_path, text)
+    path.mkdir()
+    check_plain_and_adapted(path, tmp_path, text)
+
+
+@pytest.mark.parametrize("name", ["adapters.safetensors", "adapters.flix", "adapters"])
+def test_a_wrong_suffix(tmp_path, name):
+    path = saved(tmp_path).rename(tmp_path / name)
+    text = (
+        "An adapter file's name must end in '.flix.safetensors'. Received: "
+        f"path='{path}'. Rename it, such as 'adapters.flix.safetensors'."
+    )
+    check_plain_and_adapted(path, tmp_path, text)
+    with pytest.raises(ValueError) as error:
+        keras_flix.save_adapters(adapted(), path)
+    assert str(error.value) == text
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -1])
+def test_a_truncated_file(tmp_path, kept):
+    path = saved(tmp_path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(safetensors.SafetensorError) as error:
+        safetensors.safe_open(path, framework="numpy")
+    reason = f"SafetensorError: {error.value}"
+    check_plain_and_adapted(path, tmp_path, UNREADABLE.format(path=path, error=reason))
+
+
+class Trap:
+    """Unpickling this would be noticed."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("A file ran code.",))
+
+
+def test_a_pickle_with_another_name(tmp_path):
+    path = tmp_path / "trap.flix.safetensors"
+    path.write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(safetensors.SafetensorError) as error:
+        safetensors.safe_open(path, framework="numpy")
+    reason = f"SafetensorError: {error.value}"
+    check_plain_and_adapted(path, tmp_path, UNREADABLE.format(path=path, error=reason))
+
+
+def rewritten(path, change):
+    """The file with its header changed by `change(header, tensors)`."""
+    with safetensors.safe_open(path, framework="numpy") as file:
+        header = json.loads(file.metadata()["keras_flix"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    # As files of earlier versions: it would tell at once that something changed.
+    del header["digest"]
+    header = change(header, tensors) or header
+    safetensors.numpy.save_file(tensors, path, {"keras_flix": json.dumps(header)})
+    return path
+
+
+def without(key):
+    return lambda header, tensors: {k: v for k, v in header.items() if k != key}
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (without("version"), "KeyError: 'version'"),
+        (without("schema"), "KeyError: 'schema'"),
+        (without("layers"), "KeyError: 'layers'"),
+        (without("alpha"), "KeyError: 'alpha'"),
+        (lambda header, tensors: {**header, "schema": {}}, "KeyError: 'features'"),
+        (
+            lambda header, tensors: {**header, "layers": 3},
+            "TypeError: 'int' object is not iterable",
+        ),
+        (
+            lambda header, tensors: [1],
+            "TypeError: list indices must be integers or slices, not str",
+        ),
+    ],
+)
+def test_a_header_of_another_form(tmp_path, change, error):
+    path = rewritten(saved(tmp_path), change)
+    check_plain_and_adapted(path, tmp_path, UNREADABLE.format(path=path, error=error))
+
+
+def test_safetensors_of_something_else(tmp_path):
+    path = tmp_path / "other.flix.safetensors"
+    safetensors.numpy.save_file({"weight": np.ones(3, "float32")}, path)
+    text = UNREADABLE.format(path=path, error="KeyError: 'keras_flix'")
+    check_plain_and_adapted(path, tmp_path, text)
+
+
+def test_a_file_of_a_later_version(tmp_path):
+    def change(header, tensors):
+        return {**header, "version": 2, "schema": "of another form"}
+
+    path = rewritten(saved(tmp_path), change)
+    text = (
+        f"An adapter file must have format version 1. Received: version 2 in "
+        f"'{path}'. Update keras_flix."
+    )
+    check_plain_and_adapted(path, tmp_path, text)
+
+
+def test_tables_of_another_dtype(tmp_path):
+    name = "hidden/flix_task_a"
+
+    def change(header, tensors):
+        tensors[name] = tensors[name].astype("float16")
+
+    path = rewritten(saved(tmp_path), change)
+    error = (
+        "ValueError: The tables must be F32, of shape (values, d_in, rank) and "
+        f"(values, rank, d_out). Received: F16 of shape (3, 8, 2) at '{name}', for 3 "
+        "values and rank 2."
+    )
+    check_plain_and_adapted(path, tmp_path, UNREADABLE.format(path=path, error=error))
+
+
+@pytest.mark.parametrize(
+    ("features", "options", "expected", "received"),
+    [
+        (
+            {**FEATURES, "language": ["en", "yo", "sw"]},
+            {},
+            ("language", ("en", "sw", "yo"), (2, 2, 2), False, False),
+            ("language", ("en", "yo", "sw"), (2, 2, 2), False, False),
+        ),
+        (
+            {"task": FEATURES["task"]},
+            {},
+            ("language", ("en", "sw", "yo"), (2, 2, 2), False, False),
+            None,
+        ),
+        (
+            FEATURES,
+            {"rank": {"task": 3, "language": 2}},
+            ("task", ("qa", "parse", "list"), (2, 2, 2), False, False),
+            ("task", ("qa", "parse", "list"), (3, 3, 3), False, False),
+        ),
+        (
+            [Feature("task", FEATURES["task"], rank={"qa": 1, "*": 2})],
+            {},
+            ("task", ("qa", "parse", "list"), (2, 2, 2), False, False),
+            ("task", ("qa", "parse", "list"), (1, 2, 2), False, False),
+        ),
+        (
+            [Feature("task", FEATURES["task"], multiple=True)],
+            {},
+            ("task", ("qa", "parse", "list"), (2, 2, 2), False, False),
+            ("task", ("qa", "parse", "list"), (2, 2, 2), True, False),
+        ),
+    ],
+)
+def test_other_features_or_ranks(tmp_path, features, options, expected, received):
+    path = saved(tmp_path, features, **options)
+    text = (
+        "The features of an adapter file must be those of the model, in order, with "
+        f"their values, ranks and own alphas. Expected: {expected}. Received: "
+        f"{received} in '{path}'. Load it into a plain model, or adapt the model with "
+        "these features."
+    )
+    check_refusal(randomize(adapted(), seed=1), INPUTS, path, text)
+    keras_flix.load_adapters(make_mlp(), path)
+
+
+def test_another_alpha(tmp_path):
+    path = saved(tmp_path, alpha=8)
+    text = (
+        "The alpha of an adapter file must be that of the model. Expected: "
+        f"alpha=None. Received: alpha=8 in '{path}'. Load it into a plain model, or "
+        "adapt the model with this alpha."
+    )
+    check_refusal(randomize(adapted(), seed=1), INPUTS, path, text)
+    model = keras_flix.load_adapters(make_mlp(), path)
+    assert model.get_layer("head").get_config()["alpha"] == 8
+
+
+def test_another_alpha_of_an_axis(tmp_path):
+    features = [Feature(name, values, alpha=8) for name, values in FEATURES.items()]
+    path = saved(tmp_path, features)
+    model = randomize(adapted(), seed=1)
+    with pytest.raises(ValueError, match="Received: .*'alpha=8.0'"):
+        keras_flix.load_adapters(model, path)
+    loaded = keras_flix.load_adapters(make_mlp(), path)
+    assert [f.alpha for f in loaded.get_layer("head").features] == [8.0, 8.0]
+
+
+def test_other_layers(tmp_path):
+    path = saved(tmp_path, targets=["hidden"])
+    text = (
+        "The tables of an adapter file must be those of the model. At "
+        "'head/flix_language_a', expected: shape (3, 6, 2). Received: no table in "
+        f"'{path}'. Use the base model and the targets it was trained with."
+    )
+    check_refusal(randomize(adapted(), seed=1), INPUTS, path, text)
+
+
+def test_layers_that_a_plain_model_lacks(tmp_path):
+    def rename(header, tensors):
+        for name in list(tensors):
+            tensors[name.replace("head", "top")] = tensors.pop(name)
+        return {**header, "layers": ["hidden", "top"]}
+
+    path = rewritten(saved(tmp_path), rename)
+    text = (
+        f"The layers of an adapter file must be in the model. Received: layer 'top' "
+        f"in '{path}'; the model's layers look like ['hidden', 'head']. Use the base "
+        "model it was trained with."
+    )
+    check_refusal(make_mlp(), rows(), path, text)
+
+
+def test_other_shapes(tmp_path):
+    def cut(header, tensors):
+        tensors["hidden/flix_task_b"] = tensors["hidden/flix_task_b"][:, :, :5].copy()
+
+    path = rewritten(saved(tmp_path), cut)
+    text = (
+        "The tables of an adapter file must be those of the model. At "
+        "'hidden/flix_task_b', expected: shape (3, 2, 6). Received: (3, 2, 5) in "
+        f"'{path}'. Use the base model and the targets it was trained with."
+    )
+    check_plain_and_adapted(path, tmp_path, text)

@@ -1,0 +1,157 @@
+"""`generate` on an adapted model equals that of the merged one, for all samplers."""
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+from helpers.gemma import FEATURES, randomize, to_numpy
+
+import keras_flix
+
+PROMPTS = ["the quick", "dog", "fox jumps over"]
+TASKS = ["qa", None, "list"]
+LANGUAGES = ["sw", "yo", "en"]
+SAMPLERS = {
+    "greedy": lambda: "greedy",
+    "top_k": lambda: keras_hub.samplers.TopKSampler(k=3, seed=1),
+    "top_p": lambda: keras_hub.samplers.TopPSampler(p=0.6, seed=1),
+    "beam": lambda: keras_hub.samplers.BeamSampler(num_beams=3),
+    "contrastive": lambda: keras_hub.samplers.ContrastiveSampler(k=2, alpha=0.3),
+}
+DETERMINISTIC = ["greedy", "beam", "contrastive"]
+
+
+def rows(names):
+    """Parameters that prove a row of the support table each."""
+
+    def mark(name):
+        row = pytest.mark.support("Paths", f"`generate`, {name} sampler")
+        is_slow = name != "beam"
+        return pytest.param(name, marks=[row] + [pytest.mark.slow] * is_slow)
+
+    return [mark(name) for name in names]
+
+
+@pytest.fixture
+def model(make_gemma):
+    model = make_gemma()
+    # Embeddings of unit size let the next token depend on more than the last.
+    embedding = model.backbone.token_embedding.embeddings
+    generator = np.random.default_rng(1)
+    embedding.assign(generator.normal(size=embedding.shape) * 0.3)
+    return randomize(keras_flix.enable_flix(model, FEATURES, rank=2), scale=0.8)
+
+
+def generate(model, tasks=TASKS, languages=LANGUAGES, prompts=PROMPTS, **kwargs):
+    inputs = {"prompts": list(prompts), "task": tasks, "language": languages}
+    return model.generate(inputs, max_length=20, **kwargs)
+
+
+def merged_generate(model, sampler, tasks=TASKS, languages=LANGUAGES):
+    """Each example by its merged model, in the same batch.
+
+    KerasHub's beam search depends on the other prompts' lengths, adapted or not.
+    """
+    outputs = []
+    for i, (task, language) in enumerate(zip(tasks, languages)):
+        merged = keras_flix.merge_features(model, {"task": task, "language": language})
+        merged.compile(sampler=sampler)
+        outputs.append(merged.generate(list(PROMPTS), max_length=20)[i])
+    return outputs
+
+
+@pytest.mark.parametrize("name", rows(DETERMINISTIC))
+def test_equals_merged_models(model, name):
+    model.compile(sampler=SAMPLERS[name]())
+    found = generate(model)
+    assert found == merged_generate(model, SAMPLERS[name]())
+    with keras_flix.adapters_disabled(model):
+        assert found != generate(model)
+
+
+@pytest.mark.parametrize("name", rows(SAMPLERS))
+def test_no_stale_ids(model, name):
+    """A second call with other ids, and back: nothing is baked in."""
+    one, other = (["qa"] * 3, ["sw"] * 3), (["list"] * 3, ["yo"] * 3)
+
+    model.compile(sampler=SAMPLERS[name]())
+    start = [to_numpy(v) for v in model.sampler.variables]
+
+    def fresh(features):
+        # Samplers keep the state of their seed from call to call.
+        for variable, value in zip(model.sampler.variables, start):
+            variable.assign(value)
+        return generate(model, *features)
+
+    first, second = fresh(one), fresh(other)
+    assert first != second
+    assert fresh(one) == first
+    assert fresh(other) == second
+
+
+@pytest.mark.support("Paths", "`generate`, ragged prompts, features per example")
+def test_inputs_of_all_forms(model):
+    expected = generate(model)
+    ids = {"task": np.array([0, -1, 2]), "language": np.array([1, 2, 0])}
+    assert generate(model, ids["task"], ids["language"]) == expected
+    inputs = {"text": PROMPTS, "task": TASKS, "language": LANGUAGES}
+    assert model.generate(inputs, max_length=20) == expected
+    # One prompt, whichever key comes last in the dict.
+    for order in (["prompts", "task", "language"], ["task", "language", "prompts"]):
+        one = {"prompts": PROMPTS[0], "task": "qa", "language": "sw"}
+        one = {key: one[key] for key in order}
+        before = dict(one)
+        assert model.generate(one, max_length=20) == expected[0]
+        assert one == before
+    assert generate(model, "qa", "sw") == generate(model, ["qa"] * 3, ["sw"] * 3)
+
+
+@pytest.mark.slow
+@pytest.mark.support("Paths", "`generate` from a `tf.data.Dataset`")
+def test_tf_dataset(model):
+    tf = pytest.importorskip("tensorflow")
+    features = {"task": ["qa", "", "list"], "language": LANGUAGES}
+    features["task"][1] = "parse"
+    data = {"prompts": PROMPTS, **features}
+    expected = model.generate(dict(data), max_length=20)
+    batches = tf.data.Dataset.from_tensor_slices(data).batch(2)
+    assert model.generate(batches, max_length=20) == expected
+
+
+def test_without_preprocessor(model):
+    expected = generate(model)
+    preprocessor = model.preprocessor
+    tokens = preprocessor.generate_preprocess(PROMPTS, sequence_length=20)
+    model.preprocessor = None
+    outputs = model.generate(
+        {**tokens, "task": TASKS, "language": LANGUAGES},
+        stop_token_ids=(preprocessor.tokenizer.end_token_id,),
+    )
+    assert preprocessor.generate_postprocess(outputs) == expected
+
+
+def test_strip_prompt(model):
+    stripped = generate(model, strip_prompt=True)
+    assert [p + s for p, s in zip(PROMPTS, stripped)] == generate(model)
+
+
+def test_refusals(model):
+    with pytest.raises(ValueError, match="no entry 'language'"):
+        model.generate({"prompts": PROMPTS, "task": TASKS}, max_length=20)
+    with pytest.raises(ValueError, match="no entry 'task'"):
+        model.generate(PROMPTS, max_length=20)
+    with pytest.raises(ValueError, match="nearest known value is 'sw'"):
+        generate(model, languages="swa")
+    with pytest.raises(ValueError, match="2 entries of 'task' for a batch of 3"):
+        generate(model, tasks=["qa", "qa"])
+    with pytest.raises(ValueError, match=r"must be in \[0, 3\)"):
+        generate(model, tasks=np.array([0, 3, 0]))
+
+
+@pytest.mark.slow
+def test_generates_after_training(model):
+    before = generate(model)
+    inputs = {"prompts": PROMPTS, "responses": ["fox"] * 3}
+    model.compile(optimizer=keras.optimizers.Adam(0.1), sampler="greedy")
+    model.fit({**inputs, "task": TASKS, "language": LANGUAGES}, epochs=5, verbose=0)
+    assert generate(model) == merged_generate(model, "greedy") != before

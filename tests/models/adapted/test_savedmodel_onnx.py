@@ -1,0 +1,268 @@
+"""Exported artifacts take feature ids as named inputs and compute what Keras does."""
+
+import importlib.util
+
+import keras
+import numpy as np
+import pytest
+from helpers.gemma import FEATURES, make_backbone, randomize, to_numpy
+
+import keras_flix
+
+BACKEND = keras.config.backend()
+NO_SAVED_MODEL = (
+    "Keras exports a SavedModel from PyTorch by torch_xla, which lags behind PyTorch; "
+    "load the adapter file on JAX or TensorFlow and export there."
+)
+NO_JAX2ONNX = (
+    "Keras exports ONNX from JAX by the package jax2onnx, which is not installed here, "
+    "and which fails on the causal masks of KerasHub."
+)
+NO_GEMMA_ONNX = (
+    "The converters that Keras uses on JAX (jax2onnx) and TensorFlow (tf2onnx) fail on "
+    "an adapted KerasHub Gemma; load the adapter file on PyTorch."
+)
+
+
+def features(multiple=False):
+    return [
+        keras_flix.Feature("task", FEATURES["task"], rank={"qa": 1, "*": 2}),
+        keras_flix.Feature("language", FEATURES["language"], multiple=multiple),
+        keras_flix.Feature("shared", always=True),
+    ]
+
+
+def small_model(multiple=False):
+    inputs = keras.Input((6,), name="x")
+    hidden = keras.layers.Dense(16, activation="relu", name="hidden")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(5, name="head")(hidden))
+    keras_flix.enable_flix(
+        model,
+        features(multiple),
+        targets="all-linear",
+        rank=2,
+        alpha=3,
+        dropout=0.3,
+        seed=0,
+    )
+    return randomize(model)
+
+
+def ids(size, multiple=False):
+    """Values of every kind: each of them, and none."""
+    task = np.array([0, 2, -1, 1, -1], "int32")[:size]
+    language = np.array([[1, 2], [-1, -1], [0, -1], [2, 0], [1, -1]], "int32")[:size]
+    return {"task": task, "language": language if multiple else language[:, 0]}
+
+
+def small_batch(size, multiple=False):
+    x = np.random.default_rng(size).normal(size=(size, 6)).astype("float32")
+    return {"x": x, **ids(size, multiple)}
+
+
+def text_batch(size, length):
+    generator = np.random.default_rng(size)
+    return {
+        "token_ids": generator.integers(1, 40, (size, length)).astype("int32"),
+        "padding_mask": (np.arange(length) < length - np.arange(size)[:, None]).astype(
+            "int32"
+        ),
+        **ids(size),
+    }
+
+
+def gemma():
+    return randomize(
+        keras_flix.enable_flix(make_backbone(num_layers=1), features(), alpha=3, rank=2)
+    )
+
+
+def load_saved_model(path):
+    import tensorflow as tf
+
+    artifact = tf.saved_model.load(str(path))
+    serve = artifact.signatures["serving_default"]
+    names = set(serve.structured_input_signature[1])
+
+    def run(batch, keep=artifact):
+        assert set(batch) == names
+        (outputs,) = serve(**{k: tf.constant(v) for k, v in batch.items()}).values()
+        return outputs.numpy()
+
+    return run
+
+
+def load_onnx(path):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path))
+    names = {value.name for value in session.get_inputs()}
+
+    def run(batch):
+        assert set(batch) == names
+        (outputs,) = session.run(None, batch)
+        return outputs
+
+    return run
+
+
+def load_exported_program(path):
+    import torch
+
+    program = torch.export.load(str(path)).module()
+    return lambda batch: program({k: torch.tensor(v) for k, v in batch.items()})
+
+
+def assert_same(run, model, batches):
+    """The artifact's numbers are the model's, and depend on the features."""
+    for batch in batches:
+        found = to_numpy(run(batch))
+        np.testing.assert_allclose(found, to_numpy(model(batch)), atol=2e-5, rtol=1e-4)
+        other = {**batch, "task": (batch["task"] + 2) % 3}
+        assert np.abs(to_numpy(run(other)) - found).max() > 1e-2
+        np.testing.assert_allclose(
+            to_numpy(run(other)), to_numpy(model(other)), atol=2e-5, rtol=1e-4
+        )
+
+
+@pytest.mark.support("State", "`export` to a SavedModel")
+@pytest.mark.parametrize(
+    "multiple", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
+def test_saved_model(tmp_path, multiple):
+    if BACKEND == "torch":
+        pytest.skip(NO_SAVED_MODEL)
+    model = small_model(multiple)
+    model.export(tmp_path / "model", verbose=False)
+    run = load_saved_model(tmp_path / "model")
+    assert_same(run, model, [small_batch(n, multiple) for n in (5, 1, 3)])
+
+
+@pytest.mark.slow
+@pytest.mark.support("State", "`export` of Gemma to a SavedModel")
+def test_saved_model_of_gemma(tmp_path):
+    if BACKEND == "torch":
+        pytest.skip(NO_SAVED_MODEL)
+    model = gemma()
+    signature = None
+    lengths = (7, 4, 9)
+    if BACKEND == "jax":
+        spec = keras.InputSpec(shape=(None, 7), dtype="int32")
+        signature = {"token_ids": spec, "padding_mask": spec}
+        lengths = (7, 7, 7)
+    model.export(tmp_path / "model", verbose=False, input_signature=signature)
+    run = load_saved_model(tmp_path / "model")
+    assert_same(run, model, map(text_batch, (5, 1, 3), lengths))
+
+
+@pytest.mark.support("State", "`export` to ONNX")
+@pytest.mark.parametrize(
+    "multiple", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
+def test_onnx(tmp_path, multiple):
+    if BACKEND == "jax" and importlib.util.find_spec("jax2onnx") is None:
+        pytest.skip(NO_JAX2ONNX)
+    model = small_model(multiple)
+    model.export(tmp_path / "model.onnx", format="onnx", verbose=False)
+    run = load_onnx(tmp_path / "model.onnx")
+    assert_same(run, model, [small_batch(n, multiple) for n in (5, 1, 3)])
+
+
+@pytest.mark.slow
+@pytest.mark.support("State", "`export` of Gemma to ONNX")
+def test_onnx_of_gemma(tmp_path):
+    if BACKEND != "torch":
+        pytest.skip(NO_GEMMA_ONNX)
+    model = gemma()
+    model.export(tmp_path / "model.onnx", format="onnx", verbose=False)
+    run = load_onnx(tmp_path / "model.onnx")
+    assert_same(run, model, map(text_batch, (5, 1, 3), (7, 4, 9)))
+
+
+@pytest.mark.support("State", "`export` to PyTorch's `.pt2`")
+def test_exported_program(tmp_path):
+    if BACKEND != "torch":
+        pytest.skip("Keras exports a `.pt2` file from the PyTorch backend only.")
+    model = small_model()
+    model.export(tmp_path / "model.pt2", format="torch", verbose=False)
+    run = load_exported_program(tmp_path / "model.pt2")
+    assert_same(run, model, [small_batch(n) for n in (5, 1, 3)])
+
+
+@pytest.mark.support("State", "`export` to LiteRT")
+def test_litert(tmp_path):
+    if BACKEND != "tensorflow":
+        pytest.skip("Adapted models are exported to LiteRT from TensorFlow only.")
+    import tensorflow as tf
+
+    model = small_model()
+    path = str(tmp_path / "model.tflite")
+    model.export(path, format="litert", verbose=False)
+
+    def run(batch):
+        (outputs,) = tf.lite.Interpreter(path).get_signature_runner()(**batch).values()
+        return outputs
+
+    assert_same(run, model, [small_batch(n) for n in (5, 1, 3)])
+
+
+@pytest.mark.support("State", "`export` to other formats", "refused")
+def test_other_formats_are_refused(tmp_path):
+    refused = {"torch": "tf_saved_model", "jax": "litert", "tensorflow": "torch"}
+    for format in ("openvino", refused[BACKEND]):
+        with pytest.raises(ValueError, match=f"Received: format='{format}'. Choose"):
+            small_model().export(tmp_path / "model", format=format)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_onnx_that_would_want_more_inputs_is_refused(tmp_path):
+    if BACKEND != "tensorflow":
+        pytest.skip("Only tf2onnx makes inputs of constants.")
+    with pytest.raises(ValueError, match="took constants of this model for inputs"):
+        gemma().export(tmp_path / "model.onnx", format="onnx", verbose=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_task_is_exported_like_its_backbone(tmp_path, make_gemma):
+    """Its signature: running it is the backbone's test."""
+    from keras_flix.models.adapted.savedmodel_onnx import signature_of
+
+    model = keras_flix.enable_flix(make_gemma(), features(multiple=True), rank=2)
+    specs = signature_of(model, None)
+    assert {name: (spec.shape, spec.dtype) for name, spec in specs.items()} == {
+        "token_ids": ((None, None), "int32"),
+        "padding_mask": ((None, None), "int32"),
+        "task": ((None,), "int32"),
+        "language": ((None, None), "int32"),
+    }
+
+
+def test_unknown_lengths_are_refused_on_jax(tmp_path):
+    if BACKEND != "jax":
+        pytest.skip("Other backends export any length.")
+    with pytest.raises(ValueError, match="must know all lengths but that of the batch"):
+        gemma().export(tmp_path / "model", verbose=False)
+
+
+def test_subclassed_models_must_be_given_a_signature(tmp_path):
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.hidden = keras.layers.Dense(5, name="hidden")
+
+        def call(self, inputs):
+            return self.hidden(inputs["x"])
+
+    model = Own()
+    model({"x": np.ones((2, 6), "float32")})
+    keras_flix.enable_flix(model, features(), targets="all-linear", rank=2)
+    randomize(model)
+    with pytest.raises(ValueError, match="does not tell its inputs"):
+        model.export(tmp_path / "model.onnx", format="onnx")
+    if BACKEND == "torch":
+        pytest.skip(NO_SAVED_MODEL)
+    signature = {"x": keras.InputSpec(shape=(None, 6), dtype="float32")}
+    model.export(tmp_path / "model", verbose=False, input_signature=signature)
+    run = load_saved_model(tmp_path / "model")
+    assert_same(run, model, [small_batch(n) for n in (5, 1)])

@@ -1,0 +1,141 @@
+"""Models that grow after training: more values, fewer, other names, more axes."""
+
+import numpy as np
+import pytest
+from helpers.gemma import to_numpy
+from helpers.growing import (
+    DATA,
+    FEATURES,
+    Y,
+    cases,
+    delta,
+    predicted,
+    slots,
+    small,
+    step,
+    tables,
+    train,
+)
+from helpers.models import make_mlp
+
+import keras_flix
+
+
+def test_the_compiled_function_of_before_would_clamp_the_new_id():
+    """On JAX and TensorFlow it would run on, with another value's table."""
+    model = small()
+    before = predicted(model)
+    keras_flix.add_values(model, "language", ["rw"], init="en")
+    np.testing.assert_array_equal(predicted(model), before)
+    new = {**DATA, "language": ["rw"] * 6}
+    same = {**DATA, "language": ["en"] * 6}
+    np.testing.assert_array_equal(predicted(model, new), predicted(model, same))
+
+
+def test_new_values_of_untrained_ones_can_be_trained():
+    """Zeros in both tables would keep the gradient of both at zero."""
+    model = keras_flix.enable_flix(make_mlp(), FEATURES, targets="all-linear", rank=2)
+    keras_flix.add_values(model, "language", ["rw"], init={"en": 0.5, "sw": 0.5})
+    a = tables(model)["hidden/flix_language_a"]
+    assert (a[2] != 0).all()
+    assert (tables(model)["hidden/flix_language_b"][2] == 0).all()
+
+
+# Values are added. ----------------------------------------------------------
+
+
+def test_a_fresh_value_changes_nothing():
+    model = small()
+    before, state = predicted(model), tables(model)
+    paths = [v.path for v in model.variables]
+    objects = [id(v) for v in [*model.variables, *model.optimizer.variables]]
+    assert keras_flix.add_values(model, "language", ["rw", "lg"]) is model
+    np.testing.assert_array_equal(predicted(model), before)
+    assert model._flix.schema["language"].values == ("en", "sw", "rw", "lg")
+    assert [v.path for v in model.variables] == paths
+    found = [id(v) for v in [*model.variables, *model.optimizer.variables]]
+    assert found == objects
+    for path, value in tables(model).items():
+        count = len(state[path])
+        np.testing.assert_array_equal(value[:count], state[path])
+        assert len(value) == count + 2 * ("language" in path)
+    new = tables(model)["hidden/flix_language_a"][2:]
+    assert (new[0] != new[1]).all()
+    assert 0.5 < new.std() * np.sqrt(8) < 1.5
+    np.testing.assert_array_equal(delta(model, language="rw"), 0.0)
+
+
+@pytest.mark.support("Life of an adapter", "`add_values` after training")
+@pytest.mark.parametrize("name", cases("adafactor"))
+def test_optimizers_go_on_as_if_nothing_had_been_added(name):
+    alone, grown = small(name), small(name)
+    optimizer, shapes = grown.optimizer, [v.shape for v in alone.trainable_variables]
+    keras_flix.add_values(grown, "language", ["rw"])
+    keras_flix.add_values(grown, "task", ["list"], init="qa")
+    assert grown.optimizer is optimizer
+    for model in (alone, grown):
+        step(model, shapes, 4, seed=1)
+    for path, value in tables(alone).items():
+        found = tables(grown)[path][: len(value)]
+        np.testing.assert_allclose(found, value, atol=1e-6)
+    for expected, found in zip(slots(alone), slots(grown), strict=True):
+        inner = tuple(map(slice, expected.shape))
+        np.testing.assert_allclose(found[inner], expected, atol=1e-6)
+    assert int(optimizer.iterations) == int(alone.optimizer.iterations)
+
+
+def test_training_goes_on_as_if_nothing_had_been_added():
+    alone, grown = train(small(), 2), train(small(), 2)
+    keras_flix.add_values(grown, "language", ["rw"])
+    for model in (alone, grown):
+        train(model, 2)
+    for path, value in tables(alone).items():
+        found = tables(grown)[path][: len(value)]
+        np.testing.assert_allclose(found, value, atol=1e-6)
+
+
+def test_new_rows_get_the_first_state_of_the_optimizer():
+    model = small("adagrad")
+    keras_flix.add_values(model, "language", ["rw"])
+    found = [s for s in slots(model) if s.shape[:1] == (3,)]
+    assert len(found) == 4
+    assert all((s[2] == np.float32(0.1)).all() and (s[0] > 0.1).any() for s in found)
+
+
+def test_averages_of_new_rows_begin_at_their_values():
+    """At zero, the end of `fit` would pull the new tables there."""
+    model = small("averages")
+    keras_flix.add_values(model, "language", ["rw"], init="sw")
+    before = tables(model)["hidden/flix_language_a"][2]
+    model.optimizer.finalize_variable_values(model.trainable_variables)
+    np.testing.assert_array_equal(tables(model)["hidden/flix_language_a"][2], before)
+
+
+def test_factored_state_is_kept():
+    model = small("adafactor")
+    before = slots(model)
+    keras_flix.add_values(model, "language", ["rw"])
+    for old, new in zip(before, slots(model), strict=True):
+        np.testing.assert_array_equal(new[: len(old)] if old.shape else new, old)
+    step(model, [v.shape for v in model.trainable_variables], 2)
+    assert all(np.isfinite(value).all() for value in tables(model).values())
+
+
+@pytest.mark.support("Life of an adapter", "`add_values` after training")
+def test_fit_goes_on_without_compiling_again():
+    model = small(dropout=0.3)
+    seed = to_numpy(model._flix.dropout_seed.state)
+    keras_flix.add_values(model, "language", ["rw"])
+    np.testing.assert_array_equal(to_numpy(model._flix.dropout_seed.state), seed)
+    model.fit({**DATA, "language": ["rw", "en"] * 3}, Y, verbose=0)
+    assert (delta(model, language="rw") != 0).any()
+
+
+def test_the_start_of_a_value_does_not_follow_its_place():
+    one, other = small(), small()
+    keras_flix.add_values(one, "language", ["rw", "lg"])
+    keras_flix.add_values(other, "language", ["lg"])
+    keras_flix.add_values(other, "language", ["rw"], seed=4)
+    one, other = (tables(m)["hidden/flix_language_a"] for m in (one, other))
+    np.testing.assert_array_equal(one[3], other[2])
+    assert (one[2] != other[3]).all()

@@ -1,0 +1,148 @@
+"""`fit_blend`: only the weights of known values are learned."""
+
+import keras
+import numpy as np
+import pytest
+from helpers.gemma import FEATURES, randomize, to_numpy
+from helpers.models import make_mlp, rows
+
+import keras_flix
+
+TRUE = {"en": 0.7, "sw": -0.4, "yo": 0.0}
+
+
+def trained_model():
+    model = make_mlp()
+    keras_flix.enable_flix(model, FEATURES, rank=2, targets=["hidden", "head"], seed=0)
+    randomize(model)
+    model.compile(optimizer=keras.optimizers.Adam(1e-3), loss="mse")
+    return model
+
+
+def few_examples(model, count=12):
+    x = {**rows(count), "task": ["qa", "parse", None] * (count // 3)}
+    return x, to_numpy(model({**x, "language": TRUE}))
+
+
+@pytest.mark.support("Life of an adapter", "`fit_blend`")
+def test_finds_the_weights_that_made_the_data():
+    model = trained_model()
+    x, y = few_examples(model)
+    blend = keras_flix.fit_blend(model, "language", "rw", (x, y), epochs=200, rank=4)
+    assert blend.losses[-1] < 1e-3 * blend.losses[0]
+    for value, weight in TRUE.items():
+        assert blend.weights[value] == pytest.approx(weight, abs=0.02)
+    # The weights are the blend itself; with enough rank, so is the new value.
+    exact = to_numpy(model({**x, "language": blend.weights}))
+    np.testing.assert_allclose(exact, y, atol=0.02)
+    added = to_numpy(model({**x, "language": "rw"}))
+    np.testing.assert_allclose(added, exact, atol=0.01)
+    assert blend.kept == pytest.approx(1, abs=1e-3)
+
+
+def test_a_lower_rank_says_what_it_lost():
+    model = trained_model()
+    x, y = few_examples(model)
+    blend = keras_flix.fit_blend(model, "language", "rw", (x, y), epochs=3)
+    lost = total = 0.0
+    for layer in model._flix.layers.values():
+        parts = [
+            weight * to_numpy(layer.kernel_delta({"task": None, "language": value}))
+            for value, weight in blend.weights.items()
+        ]
+        own = to_numpy(layer.kernel_delta({"task": None, "language": "rw"}))
+        total += (sum(parts) ** 2).sum()
+        lost += ((sum(parts) - own) ** 2).sum()
+    assert 0.1 < blend.kept < 0.999
+    assert blend.kept == pytest.approx(1 - lost / total, abs=1e-4)
+
+
+def test_nothing_else_moves():
+    model = trained_model()
+    x, y = few_examples(model)
+    model.fit({**x, "language": "en"}, y, epochs=1, verbose=0)
+    before = [to_numpy(v).copy() for v in model.variables]
+    trainable = [v.trainable for v in model.variables]
+    optimizer = model.optimizer
+    state = {v.path: to_numpy(v).copy() for v in optimizer.variables}
+    keras_flix.fit_blend(model, "language", "rw", (x, y), epochs=2)
+    assert [v.trainable for v in model.variables] == trainable
+    for variable, old in zip(model.variables, before):
+        # Tables of languages have one row more.
+        value = to_numpy(variable)[: len(old)] if old.ndim == 3 else to_numpy(variable)
+        np.testing.assert_array_equal(value, old)
+    assert model.optimizer is optimizer
+    for variable in optimizer.variables:
+        old = state[variable.path]
+        value = to_numpy(variable)[: len(old)] if old.ndim == 3 else to_numpy(variable)
+        np.testing.assert_array_equal(value, old)
+    model.fit({**x, "language": "rw"}, y, epochs=1, verbose=0)
+
+
+@pytest.mark.slow
+def test_prompts_and_responses(make_gemma):
+    gemma = keras_flix.enable_flix(make_gemma(), FEATURES, rank=2)
+    randomize(gemma, scale=0.2)
+    gemma.compile(optimizer="adam", loss=gemma.loss)
+    data = {
+        "prompts": ["the quick", "the lazy", "jumps"],
+        "responses": ["brown fox", "dog", "over"],
+        "task": ["qa", "parse", None],
+    }
+    blend = keras_flix.fit_blend(
+        gemma, "language", "rw", data, init={"sw": 0.5, "yo": 0.5}, epochs=12
+    )
+    assert list(blend.weights) == ["sw", "yo"]
+    assert blend.losses[-1] < blend.losses[0]
+    # The first loss is that of the weights it starts from.
+    start = {"sw": 0.5, "yo": 0.5}
+    loss = gemma.evaluate({**data, "language": [start] * 3}, verbose=0)
+    assert blend.losses[0] == pytest.approx(_scalar(loss), rel=1e-4)
+    out = gemma.generate(
+        {"prompts": ["the"], "task": "qa", "language": "rw"}, max_length=8
+    )
+    assert out[0].startswith("the")
+
+
+def _scalar(loss):
+    return loss[0] if isinstance(loss, list) else loss
+
+
+def test_bad_arguments_raise_and_change_nothing():
+    model = trained_model()
+    x, y = few_examples(model)
+    before = [to_numpy(v).copy() for v in model.variables]
+
+    def refusal(*args, **kwargs):
+        with pytest.raises(ValueError) as error:
+            keras_flix.fit_blend(model, *args, **kwargs)
+        assert model._flix.schema["language"].values == ("en", "sw", "yo")
+        for variable, old in zip(model.variables, before, strict=True):
+            np.testing.assert_array_equal(to_numpy(variable), old)
+        return str(error.value)
+
+    assert "Received: 'dialect'" in refusal("dialect", "rw", (x, y))
+    assert "'sw', which it has" in refusal("language", "sw", (x, y))
+    with_entry = {**x, "language": "en"}
+    assert "without an entry 'language'" in refusal("language", "rw", (with_entry, y))
+    assert "Received: no responses and no `y`" in refusal("language", "rw", x)
+    assert "no entry 'task'" in refusal("language", "rw", (rows(12), y))
+    assert "must be at most 4" in refusal("language", "rw", (x, y), rank=6)
+    start = {"en": 1.0}
+    assert "'kn'" in refusal("language", "rw", (x, y), init={"kn": 1.0})
+    bad = np.full_like(y, np.nan)
+    assert "must get a finite gradient" in refusal(
+        "language", "rw", (x, bad), init=start, epochs=1
+    )
+    model.loss = None
+    assert "compiled with a loss" in refusal("language", "rw", (x, y))
+
+
+def test_untrained_values_cannot_be_blended():
+    model = make_mlp()
+    keras_flix.enable_flix(model, {"language": ["en", "sw"]}, targets="all-linear")
+    model.compile(optimizer="adam", loss="mse")
+    with pytest.raises(ValueError, match="Train the known values first"):
+        keras_flix.fit_blend(
+            model, "language", "rw", (rows(3), np.ones((3, 4), "float32")), epochs=1
+        )

@@ -1,0 +1,321 @@
+"""What values start as, values that go or are renamed, more features; and refusals."""
+
+import keras
+import numpy as np
+import pytest
+from helpers.gemma import randomize, to_numpy
+from helpers.growing import (
+    DATA,
+    FEATURES,
+    Y,
+    delta,
+    predicted,
+    slots,
+    small,
+    step,
+    tables,
+    train,
+)
+from helpers.models import make_mlp, state
+
+import keras_flix
+from keras_flix import Feature
+
+# What values start as. ------------------------------------------------------
+
+
+def test_a_copy_is_bit_exact():
+    model = small(rank={"language": {"en": 3, "*": 2}})
+    keras_flix.add_values(model, "language", ["rw"], init="en")
+    keras_flix.add_values(model, "language", ["lg"], init="sw")
+    for path, value in tables(model).items():
+        if "language" in path:
+            np.testing.assert_array_equal(value[2], value[0])
+            np.testing.assert_array_equal(value[3], value[1])
+    assert model._flix.schema["language"].ranks == (3, 2, 3, 2)
+
+
+def test_weights_are_exact_where_the_rank_allows():
+    model = small()
+    expected = 0.7 * delta(model, language="sw") - 0.2 * delta(model, language="en")
+    weights = {"sw": 0.7, "en": -0.2}
+    keras_flix.add_values(model, "language", ["rw"], init=weights, rank=4)
+    np.testing.assert_allclose(delta(model, language="rw"), expected, atol=1e-6)
+    assert model._flix.schema["language"].rank == {"*": 2, "rw": 4}
+
+
+def test_weights_give_the_closest_matrix_of_the_rank():
+    model = small()
+    total = 0.7 * delta(model, language="sw") + 0.3 * delta(model, language="en")
+    keras_flix.add_values(model, "language", ["rw"], init={"sw": 0.7, "en": 0.3})
+    u, s, v = np.linalg.svd(total)
+    closest = (u[:, :2] * s[:2]) @ v[:2]
+    np.testing.assert_allclose(delta(model, language="rw"), closest, atol=1e-6)
+
+
+def test_a_wider_copy_keeps_the_update_and_can_be_trained_in_full():
+    model = small()
+    before, known = delta(model, language="sw"), predicted(model)
+    keras_flix.add_values(model, "language", ["rw"], init="sw", rank=4)
+    np.testing.assert_allclose(delta(model, language="rw"), before, atol=1e-6)
+    np.testing.assert_allclose(predicted(model), known, atol=1e-6)
+    a = tables(model)["hidden/flix_language_a"]
+    assert a.shape == (3, 8, 4)
+    assert (a[:2, :, 2:] == 0).all()
+    assert (a[2] != 0).all()
+
+
+# Values go, or are renamed. -------------------------------------------------
+
+
+@pytest.mark.support("Life of an adapter", "`remove_values`, `rename_value`")
+def test_removing_equals_a_model_enabled_without(tmp_path):
+    ranks = {"language": {"en": 3, "*": 2}}
+    features = {**FEATURES, "language": ["sw", "en", "yo"]}
+    model = train(small(features=features, rank=ranks, trained=False), 1)
+    state, before = tables(model), slots(model)
+    data = {**DATA, "language": ["sw", "yo", None] * 2}
+    known = predicted(model, data)
+    keras_flix.remove_values(model, "language", ["en"])
+    np.testing.assert_allclose(predicted(model, data), known, atol=1e-6)
+    features["language"].remove("en")
+    plain = small(features=features, rank={"language": 2}, trained=False)
+    assert model._flix.schema == plain._flix.schema
+    assert [v.path for v in model.variables] == [v.path for v in plain.variables]
+    for path, value in tables(model).items():
+        kept = state[path][[0, 2]] if "language" in path else state[path]
+        inner = tuple(map(slice, value.shape))
+        np.testing.assert_array_equal(value, kept[inner])
+    for old, new in zip(before, slots(model), strict=True):
+        kept = old[[0, 2]] if old.shape[:1] == (3,) else old
+        np.testing.assert_array_equal(new, kept[tuple(map(slice, new.shape))])
+    model.save_weights(tmp_path / "x.weights.h5")
+    plain.load_weights(tmp_path / "x.weights.h5")
+    np.testing.assert_array_equal(predicted(plain, data), predicted(model, data))
+
+
+def test_adding_and_removing_again_changes_nothing():
+    model = small()
+    before, values, past = predicted(model), tables(model), slots(model)
+    keras_flix.add_values(model, "language", ["rw"], rank=4)
+    keras_flix.remove_values(model, "language", ["rw"])
+    np.testing.assert_array_equal(predicted(model), before)
+    for path, value in tables(model).items():
+        np.testing.assert_array_equal(value, values[path])
+    for old, new in zip(past, slots(model), strict=True):
+        np.testing.assert_array_equal(new, old)
+    assert model._flix.schema == small(trained=False)._flix.schema
+
+
+@pytest.mark.support("Life of an adapter", "`remove_values`, `rename_value`")
+def test_a_renamed_value_is_the_same_one():
+    model = small(rank={"language": {"sw": 3, "*": 2}})
+    named = {**DATA, "language": ["sw", "en", None] * 2}
+    before = predicted(model, named)
+    keras_flix.rename_value(model, "language", "sw", "swh")
+    renamed = {**DATA, "language": ["swh", "en", None] * 2}
+    np.testing.assert_array_equal(predicted(model, renamed), before)
+    assert model._flix.schema["language"].ranks == (2, 3)
+    with pytest.raises(ValueError, match="The nearest known value is 'swh'"):
+        model.predict(named, verbose=0)
+
+
+# More features. -------------------------------------------------------------
+
+
+def test_a_new_feature_changes_nothing():
+    alone, grown = small("averages"), small("averages")
+    optimizer, before = grown.optimizer, predicted(grown)
+    keras_flix.add_feature(grown, Feature("domain", ["news", "web"]), rank=1)
+    keras_flix.add_feature(grown, Feature("shared", always=True, rank=3))
+    data = {**DATA, "domain": ["web", None, "news"] * 2}
+    np.testing.assert_allclose(predicted(grown, data), before, atol=1e-7)
+    assert grown._flix.schema["domain"].rank == 1
+    assert grown.optimizer is optimizer
+    assert optimizer.iterations == 3
+    shapes = {v.path: v.shape for v in alone.trainable_variables}
+    # All but the new feature's tables get gradients.
+    step(alone, list(shapes.values()), 2, seed=1)
+    step(
+        grown,
+        [shapes.get(v.path, (0, 0, 0)) for v in grown.trainable_variables],
+        2,
+        seed=1,
+    )
+    for path, value in tables(alone).items():
+        np.testing.assert_allclose(tables(grown)[path], value, atol=1e-6)
+    assert [v.path for v in optimizer.variables] != [
+        v.path for v in alone.optimizer.variables
+    ]
+
+
+@pytest.mark.support("Life of an adapter", "`add_feature`")
+def test_a_new_feature_trains_and_is_saved(tmp_path):
+    model = small()
+    keras_flix.add_feature(model, Feature("domain", ["news", "web"], dropout=0.3))
+    data = {**DATA, "domain": np.array([0, 1, -1, 1, 0, 1], "int32")}
+    train(model, 2, data)
+    assert (tables(model)["hidden/flix_domain_b"] != 0).any()
+    model.save(tmp_path / "model.keras")
+    found = keras.models.load_model(tmp_path / "model.keras")
+    assert found._flix.schema == model._flix.schema
+    for one in (model, found):
+        train(one, 1, data)
+    for old, new in zip(slots(model), slots(found), strict=True):
+        np.testing.assert_array_equal(new, old)
+    for path, value in tables(model).items():
+        np.testing.assert_array_equal(tables(found)[path], value)
+
+
+# What holds a model's variables. --------------------------------------------
+
+
+def test_files_of_a_grown_model(tmp_path):
+    model = small()
+    keras_flix.add_values(model, "language", ["rw"], init="sw")
+    keras_flix.save_adapters(model, tmp_path / "x.flix.safetensors")
+    model.save(tmp_path / "model.keras")
+    loaded = keras_flix.load_adapters(make_mlp(), tmp_path / "x.flix.safetensors")
+    found = keras.models.load_model(tmp_path / "model.keras")
+    for path, value in tables(model).items():
+        np.testing.assert_array_equal(tables(loaded)[path], value)
+        np.testing.assert_array_equal(tables(found)[path], value)
+    for old, new in zip(slots(model), slots(found), strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
+def test_a_task_and_its_backbone_change_together(make_gemma):
+    gemma = keras_flix.enable_flix(make_gemma(), FEATURES, rank=2)
+    randomize(gemma)
+    keras_flix.add_values(gemma.backbone, "language", ["rw"], init="sw")
+    keras_flix.add_feature(gemma, Feature("shared", always=True, dropout=0.1))
+    for part in (gemma, gemma.backbone):
+        assert part._flix.schema["language"].values == ("en", "sw", "rw")
+        assert part._flix.dropout_seed is not None
+    for layer in gemma._flix.layers.values():
+        assert layer.features == gemma._flix.schema
+        one, other = (
+            layer.kernel_delta({"task": None, "language": value})
+            for value in ("sw", "rw")
+        )
+        np.testing.assert_array_equal(to_numpy(one), to_numpy(other))
+
+
+def test_parameters_of_torch_are_the_new_ones():
+    if keras.config.backend() != "torch":
+        pytest.skip("`model.parameters()` is torch's")
+    model = small()
+    keras_flix.add_values(model, "language", ["rw"])
+    known = {id(p) for p in model.parameters()}
+    assert {id(v.value) for v in model.trainable_variables} <= known
+    assert all(p.requires_grad for p in model.parameters() if len(p) == 3)
+
+
+def test_exclusions_from_weight_decay_are_kept():
+    model = small(trained=False)
+    model.compile(keras.optimizers.AdamW(0.0, weight_decay=0.5), loss="mse")
+    first, *_ = model.trainable_variables
+    model.optimizer.exclude_from_weight_decay(var_list=[first])
+    step(model, [(0, 0, 0)] * 8, 1)
+    keras_flix.add_values(model, "language", ["rw"])
+    keras_flix.add_values(model, "task", ["list"])
+    assert not model.optimizer._use_weight_decay(first)
+    assert model.optimizer._use_weight_decay(model.trainable_variables[1])
+
+
+# Refusals. ------------------------------------------------------------------
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Odd(keras.optimizers.SGD):
+    """Holds state in its own way."""
+
+    def build(self, variables):
+        super().build(variables)
+        if not hasattr(self, "norms"):
+            self.norms = {v.path: self.add_variable((), name="norm") for v in variables}
+
+
+def add(*args, **kwargs):
+    return lambda model: keras_flix.add_values(model, *args, **kwargs)
+
+
+def remove(*args):
+    return lambda model: keras_flix.remove_values(model, *args)
+
+
+def rename(*args):
+    return lambda model: keras_flix.rename_value(model, *args)
+
+
+def add_axis(*args, **kwargs):
+    return lambda model: keras_flix.add_feature(model, Feature(*args, **kwargs))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (add("langage", ["rw"]), "Received: 'langage'. The nearest is 'language'"),
+        (add("language", ["sw"]), "must be new. Received: 'sw', which it has"),
+        (add("language", "rw"), "Write ['rw']"),
+        (add("language", [3]), "must be all strings or all integers"),
+        (add("language", ["rw"], init="swa"), "The nearest known value is 'sw'"),
+        (add("language", ["rw"], init={"swa": 1}), "The nearest known value is 'sw'"),
+        (add("language", ["rw"], init={"sw": None}), "`init` must be finite numbers"),
+        (add("language", ["rw"], init={}), "`init` must name at least one value"),
+        (add("language", ["rw"], rank=7), "must be at most 6"),
+        (add("language", ["rw"], rank=0), "must be at least 1"),
+        (add("language", ["rw"], seed=-1), "`seed` must be a non-negative integer"),
+        (add("shared", ["two"]), "Use `add_feature` for one more axis"),
+        (add("task", ["list"]), "Pass rank="),
+        (remove("language", ["en", "sw"]), "At least one value of feature 'language'"),
+        (remove("language", ["swa"]), "The nearest known value is 'sw'"),
+        (rename("language", "swa", "rw"), "The nearest known value is 'sw'"),
+        (rename("language", "sw", "en"), "must be unique"),
+        (add_axis("language", ["x"]), "must have unique names"),
+        (add_axis("x", ["y"]), "must not be called like one of the model's own"),
+        (add_axis("domain", ["y"], rank=7), "must be at most 6"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_changes_nothing(change, message):
+    features = [
+        Feature("task", ["qa", "parse"], rank={"qa": 1, "parse": 2}),
+        Feature("language", ["en", "sw"]),
+        Feature("shared", always=True),
+    ]
+    model = keras_flix.enable_flix(make_mlp(), features, rank=2, targets="all-linear")
+    schema, before = model._flix.schema, state(model, DATA)
+    with pytest.raises(ValueError) as error:
+        change(model)
+    assert message in str(error.value)
+    assert model._flix.schema is schema
+    assert state(model, DATA) == before
+
+
+def test_state_that_cannot_be_kept_is_refused():
+    model = small(trained=False)
+    model.compile(Odd(0.1), loss="mse")
+    step(model, [v.shape for v in model.trainable_variables], 1)
+    schema, before = model._flix.schema, tables(model)
+    for change in (
+        lambda: keras_flix.add_values(model, "language", ["rw"]),
+        lambda: keras_flix.add_feature(model, Feature("domain", ["news"])),
+    ):
+        with pytest.raises(
+            ValueError, match="Compile the model with a fresh optimizer"
+        ):
+            change()
+    assert model._flix.schema is schema
+    assert all((value == before[path]).all() for path, value in tables(model).items())
+
+
+def test_values_must_not_change_while_fit_runs():
+    model = small(trained=False)
+
+    class Grow(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            keras_flix.add_values(model, "language", ["rw"])
+
+    with pytest.raises(ValueError, match="a call from within `fit`"):
+        model.fit(DATA, Y, verbose=0, callbacks=[Grow()])
+    assert model._flix.schema["language"].values == ("en", "sw")

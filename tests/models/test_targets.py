@@ -1,0 +1,213 @@
+"""Which layers `targets` selects, and what it refuses."""
+
+import keras
+import keras_hub
+import pytest
+from helpers.gemma import make_backbone
+from helpers.models import make_bypassing, make_gemma4, make_mlp
+
+import keras_flix
+from keras_flix.models.targets import find_targets
+
+ATTENTION = ["query", "key", "value", "attention_output"]
+FFW = ["ffw_gating", "ffw_gating_2", "ffw_linear"]
+
+
+def names(model, targets):
+    """Layer names below each block, with the number of blocks they are in."""
+    found = [path.rpartition("/")[2] for path in find_targets(model, targets)]
+    return {name: found.count(name) for name in found}
+
+
+def refusal(model, targets):
+    with pytest.raises(ValueError) as error:
+        find_targets(model, targets)
+    return str(error.value)
+
+
+@pytest.fixture(scope="module")
+def gemma():
+    return make_backbone()
+
+
+@pytest.fixture(scope="module")
+def bert():
+    return keras_hub.models.BertTextClassifier(
+        keras_hub.models.BertBackbone(
+            vocabulary_size=40,
+            num_layers=2,
+            num_heads=2,
+            hidden_dim=8,
+            intermediate_dim=16,
+        ),
+        num_classes=2,
+    )
+
+
+def test_default_targets_are_attention_projections(gemma, bert):
+    assert names(gemma, None) == dict.fromkeys(ATTENTION, 2)
+    assert names(bert, None) == dict.fromkeys(ATTENTION, 2)
+
+
+def test_all_linear_leaves_embeddings_and_heads_out(gemma, bert):
+    assert names(gemma, "all-linear") == dict.fromkeys(ATTENTION + FFW, 2)
+    dense = ["feedforward_intermediate_dense", "feedforward_output_dense"]
+    found = find_targets(bert, "all-linear")
+    assert {p.rpartition("/")[2] for p in found} >= {*ATTENTION, *dense}
+    assert not [path for path in found if "logits" in path]
+    inside = {layer.path for layer in bert.backbone._flatten_layers()}
+    assert set(found) <= inside
+
+
+def test_the_head_of_a_task_may_be_named(bert):
+    assert list(find_targets(bert, ["logits"])) == ["logits"]
+
+
+def test_names_and_full_match_regexes(gemma):
+    assert names(gemma, ["query"]) == {"query": 2}
+    assert names(gemma, ["query", "value", ".*ffw_linear"]) == {
+        "query": 2,
+        "value": 2,
+        "ffw_linear": 2,
+    }
+    assert list(find_targets(gemma, ["decoder_block_1/attention/(query|key)"])) == [
+        "decoder_block_1/attention/query",
+        "decoder_block_1/attention/key",
+    ]
+    # A tuple is a list, and overlaps count once.
+    assert names(gemma, ("query", ".*query")) == {"query": 2}
+
+
+def test_paths_map_to_the_layers_themselves(gemma):
+    found = find_targets(gemma, ["query"])
+    for path, layer in found.items():
+        assert layer.path == path and isinstance(layer, keras.layers.EinsumDense)
+
+
+def test_a_model_with_paths_of_one_part():
+    assert list(find_targets(make_mlp(), "all-linear")) == ["hidden", "head"]
+
+
+def test_no_match_names_the_nearest(gemma):
+    assert refusal(gemma, ["attention_outputs"]) == (
+        "A target must match a layer's name, or its whole path as a regex. Received: "
+        "'attention_outputs', which matches nothing. The nearest are "
+        "['attention_output', 'decoder_block_1/attention/attention_output', "
+        "'decoder_block_0/attention/attention_output']; paths look like "
+        "['decoder_block_0/attention/query', 'decoder_block_0/attention/key', "
+        "'decoder_block_0/attention/value']."
+    )
+
+
+def test_one_target_of_several_that_matches_nothing_raises(gemma):
+    assert "'vlaue', which matches nothing. The nearest are ['value'" in refusal(
+        gemma, ["query", "vlaue"]
+    )
+
+
+def test_a_regex_must_match_the_whole_path(gemma):
+    assert "'decoder_block_0', which matches" in refusal(gemma, ["decoder_block_0"])
+    assert "'attention/quer', which matches nothing" in refusal(
+        gemma, ["attention/quer"]
+    )
+
+
+def test_other_layers_are_no_targets(gemma):
+    assert refusal(gemma, ["token_embedding"]) == (
+        "A target must be a built, stock EinsumDense or Dense layer. Received: "
+        "'token_embedding', which matches 'token_embedding' of type "
+        "ReversibleEmbedding. Name the linear layers instead: "
+        "['decoder_block_0/attention/query', 'decoder_block_0/attention/key', "
+        "'decoder_block_0/attention/value']."
+    )
+
+
+def test_refuses_an_empty_list(gemma):
+    assert refusal(gemma, []) == (
+        "`targets` must name at least one layer. Received: targets=[]. Pass layer "
+        "names, or None for the attention projections."
+    )
+
+
+def test_refuses_a_single_string(gemma):
+    assert refusal(gemma, "query") == (
+        "`targets` must be None, 'all-linear' or a list of layer names or regexes. "
+        "Received: targets='query'. Write ['query'] to name one layer."
+    )
+
+
+@pytest.mark.parametrize("target", ["(query", 3, None])
+def test_refuses_what_is_no_regex(gemma, target):
+    text = refusal(gemma, [target])
+    assert text.startswith(
+        "A target must be a layer name or a regular expression. Received: "
+        f"{target!r}, which does not compile ("
+    )
+    assert text.endswith("). Correct it, or escape it with re.escape.")
+
+
+def test_default_targets_need_attention():
+    assert refusal(make_mlp(), None) == (
+        "Without `targets`, the model must have attention projections. Received: "
+        "targets=None for a Functional with the linear layers ['hidden', 'head']. "
+        "Pass targets='all-linear' or a list of layer names."
+    )
+
+
+def test_refuses_models_without_linear_layers():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Flatten()])
+    assert refusal(model, "all-linear") == (
+        "The model must hold built EinsumDense or Dense layers. Received: a "
+        "Sequential without any. Build the model first, by calling it on a batch."
+    )
+
+
+def test_refuses_equations_without_a_low_rank_form():
+    x = keras.Input((4, 6))
+    y = keras.layers.EinsumDense("btd,td->btd", (4, 6), name="scale")(x)
+    text = refusal(keras.Model(x, y), ["scale"])
+    assert "A low-rank update needs kernel axes that are either contracted" in text
+    assert "equation='btd,td->btd'" in text
+
+
+def test_refuses_two_targets_of_one_path():
+    class Block(keras.layers.Layer):
+        def __init__(self):
+            super().__init__(name="block")
+            self.first = keras.layers.Dense(8, name="same")
+            self.second = keras.layers.Dense(8, name="same")
+
+        def call(self, inputs):
+            return self.second(self.first(inputs))
+
+    x = keras.Input((8,))
+    model = keras.Model(x, Block()(x))
+    assert refusal(model, "all-linear") == (
+        "Every target must have a path of its own, by which its adapters are saved. "
+        "Received: two layers at 'block/same'. Give them different names, or leave "
+        "them out of `targets`."
+    )
+
+
+IDLE = (
+    "Every target must be a layer that runs in the model's forward pass. Received: "
+    "{}, which the model never calls (it may read their kernels directly). Leave them "
+    "out of `targets`, as in targets={}."
+)
+
+
+def test_a_layer_that_never_runs_is_refused():
+    with pytest.raises(ValueError) as error:
+        keras_flix.enable_flix(make_bypassing(), {"task": ["qa"]}, targets="all-linear")
+    assert str(error.value) == IDLE.format("['block/gating']", "['linear']")
+
+
+def test_gemma4_bypasses_its_gates():
+    model = make_gemma4()
+    gates = ["decoder_block_0/ffw_gating", "decoder_block_0/ffw_gating_2"]
+    with pytest.raises(ValueError) as error:
+        keras_flix.enable_flix(model, {"task": ["qa"]}, rank=2, targets=[".*gating.*"])
+    assert str(error.value).startswith(IDLE.partition("{")[0])
+    assert str(gates) in str(error.value)
+    keras_flix.enable_flix(model, {"task": ["qa"]}, rank=2)
+    assert [path.rpartition("/")[2] for path in model._flix.layers] == ATTENTION

@@ -1,0 +1,124 @@
+"""Runs every check of the project: linters, and the tests on three backends.
+
+    python tests/tools/all_backends.py                  # everything
+    python tests/tools/all_backends.py --fast           # without the tests marked slow
+    python tests/tools/all_backends.py --write-support  # makes guides/support.md anew
+
+Two test runs go side by side, each on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import difflib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import support
+
+ROOT = Path(__file__).parents[2]
+BACKENDS = ("tensorflow", "jax", "torch")
+SUPPORT = ROOT / "guides" / "support.md"
+PYTEST = ("-m", "pytest", "--durations=25")
+ONE_CORE = {
+    "OMP_NUM_THREADS": "1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+
+def check(name: str, command: list[str], **environment: str) -> bool:
+    """Runs one command and prints what it printed, once it is done."""
+    start = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    minutes = (time.monotonic() - start) / 60
+    verdict = "ok" if result.returncode == 0 else f"FAILED ({result.returncode})"
+    print(
+        f"===== {name}: {verdict}, {minutes:.1f} minutes\n{result.stdout}", flush=True
+    )
+    return result.returncode == 0
+
+
+def check_support(reports: list[Path], write: bool) -> bool:
+    """Makes the support table of the tests' results, or compares it with them."""
+    missing = [str(report) for report in reports if not report.exists()]
+    if missing:
+        print(f"===== support table: FAILED, no results in {missing}")
+        return False
+    results = [r for report in reports for r in json.loads(report.read_text())]
+    page = support.page(results)
+    if write:
+        SUPPORT.write_text(page)
+        print(f"===== support table: written to {SUPPORT.relative_to(ROOT)}")
+        return True
+    old = SUPPORT.read_text()
+    if old == page:
+        print("===== support table: ok")
+        return True
+    lines = (old.splitlines(), page.splitlines(), "committed", "from the tests")
+    print("===== support table: FAILED, make it anew with --write-support")
+    print("\n".join(difflib.unified_diff(*lines, lineterm="", n=0)))
+    return False
+
+
+def main() -> int:
+    """Runs all checks; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--fast", action="store_true", help="leave slow tests out")
+    parser.add_argument("--write-support", action="store_true")
+    parser.add_argument("--jobs", type=int, default=2, help="test runs side by side")
+    parser.add_argument("--backends", nargs="*", default=BACKENDS, choices=BACKENDS)
+    options = parser.parse_args()
+    results = [
+        check("ruff check", ["-m", "ruff", "check", "."]),
+        check("ruff format", ["-m", "ruff", "format", "--check", "."]),
+        check("mypy", ["-m", "mypy"]),
+    ]
+    chosen = "not slow and not guide" if options.fast else "not guide"
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        concurrent.futures.ThreadPoolExecutor(options.jobs) as pool,
+    ):
+        reports = {name: Path(folder, f"{name}.json") for name in options.backends}
+        runs = [
+            pool.submit(
+                check,
+                f"tests on {name}",
+                [*PYTEST, "-m", chosen, f"--support-report={report}"],
+                KERAS_BACKEND=name,
+                **ONE_CORE,
+            )
+            for name, report in reports.items()
+        ]
+        if not options.fast:
+            guides = [*PYTEST, "-m", "guide", "-s"]
+            environment = {"KERAS_BACKEND": "jax", **ONE_CORE}
+            runs.append(pool.submit(check, "guides on jax", guides, **environment))
+            # The shortest last: it fills what is left of one core's time.
+            oldest = ["tests/tools/oldest_versions.py"]
+            runs.append(pool.submit(check, "oldest versions", oldest, **ONE_CORE))
+        results += [run.result() for run in runs]
+        if not options.fast and set(reports) == set(BACKENDS):
+            write = options.write_support
+            results.append(check_support(list(reports.values()), write))
+    print(f"{sum(results)} checks passed, {len(results) - sum(results)} failed")
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
