@@ -39,8 +39,8 @@ FLOORS = (
 """A room imports only from rooms of the floors before its own, and from itself."""
 IN_MODELS = (
     ("adapted", "targets", "family_names"),
-    ("disable", "enable", "merge", "optimizers", "restore", "sharding", "summary"),
-    ("growing",),
+    ("disable", "enable", "merge", "optimizers", "sharding", "summary"),
+    ("growing", "restore"),
 )
 """The floors inside of `models`."""
 API = {
