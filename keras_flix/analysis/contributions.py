@@ -21,7 +21,7 @@ from keras_flix.features.schema import FeatureSchema
 from keras_flix.features.tensor_ids import Tensor
 from keras_flix.layers.active_scope import Routing, routing_scope
 from keras_flix.mixtures.dataset import check_axis
-from keras_flix.models.adapted.model import surgery_of
+from keras_flix.models.adapted.adaptation import adaptation_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From targets and outputs to losses by example, `(batch, ...)`."""
@@ -167,7 +167,7 @@ def axis_contributions(
     print(contributions.table("language"))
     ```
     """
-    schema = surgery_of(model).schema
+    schema = adaptation_of(model).schema
     if isinstance(x, Mapping) and any(key in x for key in TEXT_KEYS):
         if getattr(model, "preprocessor", None) is not None:
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(

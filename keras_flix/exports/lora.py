@@ -17,7 +17,7 @@ from keras_flix.exports.lora_writer import Ids, LoraWriter, write_json
 from keras_flix.features.encoding import ABSENT, WEIGHT_UNIT
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.hub_handles import INDEX_FILE
-from keras_flix.models.adapted.model import surgery_of
+from keras_flix.models.adapted.adaptation import adaptation_of
 
 INDEX_VERSION = 1
 
@@ -72,7 +72,7 @@ def export_lora(
     ['adapter_config.json', 'adapter_model.safetensors']
     """
     writer = LoraWriter.of(model, base_model)
-    ids = surgery_of(model).schema.encode_one(combination)
+    ids = adaptation_of(model).schema.encode_one(combination)
     rank = writer.allowed_rank([ids])
     with new_directory(directory) as temporary:
         writer.write(ids, rank, temporary)
@@ -105,7 +105,7 @@ def export_loras(
             `None` would stand for more than 1000 of them. Nothing is written then.
     """
     writer = LoraWriter.of(model, base_model)
-    schema = surgery_of(model).schema
+    schema = adaptation_of(model).schema
     chosen = _all_combinations(schema) if combinations is None else list(combinations)
     encoded = [schema.encode_one(combination) for combination in chosen]
     _check_distinct(schema, encoded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
 import numbers
 import re
@@ -203,7 +204,18 @@ class Feature:
     def __hash__(self) -> int:
         return hash((self.name, self.values))
 
-    @property
+    @functools.cached_property
+    def _ids(self) -> dict[Any, int]:
+        return {value: i for i, value in enumerate(self.values)}
+
+    @functools.cached_property
+    def scales(self) -> tuple[float, ...]:
+        """`s_f` of each value: `alpha / rank`, or 1 if `alpha` is `None`."""
+        if self.alpha is None:
+            return (1.0,) * len(self.values)
+        return tuple(self.alpha / rank for rank in self.ranks)
+
+    @functools.cached_property
     def ranks(self) -> tuple[int, ...]:
         """The rank of each value, in the order of `values`."""
         if self.rank is None:
@@ -221,8 +233,8 @@ class Feature:
         if value is None:
             return ABSENT
         try:
-            return self.values.index(value)
-        except ValueError:
+            return self._ids[value]
+        except (KeyError, TypeError):
             raise ValueError(
                 f"A value of feature {self.name!r} must be one of its "
                 f"{len(self.values)} values. Received: {self.name}={value!r}."
@@ -239,14 +251,10 @@ class Feature:
                 values to look up.
             unknown_is_absent: Whether unknown values become -1 or raise.
         """
-        lookup = {value: i for i, value in enumerate(self.values)}
         return Encoder(
             self.name,
-            len(self.values),
-            (lambda value: lookup.get(value, ABSENT))
-            if unknown_is_absent
-            # `id_of` says what is wrong with an unknown one.
-            else lambda value: lookup[value] if value in lookup else self.id_of(value),
+            self._ids,
+            (lambda value: ABSENT) if unknown_is_absent else self.id_of,
             multiple=self.multiple,
             ints_are_ids=ints_are_ids,
         )

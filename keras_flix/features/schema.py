@@ -71,6 +71,13 @@ class FeatureSchema:
                     "The features of a schema must have unique names. Received: "
                     f"names={names!r}. Rename or join {name!r}."
                 )
+        self.names: list[str] = names
+        """The names of all axes, in order."""
+        self.routed: list[Feature] = [f for f in self._features if not f.always]
+        """The axes that every input dict must state: all but `always` ones."""
+        self.sizes: dict[str, int] = {f.name: len(f.values) for f in self._features}
+        """How many values each axis has."""
+        self._by_name = dict(zip(names, self._features))
 
     def __iter__(self) -> Iterator[Feature]:
         return iter(self._features)
@@ -79,13 +86,15 @@ class FeatureSchema:
         return len(self._features)
 
     def __getitem__(self, name: str) -> Feature:
-        for feature in self._features:
-            if feature.name == name:
-                return feature
-        raise KeyError(f"No feature is called {name!r}. Features: {self.names}.")
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise KeyError(
+                f"No feature is called {name!r}. Features: {self.names}."
+            ) from None
 
     def __contains__(self, name: object) -> bool:
-        return any(feature.name == name for feature in self._features)
+        return name in self._by_name
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FeatureSchema) and self._features == other._features
@@ -96,28 +105,20 @@ class FeatureSchema:
     def __repr__(self) -> str:
         return f"FeatureSchema({list(self._features)!r})"
 
-    @property
-    def names(self) -> list[str]:
-        """The names of all axes, in order."""
-        return [feature.name for feature in self._features]
-
-    @property
-    def routed(self) -> list[Feature]:
-        """The axes that every input dict must state: all but `always` ones."""
-        return [feature for feature in self._features if not feature.always]
-
     def resolve(
         self,
         rank: int | Mapping[str, Rank] = 4,
         dropout: float | FeatureDropout | Mapping[str, float | FeatureDropout] = 0.0,
+        alpha: float | None = None,
     ) -> FeatureSchema:
-        """The same axes with every rank and dropout rate filled in.
+        """The same axes with every rank, dropout rate and alpha filled in.
 
         Args:
             rank: Rank for the axes that have none: a number, or a dict from
                 the axis' name to a number or to a dict by value.
             dropout: Dropout for the axes that have none: a number or a
                 `FeatureDropout`, or a dict of them from the axis' name.
+            alpha: Alpha for the axes that have none; `None` is a scale of 1.
 
         Returns:
             A new `FeatureSchema`. Axes that a dict leaves out take rank 4
@@ -148,6 +149,7 @@ class FeatureSchema:
                     else dropout
                 )
                 or 0.0,
+                alpha=alpha if feature.alpha is None else feature.alpha,
             )
             for feature in self._features
         )
@@ -209,10 +211,10 @@ class FeatureSchema:
     def with_batch(self, ids: FeatureIds, batch_size: int | None) -> FeatureIds:
         """Gives encoded entries one batch length and `multiple` axes a width."""
         ids = encoding.broadcast(ids, batch_size)
-        return {
-            name: value[:, None] if self[name].multiple and value.ndim == 1 else value
-            for name, value in ids.items()
-        }
+        for name, value in ids.items():
+            if value.ndim == 1 and self._by_name[name].multiple:
+                ids[name] = value[:, None]
+        return ids
 
     def check_entries(self, entries: Mapping[str, Any]) -> None:
         """Raises unless a dict has one entry per axis, and none besides."""
@@ -223,7 +225,7 @@ class FeatureSchema:
                 f"{{{self.names[0]!r}: ...}}."
             )
         for name in entries:
-            if name not in self or self[name].always:
+            if name not in self._by_name or self._by_name[name].always:
                 raise ValueError(
                     "Feature values must belong to the schema's axes "
                     f"{[f.name for f in self.routed]}. Received: {name!r}"

@@ -98,7 +98,7 @@ def _base_variables(model: keras.Model) -> Iterator[tuple[str, keras.Variable]]:
     seen: set[int] = set()
     for layer in [model, *_compat.flatten_layers(model)]:
         if isinstance(layer, LowRankLayer):
-            seen |= {id(v) for v in layer._adapter.named_variables.values()}
+            seen |= {id(v) for v in layer._tables.named_variables.values()}
         quantized = getattr(layer, "quantization_mode", None) is not None
         for variable in _compat.own_variables(layer):
             if id(variable) in seen:

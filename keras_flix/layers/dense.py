@@ -40,6 +40,7 @@ class FlixDense(LowRankLayer, keras.layers.Dense):
     """
 
     plain_class = keras.layers.Dense
+    equation = DENSE_EQUATION
 
     def __init__(
         self,
@@ -53,10 +54,6 @@ class FlixDense(LowRankLayer, keras.layers.Dense):
     ) -> None:
         super().__init__(units, **kwargs)
         self._configure_features(features, rank, alpha, dropout)
-
-    @property
-    def _low_rank_equation(self) -> str:
-        return DENSE_EQUATION
 
     def _linear(self, inputs: Tensor) -> Tensor:
         return ops.matmul(inputs, self.kernel)

@@ -69,9 +69,5 @@ class FlixEinsumDense(LowRankLayer, keras.layers.EinsumDense):
         super().__init__(equation, output_shape, **kwargs)
         self._configure_features(features, rank, alpha, dropout)
 
-    @property
-    def _low_rank_equation(self) -> str:
-        return self.equation
-
     def _linear(self, inputs: Tensor) -> Tensor:
         return ops.einsum(self.equation, inputs, self.kernel)

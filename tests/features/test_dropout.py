@@ -23,7 +23,7 @@ def make_layer(rates=RATES, **options):
     layer.build((None, 1))
     layer.kernel.assign([[0.0]])
     for feature in features:
-        a, b = layer._flix.variables[feature.name]
+        a, b = layer._tables.variables[feature.name]
         a.assign(np.ones(a.shape))
         b.assign(np.full(b.shape, ADDS[feature.name]))
     return layer

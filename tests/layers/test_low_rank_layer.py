@@ -43,7 +43,7 @@ def make_layer(equation, features=FEATURES, alpha=ALPHA, **kwargs):
     layer.bias.assign(generator.normal(size=layer.bias.shape))
     for feature in layer.features:
         for axis, name in ((2, "a"), (1, "b")):
-            variable = layer._flix.named_variables[f"flix_{feature.name}_{name}"]
+            variable = layer._tables.named_variables[f"flix_{feature.name}_{name}"]
             value = generator.normal(size=variable.shape)
             for row, rank in enumerate(feature.ranks):
                 # What is beyond a value's rank is zero from the start.
@@ -62,7 +62,7 @@ def reference(equation, layer, x, ids, alpha=ALPHA):
         for feature in layer.features:
             a, b = (
                 ops.convert_to_numpy(
-                    layer._flix.named_variables[f"flix_{feature.name}_{part}"]
+                    layer._tables.named_variables[f"flix_{feature.name}_{part}"]
                 ).astype("float64")
                 for part in "ab"
             )
@@ -265,7 +265,7 @@ def test_nan_in_one_values_table_stays_with_its_examples():
     layer, shape = make_layer("btd,ndh->btnh")
     x = activations(shape)
     clean = call(layer, x, IDS)
-    a = layer._flix.named_variables["flix_task_a"]
+    a = layer._tables.named_variables["flix_task_a"]
     value = ops.convert_to_numpy(a).copy()
     value[0] = np.nan
     a.assign(value)
