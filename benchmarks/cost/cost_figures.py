@@ -5,7 +5,14 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-from benchmarks.results import BACKENDS, OPTIMIZERS, clock, load, load_one
+from benchmarks.cost.stored_results import (
+    BACKENDS,
+    OPTIMIZERS,
+    clock,
+    in_order,
+    load,
+    load_one,
+)
 
 FIGURES = pathlib.Path(__file__).parent / "figures"
 COLORS = {
@@ -34,12 +41,6 @@ def draw() -> list[pathlib.Path]:
     """All figures for which there are results."""
     drawn = [draw_values(), draw_training_step(), draw_generation()]
     return [path for path in drawn if path is not None]
-
-
-def in_order(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The runs of a sweep, in the order of `OPTIMIZERS`."""
-    by_optimizer = {r["optimizer"]: r for r in results}
-    return [by_optimizer[name] for name in OPTIMIZERS if name in by_optimizer]
 
 
 def error_bars(ratio: dict[str, Any]) -> list[list[float]]:

@@ -5,8 +5,14 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-from benchmarks.figures import in_order
-from benchmarks.results import BACKENDS, OPTIMIZERS, clock, load, load_one
+from benchmarks.cost.stored_results import (
+    BACKENDS,
+    OPTIMIZERS,
+    clock,
+    in_order,
+    load,
+    load_one,
+)
 
 README = pathlib.Path(__file__).parent / "README.md"
 END = "<!-- table: end -->\n"

@@ -2,7 +2,7 @@
 
 Run from the repository's root, once per backend:
 
-    OMP_NUM_THREADS=1 KERAS_BACKEND=jax python -m benchmarks.footprint
+    OMP_NUM_THREADS=1 KERAS_BACKEND=jax python -m benchmarks.cost.footprint
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ from typing import Any
 
 import keras
 
-from benchmarks import flops
-from benchmarks.arms import OPTIMIZERS, ArmSpec
-from benchmarks.environment import result_path, write_result
-from benchmarks.memory import last_line_of, measure_memory, method
-from benchmarks.train_step import default_arms
-from benchmarks.values import VALUES
-from benchmarks.workload import Workload
+from benchmarks.cost import step_flops
+from benchmarks.cost.arm import ArmSpec
+from benchmarks.cost.build_arm import build_arm
+from benchmarks.cost.keras_arms import OPTIMIZERS
+from benchmarks.cost.memory import last_line_of, measure_memory, method
+from benchmarks.cost.train_step import default_arms
+from benchmarks.cost.values import VALUES
+from benchmarks.cost.workload import Workload
+from benchmarks.shared.environment import result_path, write_result
 
 
 def measure(spec: ArmSpec, workload: Workload, warm_up: int) -> dict[str, Any]:
     """Memory and FLOPs of one arm, in this process."""
-    arm = spec.build(workload)
+    arm = build_arm(spec, workload)
     memory = measure_memory(arm, warm_up)
     # Without an optimizer there is no step of Keras' that could be counted.
-    counted = flops.count(arm) if spec.optimizer != "none" else {}
+    counted = step_flops.count(arm) if spec.optimizer != "none" else {}
     return {**arm.facts(), **memory, **counted}
 
 
@@ -62,7 +64,7 @@ def main() -> None:
         return
     arms = {}
     for spec in options.arms or default_specs():
-        command = [*(sys.executable, "-m", "benchmarks.footprint", "--one", spec)]
+        command = [*(sys.executable, "-m", "benchmarks.cost.footprint", "--one", spec)]
         command += ["--warm-up", str(options.warm_up), *workload.as_arguments()]
         arms[spec] = last_line_of(command)
         print(spec, arms[spec], flush=True)
@@ -72,7 +74,7 @@ def main() -> None:
             {
                 "workload": dataclasses.asdict(workload),
                 "memory": method(),
-                "flops": flops.METHODS[keras.config.backend()],
+                "flops": step_flops.METHODS[keras.config.backend()],
                 "arms": arms,
             },
         )

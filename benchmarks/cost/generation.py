@@ -2,7 +2,8 @@
 
 Run from the repository's root, once per backend:
 
-    OMP_NUM_THREADS=1 KERAS_BACKEND=jax taskset -c 0 python -m benchmarks.generation
+    OMP_NUM_THREADS=1 KERAS_BACKEND=jax taskset -c 0 \\
+        python -m benchmarks.cost.generation
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ import keras_hub
 import numpy as np
 
 import keras_flix
-from benchmarks.environment import result_path, write_result
-from benchmarks.timing import interleaved, paired, quartiles
-from benchmarks.workload import AXES, TARGETS, Workload
+from benchmarks.cost.timing import interleaved, paired, quartiles
+from benchmarks.cost.workload import AXES, TARGETS, Workload
+from benchmarks.shared.environment import result_path, write_result
 
 ARMS = {
     "merged": "plain KerasHub Gemma, kernels merged with one combination",
@@ -136,7 +137,7 @@ def keras_arms(sizes: Sizes, model: Any, counts: list[int]) -> dict[str, Generat
 
 def peft_arms(sizes: Sizes, model: Any, counts: list[int]) -> dict[str, Generate]:
     """PEFT with the same weights: every combination as a LoRA of its own."""
-    from benchmarks.evidence.torch_gemma import export_base, load_base, optional
+    from benchmarks.shared.torch_gemma import export_base, load_base, optional
 
     torch, peft = optional("torch"), optional("peft")
     chosen = sizes.combinations(max(counts))

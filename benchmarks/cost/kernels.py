@@ -2,7 +2,7 @@
 
 Run from the repository's root, once per backend:
 
-    OMP_NUM_THREADS=1 KERAS_BACKEND=jax taskset -c 0 python -m benchmarks.kernels
+    OMP_NUM_THREADS=1 KERAS_BACKEND=jax taskset -c 0 python -m benchmarks.cost.kernels
 
 One layer's update of two axes, without its base kernel. `gathered` is what the library
 does. The others are here to be compared; none of them is in the library.
@@ -23,8 +23,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from benchmarks.environment import result_path, write_result
-from benchmarks.timing import paired, quartiles
+from benchmarks.cost.timing import paired, quartiles
+from benchmarks.shared.environment import result_path, write_result
 from keras_flix.layers.low_rank_update import (
     ActiveValues,
     FeatureTables,

@@ -13,7 +13,7 @@ from typing import Any
 
 import keras
 
-from benchmarks.environment import accelerator
+from benchmarks.shared.environment import accelerator
 
 MIB = 1024**2
 ALLOCATOR = {

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.arms import Arm
-from benchmarks.evidence.torch_gemma import export_base, integers, load_base, optional
-from benchmarks.workload import Workload
+from benchmarks.cost.arm import Arm
+from benchmarks.cost.workload import Workload
+from benchmarks.shared.torch_gemma import export_base, integers, load_base, optional
 
 PEER_ARMS = {
     "hf_floor": "transformers' Gemma, frozen as the floor",

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from benchmarks.arms import Arm
+from benchmarks.cost.arm import Arm
 
 STEPS = 3
 TOP = 12

@@ -1,6 +1,6 @@
 """Memory of a base and of a training step, by how the base is quantized.
 
-OMP_NUM_THREADS=1 KERAS_BACKEND=torch python -m benchmarks.quantized
+OMP_NUM_THREADS=1 KERAS_BACKEND=torch python -m benchmarks.cost.quantized
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 import keras
 
 import keras_flix
-from benchmarks.arms import KerasArm
-from benchmarks.environment import RESULTS, write_result
-from benchmarks.memory import METHODS, last_line_of, measure_memory
-from benchmarks.workload import AXES, Workload
+from benchmarks.cost.keras_arms import KerasArm
+from benchmarks.cost.memory import METHODS, last_line_of, measure_memory
+from benchmarks.cost.workload import AXES, Workload
+from benchmarks.shared.environment import result_path, write_result
 
 BASES = ("float32", "bfloat16", "int8", "int4")
 METHOD = (
@@ -77,12 +77,12 @@ def main() -> None:
         return
     results = {}
     for base in BASES:
-        command = [*(sys.executable, "-m", "benchmarks.quantized", "--base", base)]
+        command = [*(sys.executable, "-m", "benchmarks.cost.quantized", "--base", base)]
         command += ["--warm-up", str(options.warm_up), *workload.as_arguments()]
         results[base] = last_line_of(command)
         print(base, results[base], flush=True)
     write_result(
-        RESULTS / f"quantized_{keras.config.backend()}.json",
+        result_path("quantized"),
         {
             "workload": dataclasses.asdict(workload),
             "method": METHOD,

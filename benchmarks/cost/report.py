@@ -2,8 +2,8 @@
 
 Run from the repository's root:
 
-    OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.report
-    python -m benchmarks.report --write-only
+    OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.cost.report
+    python -m benchmarks.cost.report --write-only
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import os
 import subprocess
 import sys
 
-from benchmarks import figures, table
-from benchmarks.results import BACKENDS
+from benchmarks.cost import cost_figures, cost_tables
+from benchmarks.cost.stored_results import BACKENDS
 
 SWEEPS = ("none", "sgd", "lazy_sgd", "adam", "lazy_adam")
 STEPS: dict[str, list[list[str]]] = {
@@ -42,10 +42,10 @@ def main() -> None:
         for backend in options.backends:
             for step in options.steps:
                 failed += run(backend, step, passed_on)
-    for path in figures.draw():
+    for path in cost_figures.draw():
         print(f"drew {path}")
-    table.write()
-    print(f"wrote {table.README}")
+    cost_tables.write()
+    print(f"wrote {cost_tables.README}")
     if failed:
         sys.exit(f"These failed, and their earlier results stand: {failed}")
 
@@ -56,7 +56,7 @@ def run(backend: str, step: str, passed_on: list[str]) -> list[str]:
     Returns:
         The commands that failed.
     """
-    module = f"benchmarks.{step}"
+    module = f"benchmarks.cost.{step}"
     if importlib.util.find_spec(module) is None:
         return []
     failed = []

@@ -7,7 +7,8 @@ from typing import Any
 
 import keras
 
-from benchmarks.arms import Arm, KerasArm
+from benchmarks.cost.arm import Arm
+from benchmarks.cost.keras_arms import KerasArm
 
 MIB = 1024**2
 METHODS = {

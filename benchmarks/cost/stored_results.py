@@ -1,12 +1,12 @@
-"""Reads the stored results; imports neither Keras nor a backend."""
+"""Reads the stored results of costs; imports neither Keras nor a backend."""
 
 from __future__ import annotations
 
 import json
-import pathlib
 from typing import Any
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+from benchmarks.shared.places import RESULTS
+
 BACKENDS = {"jax": "JAX", "torch": "PyTorch", "tensorflow": "TensorFlow"}
 OPTIMIZERS = {
     "none": "forward and backward alone",
@@ -27,6 +27,12 @@ def load_one(name: str) -> dict[str, Any] | None:
     """One result, or `None` where it was not measured."""
     found = load(name)
     return found[0] if found else None
+
+
+def in_order(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs of a sweep, in the order of `OPTIMIZERS`."""
+    by_optimizer = {r["optimizer"]: r for r in results}
+    return [by_optimizer[name] for name in OPTIMIZERS if name in by_optimizer]
 
 
 def clock(result: dict[str, Any]) -> str:

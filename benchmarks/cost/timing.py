@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.arms import Arm
+from benchmarks.cost.arm import Arm
 
 METHOD = (
     "One training step (forward, backward, optimizer) of every arm per round, all in "

@@ -2,7 +2,8 @@
 
 Run from the repository's root, once per backend:
 
-    OMP_NUM_THREADS=1 KERAS_BACKEND=jax taskset -c 0 python -m benchmarks.train_step
+    OMP_NUM_THREADS=1 KERAS_BACKEND=jax taskset -c 0 \\
+        python -m benchmarks.cost.train_step
 
 On PyTorch the peers outside of Keras take part as far as they are installed:
 `pip install '.[torch,peers]'`.
@@ -19,12 +20,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from benchmarks.arms import KERAS_ARMS, Arm, ArmSpec
-from benchmarks.environment import result_path, write_result
-from benchmarks.peers import PEER_ARMS, available_peers
-from benchmarks.profiling import profile
-from benchmarks.timing import Ratios, timings
-from benchmarks.workload import Workload
+from benchmarks.cost.arm import Arm, ArmSpec
+from benchmarks.cost.build_arm import build_arm
+from benchmarks.cost.keras_arms import KERAS_ARMS
+from benchmarks.cost.peer_arms import PEER_ARMS, available_peers
+from benchmarks.cost.profiling import profile
+from benchmarks.cost.timing import Ratios, timings
+from benchmarks.cost.workload import Workload
+from benchmarks.shared.environment import result_path, write_result
 
 PEERS = [name for name in PEER_ARMS if name != "hf_floor"]
 RATIOS: Ratios = {
@@ -68,7 +71,7 @@ def check_arms(arms: dict[str, Arm], layers: int) -> dict[str, float]:
 
 def run(options: argparse.Namespace, workload: Workload) -> dict[str, Any]:
     """All timings of one workload, as they go to the result file."""
-    arms = {name: ArmSpec.parse(name).build(workload) for name in options.arms}
+    arms = {name: build_arm(ArmSpec.parse(name), workload) for name in options.arms}
     result = {
         "workload": dataclasses.asdict(workload),
         "arms": {name: arm.facts() for name, arm in arms.items()},

@@ -4,7 +4,7 @@ Run from the repository's root, once per backend and optimizer (`none` is the fo
 and backward pass alone):
 
     OMP_NUM_THREADS=1 KERAS_BACKEND=jax taskset -c 0 \\
-        python -m benchmarks.values --optimizer adam
+        python -m benchmarks.cost.values --optimizer adam
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import pathlib
 
 import keras
 
-from benchmarks.arms import OPTIMIZERS, ArmSpec
-from benchmarks.environment import result_path, write_result
-from benchmarks.timing import Ratios, timings
-from benchmarks.workload import Workload
+from benchmarks.cost.arm import ArmSpec
+from benchmarks.cost.build_arm import build_arm
+from benchmarks.cost.keras_arms import OPTIMIZERS
+from benchmarks.cost.timing import Ratios, timings
+from benchmarks.cost.workload import Workload
+from benchmarks.shared.environment import result_path, write_result
 
 VALUES = (2, 8, 64, 512, 1024, 4096)
 
@@ -43,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     workload = Workload.from_arguments(options)
     arms = {
-        str(count): ArmSpec("flix", count, options.optimizer).build(workload)
+        str(count): build_arm(ArmSpec("flix", count, options.optimizer), workload)
         for count in options.counts
     }
     eager = keras.config.backend() == "torch" and options.optimizer != "none"

@@ -24,11 +24,11 @@ from typing import Any
 import keras_hub
 import numpy as np
 
+from benchmarks.shared.places import GUIDES
 from keras_flix.mixtures import Dataset, Mixture
 from keras_flix.models.adapted.prompts import preprocess_prompts
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "guides"))
+sys.path.insert(0, str(GUIDES))
 
 import cldr_mixture  # noqa: E402
 

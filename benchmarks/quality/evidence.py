@@ -1,8 +1,8 @@
 """Makes one table of the evidence: runs the trials it lacks, and prints it.
 
-    python -m benchmarks.evidence headline
-    python -m benchmarks.evidence dropout --size gpu --workers 1
-    python -m benchmarks.evidence --report
+    python -m benchmarks.quality.evidence headline
+    python -m benchmarks.quality.evidence dropout --size gpu --workers 1
+    python -m benchmarks.quality.evidence --report
 
 A run that was interrupted goes on where it stopped. `--results FOLDER` starts anew in
 another folder, instead of completing what the repository holds; it takes the learning
@@ -16,7 +16,13 @@ import os
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
-from benchmarks.evidence import figures, plan, report, scheduler, store  # noqa: E402
+from benchmarks.quality import (  # noqa: E402
+    evidence_figures,
+    evidence_tables,
+    plan,
+    scheduler,
+    store,
+)
 
 TABLES = ("headline", *plan.variants(plan.SIZES["cpu"]))
 
@@ -53,10 +59,10 @@ def main() -> None:
         while trials := plan.missing_trials(size, table, options.seeds):
             print(f"{table}: {len(trials)} trials", flush=True)
             scheduler.run_all(trials, size.name, options.workers)
-        print(report.table(size, table))
+        print(evidence_tables.table(size, table))
     if options.report:
-        report.write()
-        figures.write(plan.SIZES["cpu"])
+        evidence_tables.write()
+        evidence_figures.write(plan.SIZES["cpu"])
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmarks.evidence import cldr_mix, flops, plan, report
+from benchmarks.quality import cldr_mix, evidence_tables, plan, training_flops
+from benchmarks.shared.places import GUIDES
 
-FOLDER = cldr_mix.ROOT / "guides" / "figures" / "evidence"
+FOLDER = GUIDES / "figures" / "evidence"
 COLORS = {"seen": "#4477aa", "few_shot": "#66ccee", "held_out": "#ee6677"}
 COLORS["new_language"] = "#ccbb44"
 ARM_COLORS = {"flix_shared": "#aa3377", "lora": "#555555"}
@@ -38,7 +39,13 @@ def _bars(axes: Any, names: list[str], rows: list[list[float | None]]) -> None:
         kind = cldr_mix.KINDS[i]
         heights = [np.nan if row[i] is None else row[i] for row in rows]
         at = np.arange(len(names)) + (place - (len(shown) - 1) / 2) * width
-        axes.bar(at, heights, width, color=COLORS[kind], label=report.KIND_TITLES[kind])
+        axes.bar(
+            at,
+            heights,
+            width,
+            color=COLORS[kind],
+            label=evidence_tables.KIND_TITLES[kind],
+        )
     axes.set_xticks(np.arange(len(names)), names)
     axes.set_ylim(0, 102)
     axes.legend(ncols=len(shown), loc="lower center", bbox_to_anchor=(0.5, 1.0))
@@ -47,10 +54,14 @@ def _bars(axes: Any, names: list[str], rows: list[list[float | None]]) -> None:
 def headline(size: plan.Size) -> Any:
     """All arms: exact match by kind of cell."""
     arms = plan.arms_of(size)
-    found = {name: report.results_of(size, arm) for name, arm in arms.items()}
+    found = {name: evidence_tables.results_of(size, arm) for name, arm in arms.items()}
     found = {name: results for name, results in found.items() if results}
     figure, axes = _axes(width=12)
-    _bars(axes, list(found), [report.means(results) for results in found.values()])
+    _bars(
+        axes,
+        list(found),
+        [evidence_tables.means(results) for results in found.values()],
+    )
     axes.tick_params(axis="x", rotation=40)
     return figure
 
@@ -58,13 +69,13 @@ def headline(size: plan.Size) -> Any:
 def held_out(size: plan.Size) -> Any:
     """Held-out cells: the difference from LoRA, with 95 % intervals."""
     arms = plan.arms_of(size)
-    lora = report.results_of(size, arms["lora"])
+    lora = evidence_tables.results_of(size, arms["lora"])
     figure, axes = _axes(width=8)
     for place, (name, arm) in enumerate(arms.items()):
-        results = report.results_of(size, arm)
+        results = evidence_tables.results_of(size, arm)
         if not results or name == "lora":
             continue
-        one = report.compare(results, lora, "held_out")
+        one = evidence_tables.compare(results, lora, "held_out")
         axes.errorbar(
             one.difference,
             place,
@@ -83,7 +94,7 @@ def held_out(size: plan.Size) -> Any:
 
 def growth(size: plan.Size) -> Any:
     """The gap as the mixture grows."""
-    curves = report.growth_curves(size)
+    curves = evidence_tables.growth_curves(size)
     figure, both = _axes(columns=2, width=10)
     for axes, (axis, points) in zip(both, curves.items()):
         for arm, color in ARM_COLORS.items():
@@ -91,7 +102,7 @@ def growth(size: plan.Size) -> Any:
             for kind, style in (("seen", "-"), ("held_out", "--")):
                 row = cldr_mix.KINDS.index(kind)
                 heights = [points[arm, length][row] for length in lengths]
-                title = f"{ARM_TITLES[arm]}, {report.KIND_TITLES[kind]}"
+                title = f"{ARM_TITLES[arm]}, {evidence_tables.KIND_TITLES[kind]}"
                 axes.plot(lengths, heights, style, marker="o", color=color, label=title)
         axes.set_xscale("log", base=2)
         axes.set_xticks(lengths, lengths)
@@ -105,15 +116,15 @@ def dropout(size: plan.Size) -> Any:
     """Feature dropout, three ways."""
     figure, both = _axes(columns=2, width=10)
     flix = plan.arms_of(size)["flix_shared"]
-    start = report.means(report.results_of(size, flix)[:1])
+    start = evidence_tables.means(evidence_tables.results_of(size, flix)[:1])
     curves: dict[str, list[tuple[float, list[float | None]]]] = {}
     for arm, options in plan.variants(size)["dropout"]:
-        results = report.results_of(size, arm, **options)
+        results = evidence_tables.results_of(size, arm, **options)
         way = "rescaled" if arm.rescale else "one draw per batch"
         if not arm.rescale and not arm.per_batch:
             way = "per example"
         if results:
-            point = (arm.dropout["task"], report.means(results))
+            point = (arm.dropout["task"], evidence_tables.means(results))
             curves.setdefault(way, []).append(point)
     for axes, kind in zip(both, ("seen", "held_out")):
         row = cldr_mix.KINDS.index(kind)
@@ -126,7 +137,7 @@ def dropout(size: plan.Size) -> Any:
                 label=way,
             )
         axes.set_xlabel("dropout of the task and language axes")
-        axes.set_title(f"{report.KIND_TITLES[kind]} cells")
+        axes.set_title(f"{evidence_tables.KIND_TITLES[kind]} cells")
     both[0].legend()
     return figure
 
@@ -138,11 +149,11 @@ def _variants(table: str, width: float) -> Callable[[plan.Size], Any]:
         bases = dict.fromkeys(arm.name.split("@")[0] for arm, _ in entries)
         entries = [(plan.arms_of(size)[name], {}) for name in bases] + entries
         for arm, options in entries:
-            results = report.results_of(size, arm, **options)[:1]
+            results = evidence_tables.results_of(size, arm, **options)[:1]
             if results:
                 name, _, variant = arm.name.partition("@")
                 names.append(f"{name}\n{re.sub('_', ' ', variant) or 'default'}")
-                rows.append(report.means(results))
+                rows.append(evidence_tables.means(results))
         figure, axes = _axes(width=width)
         _bars(axes, names, rows)
         axes.tick_params(axis="x", labelsize=8)
@@ -155,10 +166,12 @@ def axes_left(size: plan.Size) -> Any:
     """What each axis contributes: scores without it."""
     names, rows = [], []
     for arm, options in plan.variants(size)["axes"]:
-        results = report.results_of(size, arm, **options)
+        results = evidence_tables.results_of(size, arm, **options)
         for view in results[0]["scores"] if results else ():
-            names.append(f"{arm.name.split('@')[0]}\n{report.VIEW_TITLES[view]}")
-            rows.append(report.means(results, view=view))
+            names.append(
+                f"{arm.name.split('@')[0]}\n{evidence_tables.VIEW_TITLES[view]}"
+            )
+            rows.append(evidence_tables.means(results, view=view))
     figure, axes = _axes(width=10)
     _bars(axes, names, rows)
     axes.tick_params(axis="x", labelsize=8)
@@ -167,7 +180,7 @@ def axes_left(size: plan.Size) -> Any:
 
 def mixture(size: plan.Size) -> Any:
     """One model per task, or one for all."""
-    rows = report.mixture_rows(size)
+    rows = evidence_tables.mixture_rows(size)
     figure, axes = _axes()
     _bars(axes, [f"{arm}\n{title}" for arm, title, _ in rows], [r[2] for r in rows])
     return figure
@@ -175,7 +188,7 @@ def mixture(size: plan.Size) -> Any:
 
 def unknown(size: plan.Size) -> Any:
     """Languages that the base does not know, and what they cost the others."""
-    rows = report.unknown_rows(size)
+    rows = evidence_tables.unknown_rows(size)
     figure, both = _axes(columns=2, width=12)
     for axes, place, title in zip(both, (2, 3), ("unknown", "known")):
         _bars(axes, [row[0] for row in rows], [row[place] for row in rows])
@@ -189,12 +202,15 @@ def cost(size: plan.Size) -> Any:
     figure, both = _axes(columns=2, width=11)
     row = cldr_mix.KINDS.index("held_out")
     for name, arm in plan.arms_of(size).items():
-        results = report.results_of(size, arm)
+        results = evidence_tables.results_of(size, arm)
         if not results or name == "shuffled":
             continue
-        value = report.means(results)[row]
+        value = evidence_tables.means(results)[row]
         color = ARM_COLORS.get(name, "#4477aa")
-        places = (results[0]["trainable_parameters"], flops.of_training(size, arm))
+        places = (
+            results[0]["trainable_parameters"],
+            training_flops.of_training(size, arm),
+        )
         for axes, place in zip(both, places):
             axes.scatter(place, value, color=color, zorder=3)
             axes.annotate(
@@ -213,14 +229,16 @@ def cost(size: plan.Size) -> Any:
         entries.append((plan.arms_of(size)[base], {}))
         points = []
         for arm, options in entries:
-            results = report.results_of(size, arm, **options)[:1]
+            results = evidence_tables.results_of(size, arm, **options)[:1]
             if results:
-                value = report.means(results)[row]
-                points.append((flops.of_training(size, arm, **options), value))
+                value = evidence_tables.means(results)[row]
+                points.append((training_flops.of_training(size, arm, **options), value))
         if long := plan.SIZES.get(f"{size.name}_long"):
             arm = plan.arms_of(long)[base]
-            value = report.means(report.results_of(long, arm)[:1])[row]
-            points.append((flops.of_training(long, arm), value))
+            value = evidence_tables.means(evidence_tables.results_of(long, arm)[:1])[
+                row
+            ]
+            points.append((training_flops.of_training(long, arm), value))
         both[1].plot(
             *zip(*sorted(points)), marker=".", color=color, label=ARM_TITLES[base]
         )

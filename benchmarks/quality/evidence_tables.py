@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.evidence import cldr_mix, plan, store
-from benchmarks.evidence.arms import Arm
-from benchmarks.evidence.trial import Cells
+from benchmarks.quality import cldr_mix, plan, store
+from benchmarks.quality.evidence_arms import Arm
+from benchmarks.quality.trial import Cells
 from keras_flix.evaluation.bootstrap import Comparison, paired_bootstrap
 
 KIND_TITLES = {

@@ -1,6 +1,6 @@
 """A new language with a handful of examples: a blend of known ones, or its own table.
 
-OMP_NUM_THREADS=1 KERAS_BACKEND=torch python -m benchmarks.few_shot
+OMP_NUM_THREADS=1 KERAS_BACKEND=torch python -m benchmarks.quality.few_shot
 
 A FLix of task, language and a shared part is trained on ten tasks in 18 languages, with
 prompts that state both. Then a language joins that the adapters never met, with 4, 16
@@ -14,7 +14,6 @@ import random
 import statistics
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -22,11 +21,11 @@ import keras_hub
 import numpy as np
 
 import keras_flix
-from benchmarks.environment import RESULTS, write_result
+from benchmarks.shared.environment import result_path, write_result
+from benchmarks.shared.places import GUIDES
 from keras_flix.evaluation import forced_exact_match
 from keras_flix.mixtures import Dataset, Mixture
 
-GUIDES = Path(__file__).parents[1] / "guides"
 sys.path.insert(0, str(GUIDES))
 
 import cldr_mixture  # noqa: E402
@@ -188,7 +187,7 @@ def main() -> None:
             print(rows[-1], flush=True)
             # After each: what a stopped run has measured is kept.
             result = {"method": METHOD, "steps": options.steps, "rows": rows}
-            write_result(RESULTS / f"few_shot_{keras.config.backend()}.json", result)
+            write_result(result_path("few_shot"), result)
     print(table(rows))
 
 

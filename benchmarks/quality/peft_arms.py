@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.evidence.torch_gemma import (
+from benchmarks.quality.torch_training import KerasAdam, weighted_loss
+from benchmarks.shared.torch_gemma import (
     export_base,
     integers,
     load_base,
     logits_agree,
     optional,
 )
-from benchmarks.evidence.torch_training import KerasAdam, weighted_loss
 
 __all__ = [
     "adapt",

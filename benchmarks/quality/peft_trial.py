@@ -10,14 +10,14 @@ import keras_hub
 import numpy as np
 
 import keras_flix
-from benchmarks.evidence import cldr_mix
-from benchmarks.evidence.trial import Trial, by_cell, inputs, mean_score, values_of
+from benchmarks.quality import cldr_mix
+from benchmarks.quality.trial import Trial, by_cell, inputs, mean_score, values_of
 
 
 def run(trial: Trial) -> dict[str, Any]:
     """Trains and scores, as `trial.run` does; Poly's task ids are its one axis."""
     # On use: they need PyTorch, transformers and PEFT.
-    from benchmarks.evidence import peft_arms
+    from benchmarks.quality import peft_arms
 
     start = time.time()
     ((axis, rank),) = trial.arm.ranks.items()

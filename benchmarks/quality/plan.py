@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from benchmarks.evidence import store
-from benchmarks.evidence.arms import Arm
-from benchmarks.evidence.cldr_mix import TASKS, Data
-from benchmarks.evidence.trial import Trial
+from benchmarks.quality import store
+from benchmarks.quality.cldr_mix import TASKS, Data
+from benchmarks.quality.evidence_arms import Arm
+from benchmarks.quality.trial import Trial
 
 
 @dataclasses.dataclass(frozen=True)

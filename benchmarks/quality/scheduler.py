@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.cldr_mix import ROOT
-from benchmarks.evidence.trial import Trial
+from benchmarks.quality.trial import Trial
+from benchmarks.shared.places import REPOSITORY
 
 LOG = Path(tempfile.gettempdir(), "flix_evidence.log")
 """What the workers print."""
@@ -84,8 +84,8 @@ def _ask(process: subprocess.Popen[str], message: dict[str, Any]) -> dict[str, A
 
 def _start(core: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.evidence.worker"],
-        cwd=ROOT,
+        [sys.executable, "-m", "benchmarks.quality.worker"],
+        cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

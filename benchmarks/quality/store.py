@@ -7,10 +7,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from benchmarks.shared.places import RESULTS
+
 # The environment carries the folder to the worker processes.
 VARIABLE = "FLIX_EVIDENCE"
 SEARCH = "FLIX_EVIDENCE_SEARCH"
-DEFAULT = Path(__file__).parents[1] / "results" / "evidence"
+DEFAULT = RESULTS / "evidence"
 
 
 def use(folder: str) -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from benchmarks.evidence.torch_gemma import optional
+from benchmarks.shared.torch_gemma import optional
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-7

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence import cldr_mix, plan
-from benchmarks.evidence.arms import Arm
+from benchmarks.quality import cldr_mix, plan
+from benchmarks.quality.evidence_arms import Arm
 
 Kernels = dict[str, tuple[int, int]]
 

@@ -13,7 +13,7 @@ import keras_hub
 import numpy as np
 
 import keras_flix
-from benchmarks.evidence import arms, cldr_mix
+from benchmarks.quality import cldr_mix, evidence_arms
 from keras_flix import text_metrics
 from keras_flix.evaluation import forced_exact_match
 
@@ -40,7 +40,7 @@ class Trial:
         base: Folder of the base, beside this module.
     """
 
-    arm: arms.Arm
+    arm: evidence_arms.Arm
     learning_rate: float
     data: cldr_mix.Data = cldr_mix.Data()
     seed: int = 0
@@ -54,7 +54,7 @@ class Trial:
     def from_config(cls, config: dict[str, Any]) -> Trial:
         """The trial that `config` described."""
         config = dict(config)
-        config["arm"] = arms.Arm(**config["arm"])
+        config["arm"] = evidence_arms.Arm(**config["arm"])
         config["data"] = cldr_mix.Data(**config.get("data", {}))
         return cls(**config)
 
@@ -136,7 +136,7 @@ def train(trial: Trial) -> tuple[Any, keras_flix.FeatureSchema, float]:
     examples = mixture.sample(trial.steps * trial.batch_size, seed=trial.seed)
     ids = trial.arm.ids(schema, examples)
     if trial.arm.labels == "shuffled":
-        ids = arms.shuffled(ids, trial.seed)
+        ids = evidence_arms.shuffled(ids, trial.seed)
     x, y, weight = inputs(examples, ids)
     # The arrays hold tokens already, so that no arm pays for tokenizing.
     model.preprocessor, preprocessor = None, model.preprocessor
@@ -261,8 +261,8 @@ def run(trial: Trial) -> dict[str, Any]:
     ids = trial.arm.ids(schema, test)
     views = {"true": ids}
     if trial.ablate:
-        views["random"] = arms.random_values(schema, ids, trial.seed)
-        views |= {f"without_{axis}": arms.absent(ids, axis) for axis in ids}
+        views["random"] = evidence_arms.random_values(schema, ids, trial.seed)
+        views |= {f"without_{axis}": evidence_arms.absent(ids, axis) for axis in ids}
     result = {
         "trial": trial.config(),
         "seed": trial.seed,

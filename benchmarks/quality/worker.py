@@ -8,8 +8,8 @@ import sys
 import traceback
 from typing import Any
 
-from benchmarks.environment import write_result
-from benchmarks.evidence import outside, store, trial as trials
+from benchmarks.quality import peft_trial, store, trial as trials
+from benchmarks.shared.environment import write_result
 
 
 def answer(line: str) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def answer(line: str) -> dict[str, Any]:
     trial = trials.Trial.from_config(message["trial"])
     # Libraries print; the answers have the standard output to themselves.
     with contextlib.redirect_stdout(sys.stderr):
-        result = (outside if trial.arm.outside else trials).run(trial)
+        result = (peft_trial if trial.arm.outside else trials).run(trial)
         write_result(store.path(message["size"], trial.key), result)
     return {"key": trial.key, "validation": result["validation"]}
 

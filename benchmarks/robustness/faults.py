@@ -2,8 +2,8 @@
 
 Run from the repository's root, once per backend:
 
-    KERAS_BACKEND=jax python -m benchmarks.faults --load 50
-    python -m benchmarks.faults --write
+    KERAS_BACKEND=jax python -m benchmarks.robustness.faults --load 50
+    python -m benchmarks.robustness.faults --write
 
 The tests are those of `tests/faults`, which the README's test command runs as well,
 with fewer cases.
@@ -22,9 +22,10 @@ import time
 
 import keras
 
-from benchmarks.environment import REPOSITORY, RESULTS, git_commit, write_result
+from benchmarks.shared.environment import git_commit, result_path, write_result
+from benchmarks.shared.places import GUIDES, REPOSITORY, RESULTS
 
-PAGE = REPOSITORY / "guides" / "faults.md"
+PAGE = GUIDES / "faults.md"
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
 
 
@@ -75,7 +76,7 @@ def main() -> None:
         _, _, after = rest.partition(END)
         PAGE.write_text(before + BEGIN + table() + END + after)
         return
-    path = RESULTS / f"faults_{keras.config.backend()}.json"
+    path = result_path("faults")
     faults, seconds = run_tests(arguments.load, arguments.tests)
     for facts in faults.values():
         # Of each: with `--keep`, a file holds those of several runs.

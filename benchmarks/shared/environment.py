@@ -15,8 +15,8 @@ from typing import Any
 
 import keras
 
-RESULTS = pathlib.Path(__file__).parent / "results"
-REPOSITORY = pathlib.Path(__file__).parent.parent
+from benchmarks.shared.places import REPOSITORY, RESULTS
+
 PACKAGES = ["keras", "keras-hub", "keras-flix", "numpy"]
 BACKEND_PACKAGES = {
     "jax": ["jax", "jaxlib"],
