@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.cost.stored_results import (
     BACKENDS,
-    OPTIMIZERS,
+    OPTIMIZER_TITLES,
     clock,
     in_order,
     load,
@@ -77,7 +77,7 @@ def draw_values() -> pathlib.Path | None:
                 marker="o",
                 markersize=4,
                 capsize=3,
-                label=OPTIMIZERS[result["optimizer"]].strip("`"),
+                label=OPTIMIZER_TITLES[result["optimizer"]].strip("`"),
                 color=COLORS[result["optimizer"]],
             )
         ax.hlines(1.1, 2, 512, **GOAL, label="goal up to 512")

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.cost.stored_results import (
     BACKENDS,
-    OPTIMIZERS,
+    OPTIMIZER_TITLES,
     clock,
     in_order,
     load,
@@ -102,10 +102,10 @@ def values() -> str:
             counts = [int(name) for name in result["arms"]]
             cells = sweep(result["time"][clock(result)], counts)
             cells.append(memory(held, counts, optimizer))
-            rows.append([title, OPTIMIZERS[optimizer], *cells])
+            rows.append([title, OPTIMIZER_TITLES[optimizer], *cells])
             without = result["time"].get("cpu_without_optimizer")
             if without is not None:
-                label = f"{OPTIMIZERS[optimizer]}, its own time left out"
+                label = f"{OPTIMIZER_TITLES[optimizer]}, its own time left out"
                 rows.append([title, label, *sweep(without, counts), "–"])
     head = ["Backend", "Optimizer", "2 values, s", *(f"{c} / 2" for c in VALUES[1:])]
     head.append("Peak of a step, MiB (values)")

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.shared.places import RESULTS
 
 BACKENDS = {"jax": "JAX", "torch": "PyTorch", "tensorflow": "TensorFlow"}
-OPTIMIZERS = {
+OPTIMIZER_TITLES = {
     "none": "forward and backward alone",
     "sgd": "SGD",
     "lazy_sgd": "`LazySGD`",
@@ -30,9 +30,9 @@ def load_one(name: str) -> dict[str, Any] | None:
 
 
 def in_order(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The runs of a sweep, in the order of `OPTIMIZERS`."""
+    """The runs of a sweep, in the order of `OPTIMIZER_TITLES`."""
     by_optimizer = {r["optimizer"]: r for r in results}
-    return [by_optimizer[name] for name in OPTIMIZERS if name in by_optimizer]
+    return [by_optimizer[name] for name in OPTIMIZER_TITLES if name in by_optimizer]
 
 
 def clock(result: dict[str, Any]) -> str:
