@@ -9,9 +9,8 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 
 from keras_flix._utils.near_names import hint
@@ -25,6 +24,9 @@ from keras_flix.features.feature import Value
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_file import Adapters
 from keras_flix.mixtures.dataset import check_axis
+
+if TYPE_CHECKING:
+    import keras
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -11,9 +11,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
+import numpy as np
+
 from keras_flix._utils.near_names import nearest
 from keras_flix.features.dropout import FeatureDropout, as_dropout
-from keras_flix.features.encoding import ABSENT, Encoder
+from keras_flix.features.encoding import ABSENT, WEIGHT_UNIT, Encoder
 
 Value = str | int
 Rank = int | Mapping[Any, int]
@@ -240,6 +242,37 @@ class Feature:
                 f"{len(self.values)} values. Received: {self.name}={value!r}."
                 f"{self._nearest(value)} State absence as None."
             ) from None
+
+    def decode(self, ids: np.ndarray) -> list[Any]:
+        """The values that ids stand for, one entry per example.
+
+        Args:
+            ids: As `FeatureSchema.encode` gives them: `(batch,)`; `(batch, k)` where
+                an example may have several values; `(batch, k, 2)` with weights.
+
+        Returns:
+            Per example a value, or `None` where it is absent; a list of values; or a
+            dict from values to weights.
+
+        >>> Feature("task", ["qa", "parse"]).decode(np.array([1, -1]))
+        ['parse', None]
+        """
+        ids = np.asarray(ids)
+        if np.any((ids[..., 0] if ids.ndim == 3 else ids) >= len(self.values)):
+            raise ValueError(
+                f"The ids of feature {self.name!r} must be in [0, {len(self.values)}), "
+                f"or -1 for absent. Received: {self.name}={ids.tolist()}. Decode ids "
+                "of this schema."
+            )
+        values = self.values
+        if ids.ndim == 1:
+            return [values[i] if i > ABSENT else None for i in ids.tolist()]
+        if ids.ndim == 2:
+            return [[values[i] for i in row if i > ABSENT] for row in ids.tolist()]
+        return [
+            {values[i]: weight * WEIGHT_UNIT for i, weight in row if i > ABSENT}
+            for row in ids.tolist()
+        ]
 
     def encoder(
         self, ints_are_ids: bool = True, unknown_is_absent: bool = False

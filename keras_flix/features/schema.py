@@ -192,6 +192,25 @@ class FeatureSchema:
         }
         return self.with_batch(ids, batch_size)
 
+    def decode(self, ids: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """Turns ids back into values: the inverse of `encode`.
+
+        Args:
+            ids: By axis, what `encode` gave, for any of the axes.
+
+        Returns:
+            By axis, one entry per example: a value, or `None` where it is absent; on
+            `multiple` axes a list of values; a dict from values to weights where
+            there are weights.
+
+        Example:
+
+        >>> schema = FeatureSchema({"task": ["qa", "parse"], "language": ["en", "sw"]})
+        >>> schema.decode(schema.encode({"task": ["qa", None], "language": "sw"}))
+        {'task': ['qa', None], 'language': ['sw', 'sw']}
+        """
+        return {name: self[name].decode(value) for name, value in ids.items()}
+
     def encode_one(self, combination: Mapping[str, Any]) -> FeatureIds:
         """Encodes one example, `{"task": "qa", "language": "sw"}`: a batch of 1.
 

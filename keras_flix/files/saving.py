@@ -18,7 +18,8 @@ from keras_flix.files.adapter_file import (
     table_names,
     write_adapters,
 )
-from keras_flix.files.fingerprint import BaseFingerprint, base_fingerprint
+from keras_flix.files.fingerprint import BaseFingerprint
+from keras_flix.files.weight_digests import base_fingerprint
 from keras_flix.layers.checks import matrix_shape
 from keras_flix.models.adapted.adaptation import adaptation_of, is_adapted
 from keras_flix.models.enable import adapt_layers

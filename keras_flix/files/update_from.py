@@ -14,8 +14,8 @@ from keras_flix import _compat
 from keras_flix.features.feature import Feature, Value
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_file import Adapters, read_adapters
-from keras_flix.files.fingerprint import base_fingerprint
 from keras_flix.files.saving import adapters_of, check_same_base
+from keras_flix.files.weight_digests import base_fingerprint
 from keras_flix.models.adapted.adaptation import Adaptation
 from keras_flix.models.growing.resize import (
     Pair,

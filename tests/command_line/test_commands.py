@@ -159,8 +159,8 @@ def test_diff_names_what_else_differs(capsys, tmp_path):
     with_alpha = saved(tmp_path, "alpha", alpha=8)
     found = answer(capsys, "diff", one, with_alpha, code=1)
     assert found["notes"] == [
-        "task: alpha None -> 8",
-        "language: alpha None -> 8",
+        "task: alpha None -> 8.0",
+        "language: alpha None -> 8.0",
     ]
     # Alpha 8 at rank 2 is a scale of 4 for 1.
     for pairs in found["values"].values():

@@ -205,7 +205,7 @@ def test_the_workflow_of_two_people(tmp_path):
             {"alpha": 8},
             {"language": ["sw"]},
             "The alpha of feature 'language' must be the same in both, since it "
-            "scales the updates. Expected: alpha=None. Received: alpha=8 in "
+            "scales the updates. Expected: alpha=None. Received: alpha=8.0 in "
             "{source}. Adapt both with the same alpha.",
         ),
         (

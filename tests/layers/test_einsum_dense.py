@@ -83,7 +83,7 @@ def test_is_a_drop_in_for_the_plain_layer(make, plain_class):
     layer = make()
     assert isinstance(layer, plain_class)
     plain = plain_class.from_config(
-        {k: v for k, v in layer.get_config().items() if k not in ("features", "alpha")}
+        {k: v for k, v in layer.get_config().items() if k != "features"}
     )
     layer.build(SHAPE)
     plain.build(SHAPE)
@@ -228,19 +228,19 @@ def test_initial_tables_are_those_of_the_seed_on_every_backend(make):
     other = make(name="probe")
     other.build(SHAPE)
     assert not np.array_equal(
-        ops.convert_to_numpy(other._adaptation.variables["task"][0]), a
+        ops.convert_to_numpy(other._tables.variables["task"][0]), a
     )
 
 
 def test_from_layer_adapts_in_place(make, plain_class):
     config = make(name="probe").get_config()
-    del config["features"], config["alpha"]
+    del config["features"]
     layer = plain_class.from_config(config)
     layer.build(SHAPE)
     paths = [v.path for v in layer.variables]
     expected = ops.convert_to_numpy(layer(data()))
-    schema = FeatureSchema(FEATURES).resolve(2)
-    found = type(make()).from_layer(layer, schema, alpha=3, seed=1)
+    schema = FeatureSchema(FEATURES).resolve(2, alpha=3)
+    found = type(make()).from_layer(layer, schema, seed=1)
     assert found is layer and type(layer) is type(make())
     assert [v.path for v in layer.variables][: len(paths)] == paths
     assert {id(v) for v in layer.trainable_variables} == {

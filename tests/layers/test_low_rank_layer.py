@@ -162,7 +162,7 @@ def test_kernel_delta_takes_values_and_states_its_dtype():
 def test_absent_features_change_no_bit(equation):
     layer, shape = make_layer(equation, features=FEATURES[:2])
     config = layer.get_config()
-    del config["features"], config["alpha"]
+    del config["features"]
     cls = keras.layers.Dense if "..." == equation[:3] else keras.layers.EinsumDense
     plain = cls.from_config(config)
     plain.build(shape)
