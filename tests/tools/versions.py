@@ -37,7 +37,7 @@ SHOWN = (
     "peft",
 )
 OTHER_ENVIRONMENT = {
-    "peers": "adapters caps transformers: benchmarks run it in an environment of its own"
+    "peers": "it has an environment of its own, as adapters caps transformers"
 }
 """Extras that nobody installs beside the newest of everything, and why."""
 COMMAND = re.compile(r'"\.\[([\w,]+)\]"')
@@ -107,7 +107,12 @@ def resolved(requirements: Iterable[str]) -> dict[str, str]:
         report, held = Path(name, "report.json"), Path(name, "held.txt")
         torch = installed(["torch"]).get("torch", "").partition("+")[0]
         held.write_text(f"torch=={torch}\n" if torch else "")
-        options = ["--dry-run", "--ignore-installed", "--quiet", "--use-feature=fast-deps"]
+        options = [
+            "--dry-run",
+            "--ignore-installed",
+            "--quiet",
+            "--use-feature=fast-deps",
+        ]
         files = ["--report", str(report), "--constraint", str(held)]
         pip("install", *options, *files, *requirements)
         found = [i["metadata"] for i in json.loads(report.read_text())["install"]]
