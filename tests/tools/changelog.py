@@ -1,6 +1,8 @@
 """Prints a version's entry of the changelog, as the notes of its release.
 
-python tests/tools/changelog.py 0.2.0
+    python tests/tools/changelog.py 0.2.0
+
+It fails where there is none.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ HEADING = re.compile(r"^## \[(.+?)\](?: - (\d{4}-\d{2}-\d{2}))?$", re.MULTILINE)
 
 
 def entries(text: str) -> dict[str, str]:
-    """The entries by version, newest first; of one without a date, that is yet to come."""
+    """The entries by version, newest first."""
     headings = [*HEADING.finditer(text)]
     ends = [heading.start() for heading in headings[1:]] + [len(text)]
     return {
@@ -29,8 +31,8 @@ def main() -> int:
     known = entries(CHANGELOG.read_text())
     if not known.get(version):
         print(
-            f"The changelog must have an entry of the version that is released. "
-            f"Received: {version!r}, beside {list(known)}. Write what users will notice.",
+            "The changelog must have an entry of the version that is released. "
+            f"Received: {version!r}, beside {list(known)}. Write what users notice.",
             file=sys.stderr,
         )
         return 1
