@@ -22,8 +22,16 @@ CORE = (
 )
 """What depends on how Keras and KerasHub work inside."""
 CHOSEN = "not slow and not guide"
-NEEDED = ("pytest", "hypothesis", "sentencepiece")
-"""What these tests import besides."""
+NEEDED = (
+    "grain",
+    "hypothesis",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "pytest",
+    "sentencepiece",
+)
+"""What these tests import besides: of the extras `test` and `guides`."""
 
 
 @contextlib.contextmanager
