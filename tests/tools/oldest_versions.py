@@ -50,9 +50,11 @@ def main() -> int:
         install = [python, "-m", "pip", "install", "--quiet"]
         subprocess.run([*install, torch], check=True)
         subprocess.run(
-            [*install, ".", *pins, "pytest", "sentencepiece"], check=True, cwd=ROOT
+            [*install, ".", *pins, "pytest", "pytest-xdist", "sentencepiece"],
+            check=True,
+            cwd=ROOT,
         )
-        tests = [python, "-m", "pytest", "-q", "-m", "not slow", *CORE]
+        tests = [python, "-m", "pytest", "-q", "-n", "0", "-m", "not slow", *CORE]
         environment = {**os.environ, "KERAS_BACKEND": "torch"}
         return subprocess.run(tests, cwd=ROOT, env=environment).returncode
 

@@ -1,11 +1,14 @@
 """What the short form of the tests leaves out; `--full` runs everything.
 
-PyTorch compiles nothing, so it runs every test in either form. On JAX and TensorFlow,
-where compilation takes most of the time, a run of whole folders leaves out
+PyTorch compiles nothing, so there the short form is nearly everything. On JAX and
+TensorFlow, where compilation takes most of the time, it leaves out
 
 - modules that depend on no backend (`NO_BACKEND`),
-- tests marked for other backends: `@pytest.mark.short("jax")` runs on PyTorch and JAX,
-- of a test marked `@pytest.mark.pairs`, cases whose pairs of parameters others cover.
+- tests that name other backends: `@pytest.mark.short("jax", "torch")` is left out on
+  TensorFlow, and `@pytest.mark.short()` everywhere,
+- cases of tests marked `@pytest.mark.pairs`: a backend runs every value of every
+  parameter, and each with as many others as that leaves room for. PyTorch runs all
+  cases, so that all pairs of backends, families and options are run.
 
 Whoever names a file gets all of its tests.
 """
@@ -14,25 +17,33 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-ALL_TESTS = "torch"
-"""The backend that runs every test in the short form, too."""
+ALL_PAIRS = "torch"
+"""The backend that runs all cases in the short form, too."""
 OTHERS = ("jax", "tensorflow")
 NO_BACKEND = (
+    "analysis/test_plots.py",
+    "analysis/test_updates.py",
     "command_line",
     "evaluation/test_metrics.py",
+    "exports",
+    "faults/test_fault_files.py",
+    "faults/test_fault_saves.py",
     "features/test_encoding.py",
     "features/test_feature.py",
     "features/test_schema.py",
+    "files/test_adapter_file.py",
     "files/test_hub.py",
     "files/test_hub_handles.py",
+    "files/test_update_from.py",
+    "layers/test_einsum_split.py",
     "mixtures",
+    "models/test_targets.py",
     "project",
-    "tools",
 )
 """Files and folders of `tests` whose subject is plain Python, numpy and files."""
 
@@ -42,54 +53,81 @@ def names_files(arguments: Iterable[str]) -> bool:
     return any(not Path(argument).is_dir() for argument in arguments)
 
 
-def covering(rows: Sequence[tuple[Hashable, ...]]) -> list[int]:
-    """Positions of rows that together have every pair of entries that any row has.
+def covering(rows: Sequence[Mapping[str, Hashable]], first: str) -> list[int]:
+    """Positions of rows that have all values next to all of `first` they occur with.
 
-    Greedy: the row with most pairs that are new; of equals, one whose first entry was
-    chosen less often, then the first.
+    Greedy: the row with most of these pairs that are new; of equals, the one with most
+    new pairs of other values, then the one whose values were chosen least often.
     """
-    pairs = [set(itertools.combinations(enumerate(row), 2)) for row in rows]
-    missing = set().union(*pairs)
+    # By name, since values of all kinds are not sorted.
+    pairs = [
+        {((a, row[a]), (b, row[b])) for a, b in itertools.combinations(sorted(row), 2)}
+        for row in rows
+    ]
+    needed = [{p for p in found if first in (p[0][0], p[1][0])} for found in pairs]
+    missing = set().union(*needed)
+    new = set().union(*pairs)
+    times: Counter[Hashable] = Counter()
     chosen: list[int] = []
-    of_first: Counter[Hashable] = Counter()
     while missing:
         best = max(
             range(len(rows)),
-            key=lambda i: (len(pairs[i] & missing), -of_first[rows[i][0]], -i),
+            key=lambda i: (
+                len(needed[i] & missing),
+                len(pairs[i] & new),
+                -sum(times[entry] for entry in rows[i].items()),
+                -i,
+            ),
         )
-        missing -= pairs[best]
-        of_first[rows[best][0]] += 1
+        missing -= needed[best]
+        new -= pairs[best]
+        times.update(rows[best].items())
         chosen.append(best)
     return sorted(chosen)
 
 
-def _without_backend(item: pytest.Item, tests: Path) -> bool:
+def left_out(items: list[pytest.Item], backend: str, tests: Path) -> set[pytest.Item]:
+    """Which tests of a run the short form leaves out on a backend."""
+    found: set[pytest.Item] = set()
+    groups: dict[object, list[pytest.Item]] = {}
+    for item in items:
+        short = item.get_closest_marker("short")
+        pairs = item.get_closest_marker("pairs")
+        if short is not None:
+            if backend not in short.args:
+                found.add(item)
+        elif backend == ALL_PAIRS:
+            continue
+        elif _has_no_backend(item, tests):
+            found.add(item)
+        elif pairs is not None:
+            group = pairs.args or (item.path, item.originalname)
+            groups.setdefault(group, []).append(item)
+    for cases in groups.values():
+        found |= set(cases) - _share(cases, backend)
+    return found
+
+
+def _has_no_backend(item: pytest.Item, tests: Path) -> bool:
     path = item.path.relative_to(tests)
     places = {path.as_posix(), *(parent.as_posix() for parent in path.parents)}
     return not places.isdisjoint(NO_BACKEND)
 
 
-def _one_of_pairs(items: list[pytest.Item], backend: str) -> set[pytest.Item]:
-    """Cases of one test that run on a backend, so that the others cover the rest."""
-    cases = [(of, item) for item in items for of in OTHERS]
-    rows = [(of, *sorted(item.callspec.indices.items())) for of, item in cases]
-    return {cases[i][1] for i in covering(rows) if cases[i][0] == backend}
+def _share(items: list[pytest.Item], backend: str) -> set[pytest.Item]:
+    """Cases that a backend runs: others than the other one, as far as that goes."""
+    cases = [(other, item) for item in items for other in OTHERS]
+    rows = [{**_parameters(item), " backend": other} for other, item in cases]
+    chosen = (cases[i] for i in covering(rows, " backend"))
+    return {item for other, item in chosen if other == backend}
 
 
-def left_out(items: list[pytest.Item], backend: str, tests: Path) -> set[pytest.Item]:
-    """Which tests of a run the short form leaves out on a backend."""
-    if backend == ALL_TESTS:
-        return set()
-    found: set[pytest.Item] = set()
-    by_test: dict[tuple[Path, str], list[pytest.Item]] = {}
-    for item in items:
-        mark = item.get_closest_marker("short")
-        if mark is None and _without_backend(item, tests):
-            found.add(item)
-        elif mark is not None and backend not in mark.args:
-            found.add(item)
-        elif item.get_closest_marker("pairs") is not None:
-            by_test.setdefault((item.path, item.originalname), []).append(item)
-    for cases in by_test.values():
-        found |= set(cases) - _one_of_pairs(cases, backend)
+def _parameters(item: pytest.Item) -> dict[str, Hashable]:
+    """The test, and its parameters: as the marker names them, or as pytest does."""
+    found: dict[str, Hashable] = {" test": item.originalname}
+    for marker in item.iter_markers("pairs"):
+        found |= marker.kwargs
+    if len(found) == 1:
+        for name, value in item.callspec.params.items():
+            found[name] = value if isinstance(value, Hashable) else id(value)
     return found
