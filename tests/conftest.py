@@ -8,26 +8,34 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("KERAS_BACKEND", "jax")
+BACKEND = os.environ.setdefault("KERAS_BACKEND", "jax")
 # Tests compile often and compute little.
 XLA_FLAGS = (
     "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0 "
     "--xla_llvm_disable_expensive_passes=true"
 )
-on_jax = os.environ["KERAS_BACKEND"] == "jax"
-if on_jax and importlib.metadata.version("jaxlib").startswith("0.10."):
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A core each.
+    for name in ("OMP_NUM", "TF_NUM_INTRAOP", "TF_NUM_INTEROP"):
+        os.environ.setdefault(f"{name}_THREADS", "1")
+if BACKEND == "jax" and importlib.metadata.version("jaxlib").startswith("0.10."):
     # A third less to compile. XLA ends the process over a flag it does not know.
     XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 
-import keras
-import keras_hub
+# Not Keras, which takes seconds: a process that hands out tests to others needs none.
 import pytest
-from helpers.gemma import make_backbone, train_tokenizer
+from helpers.places import TESTS
+from tools import short_form
 from tools.support import SupportReport
 
 
 def pytest_addoption(parser):
+    parser.addoption(
+        "--full",
+        action="store_true",
+        help="the whole matrix of backends, families and options on every backend",
+    )
     parser.addoption("--support-report", help="where to write what is supported")
     parser.addoption("--load", type=int, default=1, help="how many times the cases")
     parser.addoption("--fault-report", help="where to write what faults were survived")
@@ -35,8 +43,22 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     path = config.getoption("--support-report")
-    config.support = SupportReport(path, keras.config.backend()) if path else None
+    config.support = SupportReport(path, BACKEND) if path else None
     config.faults = {}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """All cores for whole folders; a named file is run without starting others."""
+    return 0 if short_form.names_files(config.args) else None
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--full") or short_form.names_files(config.args):
+        return
+    left_out = short_form.left_out(items, BACKEND, TESTS)
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -48,20 +70,40 @@ def pytest_runtest_makereport(item):
 
 
 def pytest_sessionfinish(session):
-    if session.config.support is not None:
-        session.config.support.write()
-    path = session.config.getoption("--fault-report")
+    config = session.config
+    if hasattr(config, "workeroutput"):
+        # One of several processes: the one that started it writes.
+        config.workeroutput["faults"] = json.dumps(config.faults)
+        if config.support is not None:
+            config.workeroutput["support"] = json.dumps(config.support.results)
+        return
+    if config.support is not None:
+        config.support.write()
+    path = config.getoption("--fault-report")
     if path:
-        Path(path).write_text(json.dumps(session.config.faults, indent=2) + "\n")
+        Path(path).write_text(json.dumps(config.faults, indent=2) + "\n")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Takes what a process has found, unless it died."""
+    found = getattr(node, "workeroutput", {})
+    node.config.faults |= json.loads(found.get("faults", "{}"))
+    if node.config.support is not None:
+        node.config.support.results += json.loads(found.get("support", "[]"))
 
 
 @pytest.fixture(scope="session")
 def spm_proto() -> bytes:
+    from helpers.gemma import train_tokenizer
+
     return train_tokenizer()
 
 
 @pytest.fixture(autouse=True)
 def _seed():
+    import keras
+
     keras.utils.set_random_seed(0)
 
 
@@ -84,6 +126,9 @@ def record_fault(request):
 @pytest.fixture
 def make_gemma(spm_proto):
     """Builds a small random `GemmaCausalLM`; every call gives the same weights."""
+    import keras
+    import keras_hub
+    from helpers.gemma import make_backbone
 
     def make(preprocessor=True, dtype="float32", seed=0, **kwargs):
         keras.utils.set_random_seed(seed)

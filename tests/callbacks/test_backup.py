@@ -153,6 +153,7 @@ def test_a_damaged_backup_gives_way_to_the_one_before(tmp_path, damage):
     assert_same_weights(model, uninterrupted())
 
 
+@pytest.mark.short("torch", "tensorflow")
 @pytest.mark.slow
 @pytest.mark.support("State", "`BackupAndRestore` after SIGKILL")
 def test_killed_in_an_epoch_and_resumed_from_the_last_one(tmp_path):
@@ -160,6 +161,7 @@ def test_killed_in_an_epoch_and_resumed_from_the_last_one(tmp_path):
     assert_same_weights(resume(tmp_path / "backup"), uninterrupted())
 
 
+@pytest.mark.short("torch", "jax")
 @pytest.mark.slow
 @pytest.mark.support("State", "`BackupAndRestore(save_freq=...)` after SIGKILL")
 def test_killed_and_resumed_in_the_middle_of_an_epoch(tmp_path, record_property):

@@ -284,6 +284,7 @@ def test_features_reach_the_model(gemma):
     assert disabled.predictions == plain.predictions
 
 
+@pytest.mark.short("torch")
 @pytest.mark.slow
 def test_axes_of_another_model_are_left_out(gemma):
     """A LoRA, or a model of fewer axes, takes the same mixture."""
@@ -348,6 +349,7 @@ def test_forced_exact_match_refuses_other_shapes():
     )
 
 
+@pytest.mark.short("torch")
 @pytest.mark.slow
 def test_forced_is_greedy_exact_match():
     """On a trained Gemma that answers some prompts right, and others not."""

@@ -27,6 +27,8 @@ REPRESENTATIVE = {"Gemma", "Llama", "Qwen3Moe", "GPT2", "Bert", "ViT"}
 """Families that run in all ways on every backend."""
 DAILY = {"Gemma", "Bert", "ViT"}
 """Families in the daily loop; all others are marked slow."""
+CACHES = {"Gemma", "Gemma4", "Qwen3_5", "RWKV7"}
+"""Families of all kinds of caches, which generate on every backend."""
 BACKEND = keras.config.backend()
 TASKS = {
     "causal_lm": "causal LM",
@@ -47,9 +49,12 @@ MINIMAL_STEP = 1e-5
 """Steps of gradient descent that are more than rounding errors."""
 
 
-def marks(family, section="Families", row=None, *verdict, fast=True):
+def marks(family, section="Families", row=None, *verdict, fast=True, kind=None):
+    support = pytest.mark.support(section, row or family.name, *verdict)
     slow = [] if fast and family.name in DAILY else [pytest.mark.slow]
-    return [pytest.mark.support(section, row or family.name, *verdict), *slow]
+    # Where models are compiled, one test per family, and other ones on each backend.
+    pairs = pytest.mark.pairs("families", family=family.name, kind=kind)
+    return [support, *slow, *([pairs] if kind and family.name not in DAILY else [])]
 
 
 def in_full(family):
@@ -216,7 +221,7 @@ CASES = [
     pytest.param(
         (family, targets),
         id=f"{family.name}-{name}",
-        marks=marks(family, fast=targets is None),
+        marks=marks(family, fast=targets is None, kind=name),
     )
     for family in FAMILIES
     for name, targets, adds in [
@@ -245,7 +250,7 @@ TASK_CASES = [
     pytest.param(
         (family, kind),
         id=f"{family.name}-{kind}",
-        marks=marks(family, "Tasks", TASKS[kind], fast=kind in FAST_TASKS),
+        marks=marks(family, "Tasks", TASKS[kind], fast=kind in FAST_TASKS, kind=kind),
     )
     for family in FAMILIES
     for kind in family.tasks
@@ -257,11 +262,12 @@ GENERATING = [
         marks=[
             pytest.mark.support("Tasks", "`generate` of causal LMs"),
             *([] if family.name == "Gemma" else [pytest.mark.slow]),
+            *([] if family.name in CACHES else [pytest.mark.short("torch")]),
         ],
     )
     for family in decoders.FAMILIES
     # Where time is short, one of every kind of cache.
-    if in_full(family) or family.name in ("Gemma4", "Qwen3_5", "RWKV7")
+    if in_full(family) or family.name in CACHES
     # Without a preprocessor and images, KerasHub's own Gemma3 cannot generate: its
     # outputs hold `None`, which it cannot concatenate.
     if family.name != "Gemma3"
@@ -276,6 +282,7 @@ def case(request):
     return family, targets, Adapted.make(family, family.build(), own, targets)
 
 
+@pytest.mark.short("torch")
 def test_which_layers_are_adapted(case, record_property):
     family, targets, adapted = case
     added = family.all_linear if targets else frozenset()
@@ -289,6 +296,7 @@ def test_which_layers_are_adapted(case, record_property):
     record_property("support_note", note)
 
 
+@pytest.mark.short()
 @pytest.mark.parametrize("family", NAMED_ONLY)
 def test_which_layers_are_adapted_by_default(family):
     model = keras_flix.enable_flix(family.build(), FEATURES, rank=RANK)
@@ -304,12 +312,14 @@ def test_a_training_step_moves_the_adapters_of_the_batch_only(case):
     check_training_step(case[2])
 
 
+@pytest.mark.short("torch")
 @pytest.mark.parametrize("family", [f for f in FAMILIES if not f.default])
 def test_default_targets_of_a_family_without_attention(family):
     with pytest.raises(ValueError, match="the model must have attention projections"):
         keras_flix.enable_flix(family.build(), FEATURES)
 
 
+@pytest.mark.short("torch")
 @pytest.mark.parametrize("family, target", REFUSED)
 def test_refused_targets(family, target):
     model = family.build()

@@ -24,6 +24,7 @@ def outputs(model, name):
     return to_numpy(model({**FAMILIES[name].inputs(3), **IDS}))
 
 
+@pytest.mark.short("torch")
 @pytest.mark.parametrize("name", ["SmolLM3", "CLIP"])
 def test_keys_are_unique_where_paths_are_not(name):
     model = FAMILIES[name].build()
@@ -35,11 +36,13 @@ def test_keys_are_unique_where_paths_are_not(name):
     assert [key for key, _ in keyed_layers(FAMILIES[name].build())] == [*dict(pairs)]
 
 
+@pytest.mark.short("torch")
 def test_keys_are_paths_where_these_are_unique():
     pairs = keyed_layers(FAMILIES["Gemma"].build())
     assert all(key == layer.path for key, layer in pairs)
 
 
+@pytest.mark.short("torch")
 def test_layers_of_one_path_are_told_apart():
     model = FAMILIES["SmolLM3"].build()
     key = "transformer_layer_1/self_attn/o_proj"
@@ -50,6 +53,7 @@ def test_layers_of_one_path_are_told_apart():
     assert len(find_targets(model, ["o_proj"])) == 2
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("suffix", [".flix.safetensors", ".weights.h5", ".keras"])
 def test_files_of_layers_of_one_path(suffix, tmp_path):
     model = adapted("SmolLM3")
@@ -79,6 +83,7 @@ def test_torch_parameters_of_layers_of_one_path():
     assert {id(v.value) for v in model.trainable_variables} <= known
 
 
+@pytest.mark.short("torch")
 def test_all_linear_of_gemma4_says_what_to_name_instead():
     model = FAMILIES["Gemma4"].build()
     with pytest.raises(ValueError) as error:
@@ -96,6 +101,7 @@ def test_all_linear_of_gemma4_says_what_to_name_instead():
     assert model._adaptation.verified
 
 
+@pytest.mark.short("torch")
 def test_gemma3n_has_projections_that_it_never_uses():
     model = FAMILIES["Gemma3n"].build()
     unused = "text_model/decoder_block_2/attention/k_proj"
@@ -106,6 +112,7 @@ def test_gemma3n_has_projections_that_it_never_uses():
         keras_flix.enable_flix(model, FEATURES, rank=2, targets=[unused])
 
 
+@pytest.mark.short("torch")
 @pytest.mark.parametrize(
     "name, router",
     [
@@ -128,6 +135,7 @@ def test_routers_gates_and_heads_must_be_named(name, router):
     assert not named.keys() & find_targets(model, None).keys()
 
 
+@pytest.mark.short("torch")
 def test_image_encoders_of_language_models_must_be_named():
     model = FAMILIES["PaliGemma"].build()
     encoder = {k for k, _ in keyed_layers(model) if k.startswith("image_")}
@@ -139,6 +147,7 @@ def test_image_encoders_of_language_models_must_be_named():
     assert {key.partition("/")[0] for key in clip} == {"vision_encoder", "text_encoder"}
 
 
+@pytest.mark.short("torch")
 def test_feed_forward_layers_of_a_block_named_after_attention():
     model = keras_hub.models.DebertaV3Backbone(
         vocabulary_size=40,

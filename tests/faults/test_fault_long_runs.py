@@ -203,6 +203,7 @@ def saved_state(path):
     return state_of(model)
 
 
+@pytest.mark.short("torch")
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs `os.fork`")
 def test_killed_at_random_moments_it_ends_with_the_same_weights(

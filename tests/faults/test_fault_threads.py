@@ -99,6 +99,7 @@ def assert_told_apart(expected):
             assert np.abs(one - other).max() > 0.1
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("models", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CALLS)
 def test_threads_get_their_own_results(name, models, load, record_fault):
@@ -146,6 +147,7 @@ class During(keras.callbacks.Callback):
         self._run()
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("loop", ["predict", "fit"])
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_that_comes_in_the_middle_of_a_loop(name, loop, model):

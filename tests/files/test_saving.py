@@ -124,6 +124,7 @@ def test_weights_of_other_features_are_refused(tmp_path):
         other.load_weights(path)
 
 
+@pytest.mark.short("torch", "jax")
 @pytest.mark.slow
 def test_model_checkpoint(tmp_path, make_gemma):
     path = str(tmp_path / "epoch.weights.h5")
@@ -185,6 +186,7 @@ np.save(sys.argv[3], outputs(model))
 """
 
 
+@pytest.mark.short("torch")
 @pytest.mark.slow
 @pytest.mark.support("State", "One adapter file on three backends")
 def test_one_file_on_three_backends(tmp_path):
@@ -246,6 +248,7 @@ def test_keras_file_of_a_functional_model(tmp_path):
     assert_same(found, model, inputs)
 
 
+@pytest.mark.short("torch", "tensorflow")
 @pytest.mark.slow
 @pytest.mark.support("State", "`.keras` files and copies of a KerasHub task")
 def test_keras_file_and_copies_of_a_task(tmp_path, make_gemma):

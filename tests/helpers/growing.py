@@ -43,8 +43,9 @@ SLOW = ("loss scale", "accumulated")
 
 def cases(*left_out):
     """The optimizers as parameters of a test."""
+    pairs = pytest.mark.pairs("optimizers of what grows")
     return [
-        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+        pytest.param(name, marks=[pairs, *[pytest.mark.slow] * (name in SLOW)])
         for name in OPTIMIZERS
         if name not in left_out
     ]

@@ -105,6 +105,7 @@ def test_config_round_trip(make):
     assert deserialized.get_config() == config
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_a_model_survives_saving(make, tmp_path, dropout):
     layer = make(alpha=4.0, dropout=dropout)
@@ -138,6 +139,7 @@ def test_weights_of_other_features_are_refused(make, tmp_path):
         np.testing.assert_array_equal(after[path], before[path])
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize(
     ("policy", "kernel", "output"),
     [
@@ -251,6 +253,7 @@ def test_from_layer_adapts_in_place(make, plain_class):
     assert again.get_config() == layer.get_config()
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize(
     "entries",
     [

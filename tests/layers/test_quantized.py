@@ -69,6 +69,7 @@ def weights(model):
     return {v.path: to_numpy(v) for v in model.weights}
 
 
+@pytest.mark.pairs("quantized")
 @ALL_MODES
 def test_a_quantized_base(mode):
     model = quantized(mode)
@@ -104,6 +105,7 @@ def test_a_quantized_base(mode):
         np.testing.assert_array_equal(to_numpy(alone)[0], to_numpy(together)[i])
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_the_update_is_added_in_floating_point_before_the_activation(mode, activation):
@@ -146,6 +148,7 @@ def test_gradients_with_rematerialization():
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.pairs("quantized")
 @pytest.mark.slow
 @pytest.mark.support("Paths", "int8 base: adapter files, `.keras` files")
 @pytest.mark.parametrize("mode", ["int8", "int4"])

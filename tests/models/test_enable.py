@@ -87,6 +87,7 @@ REFUSALS = {
 }
 
 
+@pytest.mark.short("torch")
 @pytest.mark.parametrize("case", REFUSALS)
 def test_refusal_changes_nothing(case):
     features, options, text = REFUSALS[case]

@@ -24,6 +24,7 @@ def test_counts():
     assert summary.adapter_bytes == 4 * summary.trainable
 
 
+@pytest.mark.short("torch")
 @pytest.mark.parametrize("mode, size", [("int8", 1), ("int4", 0.5)])
 def test_memory_of_a_quantized_base(mode, size):
     model = make_mlp()

@@ -23,6 +23,7 @@ from keras_flix.layers import low_rank_layer, low_rank_update
 from keras_flix.models.adapted import generation
 
 BACKEND = keras.config.backend()
+pytestmark = pytest.mark.short("jax", "tensorflow", "torch")
 WORKLOAD = Workload(
     layers=1,
     width=64,

@@ -16,6 +16,7 @@ if keras.config.backend() != "jax":
     reason = "the benchmark trains on JAX, and nothing else here knows of backends"
     pytest.skip(reason, allow_module_level=True)
 pytest.importorskip("babel")
+pytestmark = pytest.mark.short("jax")
 
 from benchmarks.quality import (  # noqa: E402
     cldr_mix,

@@ -1,8 +1,13 @@
 """Runs every check of the project: linters, and the tests on three backends.
 
-    python tests/tools/all_backends.py                  # everything
-    python tests/tools/all_backends.py --fast           # without the tests marked slow
+    python tests/tools/all_backends.py                  # before a change is merged
+    python tests/tools/all_backends.py --daily          # without the tests marked slow
+    python tests/tools/all_backends.py --full           # every night, and for a release
     python tests/tools/all_backends.py --write-support  # makes guides/support.md anew
+
+The first runs on PyTorch all tests, on JAX and TensorFlow what can differ there (see
+`short_form.py`), some guides, and the core tests on the oldest versions. `--full` runs
+the whole matrix and all guides, and compares the support table with the results.
 
 Two test runs go side by side, each on one core.
 """
@@ -25,7 +30,7 @@ import support
 ROOT = Path(__file__).parents[2]
 BACKENDS = ("tensorflow", "jax", "torch")
 SUPPORT = ROOT / "guides" / "support.md"
-PYTEST = ("-m", "pytest", "--durations=25")
+PYTEST = ("-m", "pytest", "--durations=25", "--numprocesses=0")
 ONE_CORE = {
     "OMP_NUM_THREADS": "1",
     "TF_NUM_INTRAOP_THREADS": "1",
@@ -79,17 +84,23 @@ def check_support(reports: list[Path], write: bool) -> bool:
 def main() -> int:
     """Runs all checks; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--fast", action="store_true", help="leave slow tests out")
-    parser.add_argument("--write-support", action="store_true")
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument("--daily", action="store_true", help="leave slow tests out")
+    extent.add_argument("--full", action="store_true", help="the whole matrix")
+    extent.add_argument(
+        "--write-support", action="store_true", help="write the table of a full run"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="test runs side by side")
     parser.add_argument("--backends", nargs="*", default=BACKENDS, choices=BACKENDS)
     options = parser.parse_args()
+    full = options.full or options.write_support
+    pytest = [*PYTEST, *(["--full"] if full else [])]
     results = [
         check("ruff check", ["-m", "ruff", "check", "."]),
         check("ruff format", ["-m", "ruff", "format", "--check", "."]),
         check("mypy", ["-m", "mypy"]),
     ]
-    chosen = "not slow and not guide" if options.fast else "not guide"
+    chosen = "not slow and not guide" if options.daily else "not guide"
     with (
         tempfile.TemporaryDirectory() as folder,
         concurrent.futures.ThreadPoolExecutor(options.jobs) as pool,
@@ -99,21 +110,21 @@ def main() -> int:
             pool.submit(
                 check,
                 f"tests on {name}",
-                [*PYTEST, "-m", chosen, f"--support-report={report}"],
+                [*pytest, "-m", chosen, f"--support-report={report}"],
                 KERAS_BACKEND=name,
                 **ONE_CORE,
             )
             for name, report in reports.items()
         ]
-        if not options.fast:
-            guides = [*PYTEST, "-m", "guide", "-s"]
+        if not options.daily:
+            guides = [*pytest, "-m", "guide", "-s"]
             environment = {"KERAS_BACKEND": "jax", **ONE_CORE}
             runs.append(pool.submit(check, "guides on jax", guides, **environment))
             # The shortest last: it fills what is left of one core's time.
             oldest = ["tests/tools/oldest_versions.py"]
             runs.append(pool.submit(check, "oldest versions", oldest, **ONE_CORE))
         results += [run.result() for run in runs]
-        if not options.fast and set(reports) == set(BACKENDS):
+        if full and set(reports) == set(BACKENDS):
             write = options.write_support
             results.append(check_support(list(reports.values()), write))
     print(f"{sum(results)} checks passed, {len(results) - sum(results)} failed")

@@ -29,6 +29,7 @@ NEEDED = (
     "onnxruntime",
     "onnxscript",
     "pytest",
+    "pytest-xdist",
     "sentencepiece",
 )
 """What these tests import besides: of the extras `test` and `guides`."""
@@ -74,7 +75,7 @@ def environment(
 def run(python: str, backend: str, *options: str) -> int:
     """Runs the tests on one backend; returns pytest's exit status."""
     return subprocess.run(
-        [python, "-m", "pytest", "-q", "-m", CHOSEN, *options, *CORE],
+        [python, "-m", "pytest", "-q", "-n", "0", "-m", CHOSEN, *options, *CORE],
         cwd=ROOT,
         env={
             **os.environ,

@@ -90,6 +90,7 @@ def adapted():
     return randomize(model)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("case", BATCHES)
 @pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 def test_bad_entries_raise_and_change_nothing(adapted, case, entry_point):
@@ -148,6 +149,7 @@ def test_bad_entries_of_a_backbone(gemma, case):
 PROMPTS = {"prompts": ["the quick", "dog", "fox"], "responses": ["fox"] * 3}
 
 
+@pytest.mark.short("torch")
 @pytest.mark.parametrize("case", BATCHES)
 def test_bad_entries_of_a_task_with_a_preprocessor(make_gemma, case):
     entries, text = BATCHES[case]

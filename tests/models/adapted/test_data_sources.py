@@ -135,6 +135,7 @@ def start(backbone):
         variable.assign(value)
 
 
+@pytest.mark.pairs("a backbone")
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("features", FORMS)
 def test_plain_model_predicts(backbone, source, features):
@@ -146,6 +147,7 @@ def test_plain_model_predicts(backbone, source, features):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.pairs("a backbone")
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("features", FORMS)
 def test_plain_model_trains(backbone, start, source, features):
@@ -165,6 +167,7 @@ def test_plain_model_trains(backbone, start, source, features):
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.pairs("a backbone")
 @pytest.mark.parametrize("source", SOURCES)
 def test_plain_model_validates_and_evaluates(backbone, start, source):
     y = np.ones((N, 5, 16), "float32")
@@ -199,6 +202,7 @@ def test_ids_out_of_range_in_a_source_raise(backbone, start, source):
         backbone.predict(x, verbose=0)
 
 
+@pytest.mark.pairs("a task")
 @pytest.mark.parametrize("source", [*SOURCES])
 def test_task_with_its_preprocessor_trains(make_gemma, source):
     ends = []
@@ -214,6 +218,7 @@ def test_task_with_its_preprocessor_trains(make_gemma, source):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.pairs("a task")
 @pytest.mark.parametrize("source", [*SOURCES])
 def test_task_without_its_preprocessor_predicts(make_gemma, source):
     model = keras_flix.enable_flix(make_gemma(preprocessor=False), FEATURES, rank=2)

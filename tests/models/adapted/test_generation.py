@@ -60,6 +60,7 @@ def merged_generate(model, sampler, tasks=TASKS, languages=LANGUAGES):
     return outputs
 
 
+@pytest.mark.pairs("samplers")
 @pytest.mark.parametrize("name", rows(DETERMINISTIC))
 def test_equals_merged_models(model, name):
     model.compile(sampler=SAMPLERS[name]())
@@ -69,6 +70,7 @@ def test_equals_merged_models(model, name):
         assert found != generate(model)
 
 
+@pytest.mark.pairs("samplers")
 @pytest.mark.parametrize("name", rows(SAMPLERS))
 def test_no_stale_ids(model, name):
     """A second call with other ids, and back: nothing is baked in."""

@@ -136,6 +136,7 @@ def close(found, expected):
     np.testing.assert_allclose(to_numpy(found), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.pairs("entry points")
 def test_adapters_change_the_outputs(adapted):
     model, own, expected = adapted
     with keras_flix.adapters_disabled(model):
@@ -144,6 +145,7 @@ def test_adapters_change_the_outputs(adapted):
     assert np.abs(expected(OTHER_IDS) - expected(IDS)).max() > 0.05 * base.std()
 
 
+@pytest.mark.pairs("entry points")
 def test_call(adapted):
     model, own, expected = adapted
     close(model({**own, **IDS}), expected(IDS))
@@ -153,6 +155,7 @@ def test_call(adapted):
     close(model(tensors), expected(IDS))
 
 
+@pytest.mark.pairs("entry points")
 def test_call_does_not_change_its_inputs(adapted):
     model, own, _ = adapted
     inputs = {**own, **STRINGS}
@@ -162,6 +165,7 @@ def test_call_does_not_change_its_inputs(adapted):
     assert all(inputs[k] is before[k] for k in inputs)
 
 
+@pytest.mark.pairs("entry points")
 def test_predict(adapted):
     model, own, expected = adapted
     # Batches of 3 and 1: a remainder, and ids that change between calls.
@@ -173,6 +177,7 @@ def test_predict(adapted):
     close(model.predict({**own, **STRINGS}, verbose=0), expected(IDS))
 
 
+@pytest.mark.pairs("entry points")
 def test_predict_on_batch(adapted):
     model, own, expected = adapted
     close(model.predict_on_batch({**own, **IDS}), expected(IDS))
@@ -180,6 +185,7 @@ def test_predict_on_batch(adapted):
     close(model.predict_on_batch({**own, **OTHER_IDS}), expected(OTHER_IDS))
 
 
+@pytest.mark.pairs("entry points")
 def test_scalar_for_the_whole_batch(adapted):
     model, own, expected = adapted
     ids = {"task": np.full(4, 1), "language": np.full(4, -1)}
@@ -188,6 +194,7 @@ def test_scalar_for_the_whole_batch(adapted):
     close(found, expected(ids))
 
 
+@pytest.mark.pairs("entry points")
 def test_evaluate_and_test_on_batch(adapted):
     model, own, expected = adapted
     model.compile(optimizer="sgd", loss="mse", **NO_METRICS)
@@ -200,6 +207,7 @@ def test_evaluate_and_test_on_batch(adapted):
         np.testing.assert_allclose(found, loss, rtol=1e-4)
 
 
+@pytest.mark.pairs("entry points")
 def test_fit_trains_only_the_values_of_the_batch(adapted):
     model, own, _ = adapted
     model.compile(optimizer="adam", loss="mse", **NO_METRICS)
@@ -223,6 +231,7 @@ def test_fit_trains_only_the_values_of_the_batch(adapted):
         assert rows == moved[name.split("_")[1]], variable.path
 
 
+@pytest.mark.pairs("entry points")
 def test_fit_with_strings_equals_fit_with_ids(adapted):
     model, own, _ = adapted
     target = np.zeros_like(to_numpy(model({**own, **IDS})))
@@ -239,6 +248,7 @@ def test_fit_with_strings_equals_fit_with_ids(adapted):
         np.testing.assert_allclose(with_ids, with_strings, atol=1e-6)
 
 
+@pytest.mark.pairs("entry points")
 def test_missing_feature_is_refused_everywhere(adapted):
     model, own, expected = adapted
     model.compile(optimizer="sgd", loss="mse", **NO_METRICS)

@@ -252,6 +252,7 @@ def add_axis(*args, **kwargs):
     return lambda model: keras_flix.add_feature(model, Feature(*args, **kwargs))
 
 
+@pytest.mark.short("torch")
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -1,0 +1,132 @@
+"""The short form of the tests keeps every pair, and every backend's share of them."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+from helpers.places import TESTS
+from tools import short_form
+
+
+def product(**axes):
+    """All rows of the given values."""
+    return [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+
+
+def by_backend(rows):
+    return {(row["backend"], entry) for row in rows for entry in row.items()}
+
+
+@pytest.mark.parametrize("sizes", [(3, 4), (7, 1), (2, 2, 3), (5,)])
+def test_covering_has_every_value_for_every_backend_and_no_row_too_many(sizes):
+    axes = {"abc"[i]: range(size) for i, size in enumerate(sizes)}
+    rows = product(backend=["jax", "tensorflow"], **axes)
+    chosen = [rows[i] for i in short_form.covering(rows, "backend")]
+    assert by_backend(chosen) == by_backend(rows)
+    assert len(chosen) == 2 * max(sizes)
+
+
+def test_covering_keeps_to_the_rows_that_there_are():
+    rows = [
+        {"backend": "jax", "a": 0, "b": 0},
+        {"backend": "jax", "a": 1, "b": 1},
+        {"backend": "jax", "a": 0, "b": 1},
+        {"backend": "torch", "a": 0},
+    ]
+    assert short_form.covering(rows, "backend") == [0, 1, 3]
+    assert short_form.covering([], "backend") == []
+
+
+def test_covering_gives_backends_different_pairs_and_shares_values_out():
+    rows = product(backend=["jax", "tensorflow"], number=range(6), letter="abc")
+    chosen = [rows[i] for i in short_form.covering(rows, "backend")]
+    assert len(chosen) == len({(row["number"], row["letter"]) for row in chosen}) == 12
+    for backend in ("jax", "tensorflow"):
+        letters = [row["letter"] for row in chosen if row["backend"] == backend]
+        assert sorted(letters) == list("aabbcc")
+
+
+class Item(SimpleNamespace):
+    """A test, as far as pytest's tests are looked at."""
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+    def iter_markers(self, name):
+        return iter([self.marks[name]] if name in self.marks else [])
+
+    def get_closest_marker(self, name):
+        return self.marks.get(name)
+
+
+def item(file, name="test_a", params=None, **marks):
+    return Item(
+        path=TESTS / file,
+        originalname=name,
+        callspec=SimpleNamespace(params=params or {}),
+        marks={
+            key: SimpleNamespace(
+                args=tuple(x for x in values if not isinstance(x, dict)),
+                kwargs=dict(
+                    x for d in values if isinstance(d, dict) for x in d.items()
+                ),
+            )
+            for key, values in marks.items()
+        },
+    )
+
+
+def test_what_depends_on_no_backend_runs_on_one():
+    plain = item("mixtures/test_mixture.py")
+    file = item("files/test_hub.py")
+    kept = item("mixtures/test_mixture.py", short=("jax", "torch"))
+    model = item("models/test_enable.py")
+    elsewhere = item("models/test_enable.py", short=("torch",))
+    in_full = item("models/test_enable.py", short=())
+    items = [plain, file, kept, model, elsewhere, in_full]
+    assert short_form.left_out(items, "torch", TESTS) == {in_full}
+    found = short_form.left_out(items, "jax", TESTS)
+    assert found == {plain, file, elsewhere, in_full}
+    assert short_form.left_out(items, "tensorflow", TESTS) == found | {kept}
+
+
+def test_backends_share_the_cases_of_a_test():
+    items = [
+        item("models/test_enable.py", pairs=(), params={"a": a, "b": b})
+        for a, b in itertools.product(range(4), range(3))
+    ]
+    assert short_form.left_out(items, "torch", TESTS) == set()
+    run = [set(items) - short_form.left_out(items, b, TESTS) for b in short_form.OTHERS]
+    assert not run[0] & run[1]
+    for chosen in run:
+        assert {i.callspec.params["a"] for i in chosen} == set(range(4))
+        assert {i.callspec.params["b"] for i in chosen} == set(range(3))
+        assert len(chosen) == 4
+
+
+def test_tests_of_a_group_are_shared_by_the_parameters_that_they_name():
+    families = "ABCDEF"
+    items = [
+        item("models/test_enable.py", name, pairs=("families", {"family": family}))
+        for name in ("test_a", "test_b", "test_c")
+        for family in families
+    ]
+    run = [set(items) - short_form.left_out(items, b, TESTS) for b in short_form.OTHERS]
+    assert not run[0] & run[1]
+    for chosen in run:
+        found = [i.marks["pairs"].kwargs["family"] for i in chosen]
+        assert sorted(found) == list(families)
+        names = [i.originalname for i in chosen]
+        assert sorted(names) == sorted(["test_a", "test_b", "test_c"] * 2)
+
+
+def test_a_named_file_is_run_whole():
+    folder, file = str(TESTS), str(TESTS / "conftest.py")
+    assert not short_form.names_files([folder])
+    assert short_form.names_files([folder, file])
+    assert short_form.names_files([f"{file}::test_a"])
+
+
+@pytest.mark.parametrize("place", short_form.NO_BACKEND)
+def test_what_depends_on_no_backend_is_there(place):
+    assert (TESTS / place).exists()

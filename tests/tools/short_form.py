@@ -1,0 +1,133 @@
+"""What the short form of the tests leaves out; `--full` runs everything.
+
+PyTorch compiles nothing, so there the short form is nearly everything. On JAX and
+TensorFlow, where compilation takes most of the time, it leaves out
+
+- modules that depend on no backend (`NO_BACKEND`),
+- tests that name other backends: `@pytest.mark.short("jax", "torch")` is left out on
+  TensorFlow, and `@pytest.mark.short()` everywhere,
+- cases of tests marked `@pytest.mark.pairs`: a backend runs every value of every
+  parameter, and each with as many others as that leaves room for. PyTorch runs all
+  cases, so that all pairs of backends, families and options are run.
+
+Whoever names a file gets all of its tests.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+ALL_PAIRS = "torch"
+"""The backend that runs all cases in the short form, too."""
+OTHERS = ("jax", "tensorflow")
+NO_BACKEND = (
+    "analysis/test_plots.py",
+    "analysis/test_updates.py",
+    "command_line",
+    "evaluation/test_metrics.py",
+    "exports",
+    "faults/test_fault_files.py",
+    "faults/test_fault_saves.py",
+    "features/test_encoding.py",
+    "features/test_feature.py",
+    "features/test_schema.py",
+    "files/test_adapter_file.py",
+    "files/test_hub.py",
+    "files/test_hub_handles.py",
+    "files/test_update_from.py",
+    "layers/test_einsum_split.py",
+    "mixtures",
+    "models/test_targets.py",
+    "project",
+)
+"""Files and folders of `tests` whose subject is plain Python, numpy and files."""
+
+
+def names_files(arguments: Iterable[str]) -> bool:
+    """Whether a command line asks for more particular tests than whole folders."""
+    return any(not Path(argument).is_dir() for argument in arguments)
+
+
+def covering(rows: Sequence[Mapping[str, Hashable]], first: str) -> list[int]:
+    """Positions of rows that have all values next to all of `first` they occur with.
+
+    Greedy: the row with most of these pairs that are new; of equals, the one with most
+    new pairs of other values, then the one whose values were chosen least often.
+    """
+    # By name, since values of all kinds are not sorted.
+    pairs = [
+        {((a, row[a]), (b, row[b])) for a, b in itertools.combinations(sorted(row), 2)}
+        for row in rows
+    ]
+    needed = [{p for p in found if first in (p[0][0], p[1][0])} for found in pairs]
+    missing = set().union(*needed)
+    new = set().union(*pairs)
+    times: Counter[Hashable] = Counter()
+    chosen: list[int] = []
+    while missing:
+        best = max(
+            range(len(rows)),
+            key=lambda i: (
+                len(needed[i] & missing),
+                len(pairs[i] & new),
+                -sum(times[entry] for entry in rows[i].items()),
+                -i,
+            ),
+        )
+        missing -= needed[best]
+        new -= pairs[best]
+        times.update(rows[best].items())
+        chosen.append(best)
+    return sorted(chosen)
+
+
+def left_out(items: list[pytest.Item], backend: str, tests: Path) -> set[pytest.Item]:
+    """Which tests of a run the short form leaves out on a backend."""
+    found: set[pytest.Item] = set()
+    groups: dict[object, list[pytest.Item]] = {}
+    for item in items:
+        short = item.get_closest_marker("short")
+        pairs = item.get_closest_marker("pairs")
+        if short is not None:
+            if backend not in short.args:
+                found.add(item)
+        elif backend == ALL_PAIRS:
+            continue
+        elif _has_no_backend(item, tests):
+            found.add(item)
+        elif pairs is not None:
+            group = pairs.args or (item.path, item.originalname)
+            groups.setdefault(group, []).append(item)
+    for cases in groups.values():
+        found |= set(cases) - _share(cases, backend)
+    return found
+
+
+def _has_no_backend(item: pytest.Item, tests: Path) -> bool:
+    path = item.path.relative_to(tests)
+    places = {path.as_posix(), *(parent.as_posix() for parent in path.parents)}
+    return not places.isdisjoint(NO_BACKEND)
+
+
+def _share(items: list[pytest.Item], backend: str) -> set[pytest.Item]:
+    """Cases that a backend runs: others than the other one, as far as that goes."""
+    cases = [(other, item) for item in items for other in OTHERS]
+    rows = [{**_parameters(item), " backend": other} for other, item in cases]
+    chosen = (cases[i] for i in covering(rows, " backend"))
+    return {item for other, item in chosen if other == backend}
+
+
+def _parameters(item: pytest.Item) -> dict[str, Hashable]:
+    """The test, and its parameters: as the marker names them, or as pytest does."""
+    found: dict[str, Hashable] = {" test": item.originalname}
+    for marker in item.iter_markers("pairs"):
+        found |= marker.kwargs
+    if len(found) == 1:
+        for name, value in item.callspec.params.items():
+            found[name] = value if isinstance(value, Hashable) else id(value)
+    return found
