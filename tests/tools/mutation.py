@@ -18,15 +18,12 @@ where the first was ended.
 from __future__ import annotations
 
 import argparse
-import ast
-import builtins
 import collections
 import contextlib
 import dataclasses
 import gc
 import hashlib
 import importlib
-import importlib.machinery
 import json
 import os
 import shutil
@@ -48,7 +45,7 @@ ENVIRONMENT = {
 os.environ.update(ENVIRONMENT)
 
 import pytest  # noqa: E402
-from mutants import FUNCTIONS, ROOMS, Mutant, draw, function_key  # noqa: E402
+from mutants import ROOMS, Mutant, draw, note_entered  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("room", "fast", "full")
@@ -139,6 +136,7 @@ class Run:
         status = WENT_WRONG
         try:
             os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(output, 1)
             os.dup2(output, 2)
@@ -197,37 +195,31 @@ class Chosen:
 class Traced:
     """A pytest plugin that notes what functions of the package each test enters.
 
-    A test that starts a process counts as one that enters all of them.
+    So do the processes that the test starts: in files of `folder`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.entered: set[str] = set()
-        self.forked = False
-        self.of_fixtures: dict[int, set[str]] = {}
+        self.of_fixtures = collections.defaultdict(set)
         self.on_import: set[str] = set()
         self.tests: dict[str, dict] = {}
         self.failed: set[str] = set()
 
     def start(self, project: Path) -> None:
-        builtins.__entered__ = lambda key: self.entered.add(key)
-        loader = importlib.machinery.SourceFileLoader
-        usual = loader.get_code
-
-        def get_code(own, fullname):
-            path = Path(own.path)
-            if not path.is_relative_to(project / "keras_flix"):
-                return usual(own, fullname)
-            name = path.relative_to(project).as_posix()
-            return compile(telling(name, path.read_bytes()), own.path, "exec")
-
-        loader.get_code = get_code
-        sys.addaudithook(self.audit)
-
-    def audit(self, event: str, arguments: tuple) -> None:
-        if event in ("os.fork", "os.posix_spawn", "subprocess.Popen"):
-            self.forked = True
+        self.folder.mkdir(exist_ok=True)
+        note_entered(project, self.entered, self.folder, os.getpid())
+        # Python imports this where a test starts one.
+        self.customized = project / "sitecustomize.py"
+        self.customized.write_text(
+            f"import sys\nsys.path.append({str(project / 'tests/tools')!r})\n"
+            "from mutants import Path, note_entered\nsys.path.pop()\n"
+            f"note_entered(Path({str(project)!r}), set(), "
+            f"Path({str(self.folder)!r}), None)\n"
+        )
 
     def report(self) -> dict:
+        self.customized.unlink()
         passed = {n: t for n, t in self.tests.items() if n not in self.failed}
         return {
             "tests": passed,
@@ -240,49 +232,44 @@ class Traced:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef):
-        before, self.entered = self.entered, set()
+        before = set(self.entered)
+        self.entered.clear()
         try:
             return (yield)
         finally:
-            self.of_fixtures.setdefault(id(fixturedef), set()).update(self.entered)
+            self.of_fixtures[id(fixturedef)] |= self.taken()
             self.entered |= before
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
         clear_caches()
-        self.entered, self.forked = set(), False
+        self.taken()
         start = time.monotonic()
         try:
             return (yield)
         finally:
+            seconds = round(time.monotonic() - start, 3)
+            enters = self.taken()
             # Fixtures of a module or a session have run for an earlier test.
             for definitions in item._fixtureinfo.name2fixturedefs.values():
                 for definition in definitions:
-                    self.entered |= self.of_fixtures.get(id(definition), set())
-            self.tests[item.nodeid] = {
-                "seconds": round(time.monotonic() - start, 3),
-                "everything": self.forked,
-                "enters": sorted(self.entered),
-            }
+                    enters |= self.of_fixtures[id(definition)]
+            self.tests[item.nodeid] = {"seconds": seconds, "enters": sorted(enters)}
+
+    def taken(self) -> set[str]:
+        """What was entered since the last call, by all processes."""
+        found = set(self.entered)
+        self.entered.clear()
+        for path in self.folder.iterdir():
+            found.update(path.read_text().split())
+            path.unlink()
+        return found
 
     def pytest_collectreport(self, report) -> None:
         if report.failed:
             self.failed.add(report.nodeid)
 
     pytest_runtest_logreport = pytest_collectreport
-
-
-def telling(path: str, source: bytes) -> ast.Module:
-    """The tree of a file whose functions tell that they are entered."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, FUNCTIONS):
-            tell = ast.parse(f"__entered__({function_key(path, node)!r})").body[0]
-            for part in ast.walk(tell):
-                ast.copy_location(part, node.body[0])
-            documented = ast.get_docstring(node, clean=False) is not None
-            node.body.insert(int(documented), tell)
-    return tree
 
 
 def clear_caches() -> None:
@@ -343,7 +330,6 @@ def plan(mutant: Mutant, tests: dict[str, dict], on_import: set[str]) -> list[st
         name
         for name, test in tests.items()
         if everywhere
-        or test["everything"]
         or mutant.function in test["enters"]
         or name.startswith(f"{own}::")
     ]
@@ -442,9 +428,15 @@ class Session:
         key = " ".join([room, *options])
         if key in self.traced:
             return
-        run = Run(self.projects[0], [f"tests/{room}", *options], Traced(), self.log)
-        while (outcome := run.poll()) is None:
-            time.sleep(0.1)
+        project = self.projects[0]
+        plugin = Traced(project.with_suffix(".entered"))
+        run = Run(project, [f"tests/{room}", *options], plugin, self.log)
+        try:
+            while (outcome := run.poll()) is None:
+                time.sleep(0.1)
+        except BaseException:
+            run.end()
+            raise
         if outcome.status not in (0, 1) or not outcome.report.get("tests"):
             raise SystemExit(
                 "The tests must run without a mutant. Received: exit status "
@@ -590,6 +582,8 @@ def main() -> None:
         print(report(json.loads(output.read_text())), end="")
         return
     preload()
+    # So that no process is left when this one is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory() as folder:
         session = Session(
             output, options.count, options.seed, Path(folder).resolve(), options.jobs
