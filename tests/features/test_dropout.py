@@ -105,6 +105,24 @@ def test_dropout_survives_a_config(dropout):
     assert again == schema and again["task"].dropout == dropout
 
 
+@pytest.mark.parametrize(
+    "dropout, config",
+    [
+        (FeatureDropout(0.5), 0.5),
+        (
+            FeatureDropout(0.5, rescale=True),
+            {"rate": 0.5, "rescale": True, "per_batch": False},
+        ),
+        (
+            FeatureDropout(0.5, per_batch=True),
+            {"rate": 0.5, "rescale": False, "per_batch": True},
+        ),
+    ],
+)
+def test_a_config_is_the_rate_where_all_else_is_as_usual(dropout, config):
+    assert dropout.get_config() == config
+
+
 def test_a_plain_dropout_is_a_number():
     assert Feature("task", ["qa"], dropout=FeatureDropout(0.5)).dropout == 0.5
 
