@@ -205,7 +205,7 @@ def layer_ids(
 ) -> dict[str, Tensor]:
     """Ids as tensors, for a layer or model that is about to use them."""
     known = _encoded.get()
-    if known is not None and len(known) == len(features):
+    if known and len(known) == len(features):
         for name, value in features.items():
             if known.get(name) is not value:
                 break

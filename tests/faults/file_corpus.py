@@ -302,9 +302,8 @@ def check(adapters: Adapters) -> None:
             shape = (len(feature.values), max(feature.ranks))
             assert (a.shape[0], a.shape[2]) == (b.shape[0], b.shape[1]) == shape
             assert all(adapters.tables[n].dtype == np.float32 for n in names)
-        assert adapters.alpha_of(adapters.schema.names[0]) is None or (
-            0 < adapters.alpha_of(adapters.schema.names[0]) < np.inf
-        )
+        alpha = adapters.schema[adapters.schema.names[0]].alpha
+        assert alpha is None or (0 < alpha < np.inf)
     assert set(adapters.tables) == expected
 
 

@@ -3,6 +3,7 @@
 import keras
 import pytest
 
+import keras_flix
 from benchmarks.cost import calls
 
 BEFORE = {
@@ -23,9 +24,6 @@ def test_a_first_step_has_half_the_calls_and_moves_it_had(place):
 
 
 def test_moves_are_counted():
-    import keras_flix
-
-    found = calls.count(
-        lambda: keras_flix.FeatureSchema({"a": ["x"]}).encode({"a": "x"})
-    )
+    schema = keras_flix.FeatureSchema({"a": ["x"]})
+    found = calls.count(lambda: schema.encode({"a": "x"}))
     assert found.calls >= 5 and 2 <= found.moves < found.calls and found.files == 3

@@ -258,7 +258,7 @@ def test_the_share_of_the_adapters_does_not_grow(kind):
 
 
 def test_the_guard_sees_a_kernel_per_example(monkeypatch):
-    def materialized(x, tables, active, gathered=None):
+    def materialized(x, tables, active, gathered=None, row_scope=None):
         a, b = gathered or low_rank_update.gather_tables(tables, active, x.dtype)
         return ops.matmul(x, ops.matmul(a, b))
 
