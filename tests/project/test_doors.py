@@ -1,7 +1,10 @@
 """What people meet first names what is there: recipes, forms, workflows, versions."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 import tomllib
 import zipfile
 
@@ -20,7 +23,8 @@ TOP = "|".join(["keras_flix", "tests", "guides", "benchmarks", r"\.github"])
 PATH = re.compile(rf"(?<![\w/.])(?:{TOP})/[\w./-]*\w|(?<=`)\w+\.toml(?=`)")
 CONTRIBUTING = (GITHUB / "CONTRIBUTING.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-KNOWN = ROOT / "tests" / "tools" / "next_versions.toml"
+TOOLS = ROOT / "tests" / "tools"
+KNOWN = [TOOLS / f"{name}_versions.toml" for name in ("oldest", "next")]
 
 
 @pytest.mark.parametrize("page", [*PAGES, *WORKFLOWS], ids=lambda path: path.name)
@@ -149,7 +153,7 @@ def test_no_answer_is_no_success(monkeypatch, capsys, offline):
 
 
 def test_known_failures_have_a_reason_and_a_link(tmp_path):
-    for known in known_failures.read(KNOWN):
+    for known in [entry for path in KNOWN for entry in known_failures.read(path)]:
         for test in known.tests:
             path, _, name = test.partition("::")
             name = name.partition("[")[0]
@@ -158,6 +162,31 @@ def test_known_failures_have_a_reason_and_a_link(tmp_path):
     path.write_text('[[failures]]\ntests = ["a"]\nbackends = ["jax"]\nreason = "x"\n')
     with pytest.raises(ValueError, match="must have backends, link, reason, tests"):
         known_failures.read(path)
+
+
+def test_only_listed_failures_are_let_off(tmp_path):
+    tests = "def test_known(): assert 0\n\ndef test_mended(): pass\n\n"
+    tests += "def test_new(): assert 0\n\ndef test_elsewhere(): assert 0\n"
+    (tmp_path / "test_it.py").write_text(tests)
+    entry = '[[failures]]\nreason = "R."\nlink = "https://it"\nbackends = ["{}"]\n'
+    listed = [f"test_it.py::test_{name}" for name in ("known", "mended", "gone")]
+    known = entry.format("jax") + f"tests = {listed}\n"
+    known += entry.format("torch") + 'tests = ["test_it.py::test_elsewhere"]\n'
+    (tmp_path / "known.toml").write_text(known)
+    (tmp_path / "pytest.ini").touch()
+    plugin = ["-p", "known_failures", "--known-failures", "known.toml", "-rx"]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugin],
+        cwd=tmp_path,
+        env={**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": str(TOOLS)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert "2 failed, 1 xfailed, 1 xpassed" in result.stdout
+    assert "test_known - R. https://it" in result.stdout
+    assert "test_it.py::test_mended passes\n" in result.stdout
+    assert "test_it.py::test_gone is not there\n" in result.stdout
 
 
 @pytest.mark.parametrize("change", ["missing", "more"])

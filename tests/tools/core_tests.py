@@ -72,10 +72,20 @@ def environment(
         yield python
 
 
-def run(python: str, backend: str, *options: str) -> int:
-    """Runs the tests on one backend; returns pytest's exit status."""
+def run(python: str, backend: str, known: Path) -> int:
+    """Runs the tests on one backend, but for those that are known to fail.
+
+    Args:
+        python: The environment's Python.
+        backend: The backend.
+        known: A file for the plugin `known_failures`.
+
+    Returns:
+        Pytest's exit status.
+    """
+    plugin = ["-p", "known_failures", "--known-failures", str(known), "-rfExX"]
     return subprocess.run(
-        [python, "-m", "pytest", "-q", "-n", "0", "-m", CHOSEN, *options, *CORE],
+        [python, "-m", "pytest", "-q", "-n", "0", "-m", CHOSEN, *plugin, *CORE],
         cwd=ROOT,
         env={
             **os.environ,

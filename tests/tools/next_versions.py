@@ -29,13 +29,12 @@ def main() -> int:
     options = parser.parse_args()
     # Wrong entries show before ten minutes of tests, not after them.
     print(f"{len(known_failures.read(KNOWN))} known reasons for failures", flush=True)
-    plugin = ["-p", "known_failures", "--known-failures", str(KNOWN), "-rfExX"]
     with core_tests.environment(["jax"], list(NEXT.items())) as python:
         shown = core_tests.versions(python, [*NEXT.values(), "jax", "torch", "numpy"])
         statuses = {}
         for backend in options.backends:
             print(f"Core tests on {backend} with {shown}", flush=True)
-            statuses[backend] = core_tests.run(python, backend, *plugin)
+            statuses[backend] = core_tests.run(python, backend, KNOWN)
     failed = [name for name, status in statuses.items() if status != NOTHING_FAILED]
     for name in failed:
         print(

@@ -3,7 +3,8 @@
     python tests/tools/oldest_versions.py
 
 In a virtual environment of its own, in a temporary folder, on PyTorch, which is the
-fastest backend for small tests.
+fastest backend for small tests. What Keras could not do then stands in
+`oldest_versions.toml`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
+from pathlib import Path
 
 import core_tests
 
 OLDEST = ("keras", "keras-hub")
+KNOWN = Path(__file__).with_suffix(".toml")
 
 
 def lower_bounds() -> dict[str, str]:
@@ -33,7 +36,7 @@ def main() -> int:
     with core_tests.environment(pins) as python:
         shown = core_tests.versions(python, [*OLDEST, "torch", "numpy"])
         print(f"Core tests on torch with {shown}", flush=True)
-        return core_tests.run(python, "torch")
+        return core_tests.run(python, "torch", KNOWN)
 
 
 if __name__ == "__main__":
