@@ -137,7 +137,7 @@ def record_fault(request):
     return record
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_gemma(spm_proto):
     """Builds a small random `GemmaCausalLM`; every call gives the same weights."""
     import keras

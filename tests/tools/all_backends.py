@@ -98,7 +98,6 @@ def main() -> int:
     results = [
         check("ruff check", ["-m", "ruff", "check", "."]),
         check("ruff format", ["-m", "ruff", "format", "--check", "."]),
-        check("mypy", ["-m", "mypy"]),
     ]
     chosen = "not slow and not guide" if options.daily else "not guide"
     with (
@@ -120,9 +119,10 @@ def main() -> int:
             guides = [*pytest, "-m", "guide", "-s"]
             environment = {"KERAS_BACKEND": "jax", **ONE_CORE}
             runs.append(pool.submit(check, "guides on jax", guides, **environment))
-            # The shortest last: it fills what is left of one core's time.
+            # The short ones last: they fill what is left of one core's time.
             oldest = ["tests/tools/oldest_versions.py"]
             runs.append(pool.submit(check, "oldest versions", oldest, **ONE_CORE))
+        runs.append(pool.submit(check, "mypy", ["-m", "mypy"]))
         results += [run.result() for run in runs]
         if full and set(reports) == set(BACKENDS):
             write = options.write_support
