@@ -57,6 +57,7 @@ def train(gemma, callbacks=()):
     ).history  # fmt: skip
 
 
+@pytest.mark.short("torch", "jax")
 @pytest.mark.slow
 def test_scores_within_fit_are_those_after_it(gemma, tmp_path):
     gemma.optimizer.build(gemma.trainable_variables)
