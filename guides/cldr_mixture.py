@@ -33,7 +33,7 @@ LANGUAGES: tuple[str, ...] = (
     "it", "ja", "ka", "ko", "nl", "pl", "pt", "ru", "sv", "ta", "th", "tr", "uk", "zh",
 )  # fmt: skip
 
-# Languages of the larger mixture in `benchmarks/evidence`.
+# Languages of the larger mixture in `benchmarks/quality`.
 MORE_LANGUAGES: tuple[str, ...] = (
     "ca", "cs", "da", "et", "hr", "hu", "mr", "ms", "nb", "ro", "sk", "sw",
 )  # fmt: skip

@@ -32,7 +32,7 @@
 # In Colab, put the address of the repository into the next cell and run it. In a
 # checkout with `pip install ".[jax,evidence]"`, there is nothing to do. Nothing is
 # trained here: tables and figures are made from the stored results of
-# [benchmarks/evidence](../benchmarks/evidence/README.md), which says how to train them
+# [benchmarks/quality](../benchmarks/quality/README.md), which says how to train them
 # anew.
 
 # %%
@@ -60,14 +60,14 @@ OUTPUT.mkdir(parents=True, exist_ok=True)
 # The benchmarks are not part of the installed package.
 sys.path.insert(0, str(HERE.parent))
 
-from benchmarks.evidence import figures, plan, report
+from benchmarks.quality import evidence_figures, evidence_tables, plan
 
 SIZE, LONG = plan.SIZES["cpu"], plan.SIZES["cpu_long"]
 
 
 def show(name):
     """Draws a figure and keeps it as a file."""
-    figures.FIGURES[name](SIZE).savefig(OUTPUT / f"{name}.png", dpi=110)
+    evidence_figures.FIGURES[name](SIZE).savefig(OUTPUT / f"{name}.png", dpi=110)
 
 
 # %% [markdown]
@@ -88,7 +88,7 @@ def show(name):
 # `peft_poly` are Hugging Face PEFT's, on the same base.
 
 # %%
-print(report.table(SIZE, "headline"))
+print(evidence_tables.table(SIZE, "headline"))
 
 # %%
 show("headline")
@@ -121,7 +121,7 @@ show("held_out")
 # ## Does the gap last?
 
 # %%
-print(report.table(LONG, "headline"))
+print(evidence_tables.table(LONG, "headline"))
 
 # %% [markdown]
 # On what it has seen, LoRA catches up with three times the training. On held-out cells
@@ -135,16 +135,16 @@ print(report.table(LONG, "headline"))
 # ## (a, c) What a more diverse mixture costs, and languages that the base lacks
 
 # %%
-print(report.table(SIZE, "mixture"))
+print(evidence_tables.table(SIZE, "mixture"))
 show("mixture")
 
 # %%
-print(report.table(SIZE, "growth"))
+print(evidence_tables.table(SIZE, "growth"))
 show("growth")
 
 # %%
-print(report.table(SIZE, "unknown"))
-print(report.table(LONG, "unknown"))
+print(evidence_tables.table(SIZE, "unknown"))
+print(evidence_tables.table(LONG, "unknown"))
 show("unknown")
 
 # %% [markdown]
@@ -169,7 +169,7 @@ show("unknown")
 # ## (d) Feature dropout
 
 # %%
-print(report.table(SIZE, "dropout"))
+print(evidence_tables.table(SIZE, "dropout"))
 show("dropout")
 
 # %% [markdown]
@@ -183,11 +183,11 @@ show("dropout")
 # ## (e, f) Ranks and targets
 
 # %%
-print(report.table(SIZE, "ranks"))
+print(evidence_tables.table(SIZE, "ranks"))
 show("ranks")
 
 # %%
-print(report.table(SIZE, "targets"))
+print(evidence_tables.table(SIZE, "targets"))
 show("targets")
 
 # %% [markdown]
@@ -203,7 +203,7 @@ show("targets")
 # ## Scale and initial values
 
 # %%
-print(report.table(SIZE, "scale"))
+print(evidence_tables.table(SIZE, "scale"))
 show("scale")
 
 # %% [markdown]
@@ -214,7 +214,7 @@ show("scale")
 # ## (g) What each axis contributes
 
 # %%
-print(report.table(SIZE, "axes"))
+print(evidence_tables.table(SIZE, "axes"))
 show("axes")
 
 # %% [markdown]
@@ -226,7 +226,7 @@ show("axes")
 # ## (h) Quality against cost
 
 # %%
-print(report.table(SIZE, "cost"))
+print(evidence_tables.table(SIZE, "cost"))
 show("cost")
 
 # %% [markdown]
@@ -236,7 +236,7 @@ show("cost")
 # The answers that `generate` gives, scored with chrF (sacreBLEU) besides exact match:
 
 # %%
-print(report.table(SIZE, "chrf"))
+print(evidence_tables.table(SIZE, "chrf"))
 
 # %% [markdown]
 # ## What to do with your own mixture

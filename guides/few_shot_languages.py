@@ -205,7 +205,7 @@ figure.savefig(OUTPUT / "few_shot_languages.png", dpi=110)
 # when 40 examples choose them: what Galician has of its own, the base has never seen.
 # With a table of its own, the same 40 examples bring 67.5 %.
 #
-# The rates and numbers of steps were not searched for. `benchmarks/few_shot.py`
+# The rates and numbers of steps were not searched for. `benchmarks/quality/few_shot.py`
 # compares blends and tables in three languages, with 4 to 64 examples: tables win.
 #
 # What was tried may be removed again, and the rest kept. (The file grows beyond the

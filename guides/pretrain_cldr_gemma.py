@@ -13,7 +13,7 @@ documents without the bare weekday names, 800 with them (`--resume 1 --peak
 the last leg saw the documents as they are now, so a new run gives a model much
 like this one, but not the same.
 
-Other options make other bases: `benchmarks/evidence/README.md` says which made its own.
+Other options make other bases: `benchmarks/quality/README.md` says which made its own.
 """
 
 import argparse

@@ -223,7 +223,7 @@ print(f"{merged.count_params():,} parameters, {type(merged).__name__}")
 # - `int8`, `int4`, GPTQ and AWQ work on all three backends; the
 #   [support table](support.md) has the line of each. `float8` is refused.
 # - Quantization saves memory of weights. A training step makes kernels floating-point
-#   for a while, so its peak does not go down: see `benchmarks/quantized.py`.
+#   for a while, so its peak does not go down: see `benchmarks/cost/quantized.py`.
 
 # %%
 print(f"The whole guide took {time.process_time():.0f} s of processor time.")

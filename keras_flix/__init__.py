@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from keras_flix.features.dropout import FeatureDropout as FeatureDropout
     from keras_flix.features.feature import Feature as Feature
     from keras_flix.features.schema import FeatureSchema as FeatureSchema
-    from keras_flix.files.fingerprint import base_fingerprint as base_fingerprint
     from keras_flix.files.hub import push_adapters as push_adapters
     from keras_flix.files.saving import (
         load_adapters as load_adapters,
         save_adapters as save_adapters,
     )
     from keras_flix.files.update_from import update_from as update_from
+    from keras_flix.files.weight_digests import base_fingerprint as base_fingerprint
     from keras_flix.layers.dense import FlixDense as FlixDense
     from keras_flix.layers.einsum_dense import FlixEinsumDense as FlixEinsumDense
     from keras_flix.models.disable import adapters_disabled as adapters_disabled
@@ -64,7 +64,7 @@ ORIGINS = {
     "add_feature": "keras_flix.models.growing.add_remove",
     "add_values": "keras_flix.models.growing.add_remove",
     "analysis": "keras_flix.analysis",
-    "base_fingerprint": "keras_flix.files.fingerprint",
+    "base_fingerprint": "keras_flix.files.weight_digests",
     "callbacks": "keras_flix.callbacks",
     "enable_flix": "keras_flix.models.enable",
     "evaluation": "keras_flix.evaluation",
@@ -88,7 +88,9 @@ ORIGINS = {
     "xtreme_up": "keras_flix.xtreme_up",
 }
 __all__ = sorted(ORIGINS)
-__getattr__, __dir__ = lazy_names(__name__, ORIGINS)
+if not TYPE_CHECKING:
+    # Type checkers would take any name for one of the package.
+    __getattr__, __dir__ = lazy_names(__name__, ORIGINS)
 
 register(
     {

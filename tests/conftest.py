@@ -129,7 +129,7 @@ def load(request) -> int:
 
 @pytest.fixture
 def record_fault(request):
-    """Keeps what a test of faults has counted, for `python -m benchmarks.faults`."""
+    """Keeps what a test of faults has counted, for `benchmarks.robustness.faults`."""
 
     def record(name, **facts):
         request.config.faults[name] = {"test": request.node.nodeid, **facts}

@@ -131,7 +131,7 @@ class BaseVariablesCheck(Mixin):
 
     def _check_load_own_variables(self, store: Any) -> None:
         own = self._trainable_variables + self._non_trainable_variables
-        tables = {id(v) for v in self._adapter.named_variables.values()}
+        tables = {id(v) for v in self._tables.named_variables.values()}
         expected = sum(id(v) not in tables for v in own)
         if len(store.keys()) != expected:
             raise ValueError(

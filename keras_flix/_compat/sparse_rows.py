@@ -67,11 +67,14 @@ def first_place(rows: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def take_rows(table: Tensor, rows: Tensor) -> Tensor:
-    """Rows of a table of shape `(values, size)`, which are in its range.
+    """Rows of a table, which are in its range, each flat: `(*rows.shape, size)`.
 
     `ops.take` also counts negative rows from the end, in five operations on
     TensorFlow, and on JAX passes over the output for rows out of range.
     """
+    # The gradient of `reshape` is dense: TensorFlow's optimizers would otherwise clip
+    # and square that of each example, not their sum.
+    table = ops.reshape(table, (table.shape[0], -1))
     backend = keras.config.backend()
     if backend == "tensorflow":
         return tf.gather(table, rows)

@@ -6,7 +6,7 @@ import collections
 import contextlib
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -14,8 +14,6 @@ from keras import tree
 from keras.src.trainers import data_adapters
 from keras.src.trainers.data_adapters import py_dataset_adapter
 from keras.src.utils.module_utils import tensorflow as tf
-
-from keras_flix._compat.models import flatten_layers
 
 _RUNNING: collections.Counter[int] = collections.Counter()
 _RUNNING_LOCK = threading.Lock()
@@ -60,11 +58,11 @@ def reset_functions(model: keras.Model) -> dict[str, Any]:
     return old
 
 
-def track_torch_parameters(model: keras.Model) -> None:
+def track_torch_parameters(layers: Iterable[keras.layers.Layer]) -> None:
     """Lists new variables among `model.parameters()`, before the first `fit`."""
     if keras.config.backend() != "torch":
         return
-    for layer in [*flatten_layers(model), model]:
+    for layer in layers:
         if hasattr(layer, "_torch_params"):
             layer._track_variables()
 
@@ -168,7 +166,8 @@ def source_kind(x: Any) -> str:
 
 
 def wrap_rematerialization(
-    model: keras.Model, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]
+    layers: Iterable[keras.layers.Layer],
+    wrapper: Callable[[Callable[..., Any]], Callable[..., Any]],
 ) -> None:
     """Passes what rematerialized layers run, and run again, through `wrapper`."""
 
@@ -182,7 +181,7 @@ def wrap_rematerialization(
 
         object.__setattr__(layer, "rematerialized_call", rematerialized_call)
 
-    for layer in flatten_layers(model):
+    for layer in layers:
         if layer._remat_mode is not None:
             wrap(layer)
 

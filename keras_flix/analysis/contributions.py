@@ -15,13 +15,14 @@ from keras import ops, tree
 from keras_flix._utils.text_tables import aligned, number, plain
 from keras_flix.evaluation.evaluate import batches, rows_of
 from keras_flix.features.encoding import ABSENT
+from keras_flix.features.feature import Feature
 from keras_flix.features.host_values import host_value
 from keras_flix.features.input_entries import TEXT_KEYS, encode_batch, split_entries
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.features.tensor_ids import Tensor
 from keras_flix.layers.active_scope import Routing, routing_scope
 from keras_flix.mixtures.dataset import check_axis
-from keras_flix.models.adapted.model import surgery_of
+from keras_flix.models.adapted.adaptation import adaptation_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From targets and outputs to losses by example, `(batch, ...)`."""
@@ -167,7 +168,7 @@ def axis_contributions(
     print(contributions.table("language"))
     ```
     """
-    schema = surgery_of(model).schema
+    schema = adaptation_of(model).schema
     if isinstance(x, Mapping) and any(key in x for key in TEXT_KEYS):
         if getattr(model, "preprocessor", None) is not None:
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(
@@ -208,7 +209,7 @@ def axis_contributions(
         base=losses(set()),
         without={f.name: losses(names - {f.name}) for f in schema},
         alone={f.name: losses({f.name}) for f in schema},
-        values={f.name: _values_of(f.values, ids[f.name]) for f in schema},
+        values={f.name: _values_of(f, ids[f.name]) for f in schema},
     )
 
 
@@ -285,13 +286,10 @@ def _weighted(losses: np.ndarray, weights: Any, count: int) -> np.ndarray:
     return np.where(totals > 0, sums / np.where(totals > 0, totals, 1.0), np.nan)
 
 
-def _values_of(values: Any, ids: np.ndarray) -> tuple[Any, ...]:
+def _values_of(feature: Feature, ids: np.ndarray) -> tuple[Any, ...]:
     """The values of each example: a tuple of them where it may have several."""
-    if ids.ndim == 1:
-        return tuple(None if i == ABSENT else values[i] for i in ids)
-    # With weights, ids come in pairs with them.
-    rows = ids[..., 0] if ids.ndim == 3 else ids
-    return tuple(tuple(values[i] for i in row if i != ABSENT) for row in rows)
+    entries = feature.decode(ids)
+    return tuple(entries if ids.ndim == 1 else map(tuple, entries))
 
 
 def _mean(x: np.ndarray) -> float:

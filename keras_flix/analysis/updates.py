@@ -9,23 +9,24 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 
 from keras_flix._utils.near_names import hint
 from keras_flix._utils.text_tables import aligned, number, plain
 from keras_flix.analysis.sources import (
-    adapters_of_layers,
-    factors_by_axis,
     kernel_norm,
-    norms_by_axis,
+    norms_by_feature,
+    updates_of,
 )
 from keras_flix.features.feature import Value
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_file import Adapters
 from keras_flix.mixtures.dataset import check_axis
+
+if TYPE_CHECKING:
+    import keras
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -188,8 +189,8 @@ def update_norms(source: keras.Model | Adapters) -> UpdateNorms:
     >>> norms.norms["task"], norms.kernel_norms
     (array([[0.]]), array([5.65685425]))
     """
-    schema, layers = adapters_of_layers(source)
-    norms = norms_by_axis(schema, layers)
+    schema, layers = updates_of(source)
+    norms = norms_by_feature(schema, layers)
     kernels = [kernel_norm(source, path) for path in layers]
     return UpdateNorms(tuple(layers), _values(schema), norms, np.asarray(kernels))
 
@@ -217,12 +218,12 @@ def value_similarity(
     Raises:
         ValueError: If there is no such axis, or nothing matches a layer.
     """
-    schema, adapters = adapters_of_layers(source)
+    schema, adapters = updates_of(source)
     check_axis(axis, schema.names, "A similarity")
     paths = _matching(list(adapters), layers)
     products = np.zeros((len(schema[axis].values),) * 2)
     for path in paths:
-        products += adapters[path].factors(axis).products()
+        products += adapters[path](axis).products()
     norms = np.sqrt(np.diag(products))
     norms = np.where(norms > 0, norms, np.nan)
     matrix = np.clip(products / np.outer(norms, norms), -1.0, 1.0)
@@ -251,10 +252,10 @@ def effective_rank(
             "`energy` must be a share in (0, 1]. Received: "
             f"energy={energy!r}. 0.99 is the default."
         )
-    schema, layers = adapters_of_layers(source)
+    schema, layers = updates_of(source)
     singular = {
-        name: tuple(one.singular_values() for one in factors)
-        for name, factors in factors_by_axis(schema, layers).items()
+        f.name: tuple(of(f.name).singular_values() for of in layers.values())
+        for f in schema
     }
     return EffectiveRank(
         layers=tuple(layers),

@@ -20,7 +20,7 @@ from keras_flix.evaluation.metrics import Metric, exact_match
 from keras_flix.evaluation.scores import Scores, check_metrics
 from keras_flix.mixtures.dataset import Dataset, check_axis
 from keras_flix.mixtures.mixture import Mixture
-from keras_flix.models.adapted.model import surgery_of
+from keras_flix.models.adapted.adaptation import adaptation_of
 
 
 class FeatureScores(keras.callbacks.Callback):
@@ -109,7 +109,7 @@ class FeatureScores(keras.callbacks.Callback):
             for name in group:
                 check_axis(name, names, "`by`")
         if self.forced:
-            surgery_of(self.model)
+            adaptation_of(self.model)
             self.tokens = self._tokens(names)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

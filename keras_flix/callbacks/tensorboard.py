@@ -9,9 +9,9 @@ import keras
 import numpy as np
 
 from keras_flix._utils.optional_packages import needed
-from keras_flix.analysis.sources import adapters_of_layers, norms_by_axis
+from keras_flix.analysis.sources import norms_by_feature, updates_of
 from keras_flix.callbacks.epochs import checked_epochs
-from keras_flix.models.adapted.model import surgery_of
+from keras_flix.models.adapted.adaptation import adaptation_of
 
 
 class FeatureTensorBoard(keras.callbacks.Callback):
@@ -47,7 +47,7 @@ class FeatureTensorBoard(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         if self.norms:
-            surgery_of(self.model)
+            adaptation_of(self.model)
         # TensorBoard's own writer needs numpy only, and keeps names as they are.
         summary = needed("tensorboard.summary", "FeatureTensorBoard", "tensorboard")
         self.writer = summary.Writer(self.log_dir)
@@ -65,9 +65,9 @@ class FeatureTensorBoard(keras.callbacks.Callback):
         self.writer.close()
 
     def _norms(self) -> dict[str, float]:
-        schema, layers = adapters_of_layers(self.model)
+        schema, layers = updates_of(self.model)
         return {
             f"update_norm/{axis}={value}": float(np.linalg.norm(row))
-            for axis, norms in norms_by_axis(schema, layers).items()
+            for axis, norms in norms_by_feature(schema, layers).items()
             for value, row in zip(schema[axis].values, norms)
         }

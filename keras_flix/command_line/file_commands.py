@@ -12,8 +12,7 @@ from keras_flix._utils.text_tables import number
 from keras_flix.analysis.updates import update_norms
 from keras_flix.command_line.output import Answer, Table
 from keras_flix.files.adapter_file import Adapters, read_adapters
-from keras_flix.layers.factors import Factors
-from keras_flix.layers.tables import Adapter
+from keras_flix.layers.factors import Factors, side_by_side
 
 SHOWN = 12
 """So many layers are listed, unless all are asked for."""
@@ -144,13 +143,10 @@ def _schema_notes(a: Adapters, b: Adapters) -> list[str]:
             if ranks[0][value] != ranks[1][value]:
                 change = f"{ranks[0][value]} -> {ranks[1][value]}"
                 notes.append(f"{feature.name}={value}: rank {change}")
-        for name in ("dropout", "multiple", "always"):
+        for name in ("dropout", "multiple", "always", "alpha"):
             pair = [getattr(f, name) for f in (feature, other_feature)]
             if pair[0] != pair[1]:
                 notes.append(f"{feature.name}: {name} {pair[0]} -> {pair[1]}")
-        alphas = [x.alpha_of(feature.name) for x in (a, b)]
-        if alphas[0] != alphas[1]:
-            notes.append(f"{feature.name}: alpha {alphas[0]} -> {alphas[1]}")
     return notes
 
 
@@ -168,10 +164,7 @@ def _relative_differences(
 ) -> list[float]:
     """`|update of a - update of b| / |update of a|` of each value, over all layers."""
     rows = [[x.schema[axis].id_of(value) for value in values] for x in (a, b)]
-    scales = [
-        np.asarray(Adapter(x.schema, x.alpha).scales(x.schema[axis]))[ids]
-        for x, ids in zip((a, b), rows)
-    ]
+    scales = [np.asarray(x.schema[axis].scales)[ids] for x, ids in zip((a, b), rows)]
     squares = np.zeros((2, len(values)))
     same = scales[0] == scales[1]
     for layer in layers if values else ():
@@ -185,13 +178,10 @@ def _relative_differences(
             (pair[0] * scale[:, None, None], pair[1])
             for pair, scale in zip(pairs, scales)
         ]
-        (left, right), (other_left, other_right) = factors
-        difference = (
-            np.concatenate([left, -other_left], axis=2),
-            np.concatenate([right, other_right], axis=1),
-        )
-        for i, (x, y) in enumerate([difference, factors[0]]):
-            squares[i] += _norms(axis, x, y) ** 2
+        own, (left, right) = factors
+        difference = side_by_side([own, (-left, right)])
+        for i, (x, y) in enumerate([difference, own]):
+            squares[i] += Factors.of(x, y, [1.0] * len(x)).norms ** 2
     with np.errstate(divide="ignore", invalid="ignore"):
         # The same bits are no difference, whatever their sums round to.
         return np.where(same, 0.0, np.sqrt(squares[0] / squares[1])).tolist()
@@ -201,7 +191,3 @@ def _equal_rows(one: np.ndarray, other: np.ndarray) -> Any:
     if one.shape != other.shape:
         return False
     return np.array([np.array_equal(x, y, equal_nan=True) for x, y in zip(one, other)])
-
-
-def _norms(axis: str, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return Factors.of(left, right, [1.0] * len(left)).norms

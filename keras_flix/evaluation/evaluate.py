@@ -15,7 +15,7 @@ from keras_flix.features.host_values import host_value
 from keras_flix.mixtures.dataset import Dataset
 from keras_flix.mixtures.mixture import Mixture
 from keras_flix.models.adapted import prompts
-from keras_flix.models.adapted.model import is_adapted, surgery_of
+from keras_flix.models.adapted.adaptation import adaptation_of, is_adapted
 
 PROMPTS, RESPONSES = "prompts", "responses"
 
@@ -165,7 +165,7 @@ def entries_for(model: Any, features: Mapping[str, Any]) -> dict[str, Any]:
     """The features that a model takes."""
     if not is_adapted(model):
         return {}
-    names = [feature.name for feature in surgery_of(model).schema.routed]
+    names = [feature.name for feature in adaptation_of(model).schema.routed]
     return {name: features[name] for name in names if name in features}
 
 

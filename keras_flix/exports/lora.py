@@ -14,10 +14,9 @@ import numpy as np
 
 from keras_flix._utils.atomic_directories import new_directory
 from keras_flix.exports.lora_writer import Ids, LoraWriter, write_json
-from keras_flix.features.encoding import ABSENT, WEIGHT_UNIT
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.hub_handles import INDEX_FILE
-from keras_flix.models.adapted.model import surgery_of
+from keras_flix.models.adapted.adaptation import adaptation_of
 
 INDEX_VERSION = 1
 
@@ -72,7 +71,7 @@ def export_lora(
     ['adapter_config.json', 'adapter_model.safetensors']
     """
     writer = LoraWriter.of(model, base_model)
-    ids = surgery_of(model).schema.encode_one(combination)
+    ids = adaptation_of(model).schema.encode_one(combination)
     rank = writer.allowed_rank([ids])
     with new_directory(directory) as temporary:
         writer.write(ids, rank, temporary)
@@ -105,7 +104,7 @@ def export_loras(
             `None` would stand for more than 1000 of them. Nothing is written then.
     """
     writer = LoraWriter.of(model, base_model)
-    schema = surgery_of(model).schema
+    schema = adaptation_of(model).schema
     chosen = _all_combinations(schema) if combinations is None else list(combinations)
     encoded = [schema.encode_one(combination) for combination in chosen]
     _check_distinct(schema, encoded)
@@ -156,7 +155,9 @@ def _check_distinct(schema: FeatureSchema, encoded: Sequence[Ids]) -> None:
     seen: set[tuple[Any, ...]] = set()
     for ids in encoded:
         key = tuple(
-            tuple(sorted(_active_pairs(ids[feature.name]))) for feature in schema.routed
+            # The order of several values makes no other combination.
+            tuple(sorted(map(str, np.atleast_1d(ids[feature.name][0]).tolist())))
+            for feature in schema.routed
         )
         if key in seen:
             raise ValueError(
@@ -166,25 +167,12 @@ def _check_distinct(schema: FeatureSchema, encoded: Sequence[Ids]) -> None:
         seen.add(key)
 
 
-def _active_pairs(ids: np.ndarray) -> list[tuple[int, Any]]:
-    """Ids of one example that are present, and their weights where they have some."""
-    rows = ids[0].tolist() if ids.ndim == 3 else [(i, None) for i in ids.ravel()]
-    return [(int(i), weight) for i, weight in rows if i != ABSENT]
-
-
 def _described(schema: FeatureSchema, ids: Ids) -> dict[str, Any]:
     """A combination in JSON's types."""
-    described: dict[str, Any] = {}
-    for feature in schema.routed:
-        pairs = _active_pairs(ids[feature.name])
-        values = [feature.values[i] for i, _ in pairs]
-        if ids[feature.name].ndim == 3:
-            weights = [round(w * WEIGHT_UNIT, 6) for _, w in pairs]
-            described[feature.name] = dict(zip(map(str, values), weights))
-        elif feature.multiple:
-            described[feature.name] = values
-        else:
-            described[feature.name] = values[0] if values else None
+    described = {f.name: f.decode(ids[f.name])[0] for f in schema.routed}
+    for name, entry in described.items():
+        if isinstance(entry, dict):
+            described[name] = {str(value): round(w, 6) for value, w in entry.items()}
     return described
 
 

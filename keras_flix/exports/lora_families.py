@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import keras_hub
 
-from keras_flix.models.adapted.model import surgery_of
+from keras_flix.models.adapted.adaptation import adaptation_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,18 +187,22 @@ def peft_names(model: keras.Model) -> PeftNames:
     Raises:
         ValueError: If it is not of one of `FAMILIES`, or an unknown kind of task.
     """
-    surgery = surgery_of(model)
+    adaptation = adaptation_of(model)
     backbone = getattr(model, "backbone", model)
-    name = surgery_of(backbone).base_class.__name__ if backbone in surgery.parts else ""
+    name = (
+        adaptation_of(backbone).base_class.__name__
+        if backbone in adaptation.parts
+        else ""
+    )
     if name not in FAMILIES or not isinstance(backbone, keras_hub.models.Backbone):
         raise ValueError(
             "The model must be a KerasHub task or backbone whose names in Hugging Face "
             f"transformers are known: {list(FAMILIES)}. Received: a "
-            f"{name or surgery.base_class.__name__}. Use `save_adapters`, or "
+            f"{name or adaptation.base_class.__name__}. Use `save_adapters`, or "
             "`merge_features` for a plain model."
         )
     family = FAMILIES[name]
-    has_head, task_type = _task(model, surgery.base_class.__name__)
+    has_head, task_type = _task(model, adaptation.base_class.__name__)
     prefix = f"{family.base}." if has_head else ""
     others = family.others
     if getattr(backbone, "vision_encoder", None) is not None:

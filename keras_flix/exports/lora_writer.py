@@ -17,9 +17,10 @@ from keras_flix.exports.lora_families import PeftNames, peft_names
 from keras_flix.features.encoding import ABSENT
 from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
+from keras_flix.layers.factors import side_by_side
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.layers.low_rank_update import ActiveValues
-from keras_flix.models.adapted.model import surgery_of
+from keras_flix.models.adapted.adaptation import adaptation_of
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM can make room for."""
@@ -48,13 +49,13 @@ class LoraWriter:
 
     @classmethod
     def of(cls, model: keras.Model, base_model: str | None) -> LoraWriter:
-        surgery = surgery_of(model)
+        adaptation = adaptation_of(model)
         names = peft_names(model)
         return cls(
-            schema=surgery.schema,
-            layers=surgery.layers,
+            schema=adaptation.schema,
+            layers=adaptation.layers,
             names=names,
-            modules=names.of_layers(surgery.layers),
+            modules=names.of_layers(adaptation.layers),
             base_model=base_model,
         )
 
@@ -152,7 +153,7 @@ def _columns(feature: Feature, ids: np.ndarray) -> list[int]:
 def _factors(path: str, layer: LowRankLayer, ids: Ids) -> tuple[np.ndarray, np.ndarray]:
     """`A (d_in, rank)` and `B (rank, d_out)` of one combination: ranks side by side."""
     pairs = []
-    for feature, table in zip(layer.features, layer._adapter.tables()):
+    for feature, table in zip(layer.features, layer._tables.by_feature()):
         own = _ids_of(feature, ids)
         active = ActiveValues.from_ids(
             ops.convert_to_tensor(own, "int32"), len(feature.values)
@@ -170,8 +171,7 @@ def _factors(path: str, layer: LowRankLayer, ids: Ids) -> tuple[np.ndarray, np.n
                 "the tables that `save_adapters` wrote."
             )
         pairs.append((a[:, columns], b[columns]))
-    a, b = (np.concatenate(part, axis=axis) for part, axis in zip(zip(*pairs), (1, 0)))
-    return a, b
+    return side_by_side(pairs)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

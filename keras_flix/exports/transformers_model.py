@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 
 from keras_flix._utils.atomic_directories import check_new, new_directory
-from keras_flix.models.adapted.model import Surgery, surgery_of
+from keras_flix.models.adapted.adaptation import Adaptation, adaptation_of
 from keras_flix.models.merge import merge_features
 
 NO_GEMMA_2 = {
@@ -97,8 +97,8 @@ def export_merged(
     >>> sorted(os.listdir(directory))
     ['config.json', 'model.safetensors']
     """
-    surgery = surgery_of(model)
-    _check_exported(model, surgery)
+    adaptation = adaptation_of(model)
+    _check_exported(model, adaptation)
     check_new(directory)
     installed = all(map(importlib.util.find_spec, ("transformers", "torch")))
     if verify and not installed:
@@ -114,17 +114,17 @@ def export_merged(
             _verify(merged, temporary)
 
 
-def _check_exported(model: Any, surgery: Surgery) -> None:
+def _check_exported(model: Any, adaptation: Adaptation) -> None:
     backbone = getattr(model, "backbone", model)
     kinds = (keras_hub.models.CausalLM, keras_hub.models.Backbone)
     name = ""
-    if isinstance(model, kinds) and backbone in surgery.parts:
-        name = surgery_of(backbone).base_class.__name__
+    if isinstance(model, kinds) and backbone in adaptation.parts:
+        name = adaptation_of(backbone).base_class.__name__
     if name not in EXPORTED:
         raise ValueError(
             "The model must be a CausalLM or backbone that KerasHub exports rightly: "
-            f"one of {list(EXPORTED)}. Received: a {surgery.base_class.__name__}. Use "
-            "`merge_features(model, ...).save_to_preset(...)`, or `export_lora`."
+            f"one of {list(EXPORTED)}. Received: a {adaptation.base_class.__name__}. "
+            "Use `merge_features(model, ...).save_to_preset(...)`, or `export_lora`."
         )
     wrong = {
         option: getattr(backbone, option)

@@ -48,14 +48,14 @@ class Encoder:
 
     Args:
         name: The axis' name, for errors.
-        num_values: The size of its vocabulary.
-        id_of: Look-up from a value to its id, which raises on unknown ones.
+        ids: The id of each value.
+        id_of: What an unknown one is, or raises.
         multiple: Whether an example may have several values.
         ints_are_ids: Whether integers are ids or values to look up.
     """
 
     name: str
-    num_values: int
+    ids: Mapping[Any, int]
     id_of: Callable[[Any], int]
     multiple: bool = False
     ints_are_ids: bool = True
@@ -92,8 +92,10 @@ class Encoder:
             raise self._dtype_error(type(entry).__name__)
         else:
             entries = entry.tolist() if isinstance(entry, np.ndarray) else list(entry)
-            if any(isinstance(e, Mapping) for e in entries):
-                return self._packed([self._pairs(e, i) for i, e in enumerate(entries)])
+            for one in entries:
+                if isinstance(one, Mapping):
+                    rows = [self._pairs(e, i) for i, e in enumerate(entries)]
+                    return self._packed(rows)
             ids = self._several(entries) if self.multiple else self._each(entries)
         self._check_shape(ids)
         self.check_range(ids[..., 0] if ids.ndim == 3 else ids)
@@ -101,7 +103,7 @@ class Encoder:
 
     def check_range(self, ids: np.ndarray) -> None:
         """Raises unless all ids are -1 or those of a value."""
-        bad = (ids < ABSENT) | (ids >= self.num_values)
+        bad = (ids < ABSENT) | (ids >= len(self.ids))
         if np.any(bad):
             raise self._range_error(ids[bad][0], int(np.argwhere(bad)[0][0]))
 
@@ -117,12 +119,13 @@ class Encoder:
         if isinstance(value, numbers.Integral) and (
             self.ints_are_ids or value == ABSENT
         ):
-            if not ABSENT <= int(value) < self.num_values:
+            if not ABSENT <= int(value) < len(self.ids):
                 raise self._range_error(value, example)
             return int(value)
         if value is not None and not isinstance(value, (str, numbers.Integral)):
             raise self._dtype_error(type(value).__name__)
-        return self.id_of(value)
+        found = self.ids.get(value)
+        return self.id_of(value) if found is None else found
 
     def _each(self, entries: list[Any]) -> np.ndarray:
         for entry in entries:
@@ -173,10 +176,10 @@ class Encoder:
 
     def _dense(self, weights: np.ndarray) -> np.ndarray:
         """A matrix of the weights of all values, of shape `(batch, values)`."""
-        if weights.shape[1] != self.num_values:
+        if weights.shape[1] != len(self.ids):
             raise ValueError(
                 f"A float entry of feature {self.name!r} holds the weights of its "
-                f"values and must have the shape (batch, {self.num_values}). "
+                f"values and must have the shape (batch, {len(self.ids)}). "
                 f"Received: {self.name} of shape {weights.shape} and dtype "
                 f"{weights.dtype}. Give one weight per value, or cast ids to int32."
             )
@@ -238,7 +241,7 @@ class Encoder:
     def _range_error(self, value: Any, example: int | None) -> ValueError:
         where = "" if example is None else f" (at example {example})"
         return ValueError(
-            f"The ids of feature {self.name!r} must be in [0, {self.num_values}), "
+            f"The ids of feature {self.name!r} must be in [0, {len(self.ids)}), "
             f"or -1 for absent. Received: {self.name}={int(value)}{where}. Encode "
             "values with `schema.encode(...)`."
         )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
 import numbers
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
+import numpy as np
+
 from keras_flix._utils.near_names import nearest
 from keras_flix.features.dropout import FeatureDropout, as_dropout
-from keras_flix.features.encoding import ABSENT, Encoder
+from keras_flix.features.encoding import ABSENT, WEIGHT_UNIT, Encoder
 
 Value = str | int
 Rank = int | Mapping[Any, int]
@@ -203,7 +206,18 @@ class Feature:
     def __hash__(self) -> int:
         return hash((self.name, self.values))
 
-    @property
+    @functools.cached_property
+    def _ids(self) -> dict[Any, int]:
+        return {value: i for i, value in enumerate(self.values)}
+
+    @functools.cached_property
+    def scales(self) -> tuple[float, ...]:
+        """`s_f` of each value: `alpha / rank`, or 1 if `alpha` is `None`."""
+        if self.alpha is None:
+            return (1.0,) * len(self.values)
+        return tuple(self.alpha / rank for rank in self.ranks)
+
+    @functools.cached_property
     def ranks(self) -> tuple[int, ...]:
         """The rank of each value, in the order of `values`."""
         if self.rank is None:
@@ -221,13 +235,44 @@ class Feature:
         if value is None:
             return ABSENT
         try:
-            return self.values.index(value)
-        except ValueError:
+            return self._ids[value]
+        except (KeyError, TypeError):
             raise ValueError(
                 f"A value of feature {self.name!r} must be one of its "
                 f"{len(self.values)} values. Received: {self.name}={value!r}."
                 f"{self._nearest(value)} State absence as None."
             ) from None
+
+    def decode(self, ids: np.ndarray) -> list[Any]:
+        """The values that ids stand for, one entry per example.
+
+        Args:
+            ids: As `FeatureSchema.encode` gives them: `(batch,)`; `(batch, k)` where
+                an example may have several values; `(batch, k, 2)` with weights.
+
+        Returns:
+            Per example a value, or `None` where it is absent; a list of values; or a
+            dict from values to weights.
+
+        >>> Feature("task", ["qa", "parse"]).decode(np.array([1, -1]))
+        ['parse', None]
+        """
+        ids = np.asarray(ids)
+        if np.any((ids[..., 0] if ids.ndim == 3 else ids) >= len(self.values)):
+            raise ValueError(
+                f"The ids of feature {self.name!r} must be in [0, {len(self.values)}), "
+                f"or -1 for absent. Received: {self.name}={ids.tolist()}. Decode ids "
+                "of this schema."
+            )
+        values = self.values
+        if ids.ndim == 1:
+            return [values[i] if i > ABSENT else None for i in ids.tolist()]
+        if ids.ndim == 2:
+            return [[values[i] for i in row if i > ABSENT] for row in ids.tolist()]
+        return [
+            {values[i]: weight * WEIGHT_UNIT for i, weight in row if i > ABSENT}
+            for row in ids.tolist()
+        ]
 
     def encoder(
         self, ints_are_ids: bool = True, unknown_is_absent: bool = False
@@ -239,14 +284,10 @@ class Feature:
                 values to look up.
             unknown_is_absent: Whether unknown values become -1 or raise.
         """
-        lookup = {value: i for i, value in enumerate(self.values)}
         return Encoder(
             self.name,
-            len(self.values),
-            (lambda value: lookup.get(value, ABSENT))
-            if unknown_is_absent
-            # `id_of` says what is wrong with an unknown one.
-            else lambda value: lookup[value] if value in lookup else self.id_of(value),
+            self._ids,
+            (lambda value: ABSENT) if unknown_is_absent else self.id_of,
             multiple=self.multiple,
             ints_are_ids=ints_are_ids,
         )

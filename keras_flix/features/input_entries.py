@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -31,10 +32,12 @@ def split_entries(inputs: Any, schema: FeatureSchema) -> tuple[Any, dict[str, An
     """
     if not isinstance(inputs, Mapping):
         return inputs, {}
-    # `always` axes too: an entry for one of them is refused, not passed on.
-    names = set(schema.names)
-    own = {key: value for key, value in inputs.items() if key not in names}
-    return own, {key: value for key, value in inputs.items() if key in names}
+    own: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
+    for key, value in inputs.items():
+        # `always` axes too: an entry for one of them is refused, not passed on.
+        (entries if key in schema.names else own)[key] = value
+    return own, entries
 
 
 def leading_size(inputs: Any) -> Any:
@@ -86,13 +89,21 @@ def batch_length(own: Any, entries: Mapping[str, Any]) -> Any:
     1 where the inputs have several lengths, as images and the texts that they are
     compared with may have: then only one value per feature can hold for all rows.
     """
-    leaves = tree.flatten(own)
-    shaped = [x for x in leaves if len(getattr(x, "shape", None) or ())]
-    if not shaped or any(isinstance(x, (str, bytes)) for x in leaves):
+    shaped = []
+    for leaf in tree.flatten(own):
+        if isinstance(leaf, (str, bytes)):
+            return leading_size(own) or 1
+        if len(getattr(leaf, "shape", None) or ()):
+            shaped.append(leaf)
+    if not shaped:
         return leading_size(own) or 1
-    # Not those of exporters, which stand for any length.
-    lengths = sorted({x.shape[0] for x in shaped if isinstance(x.shape[0], int)})
-    if len(lengths) > 1:
+    known = set()
+    for leaf in shaped:
+        # Not those of exporters, which stand for any length.
+        if isinstance(leaf.shape[0], int):
+            known.add(leaf.shape[0])
+    if len(known) > 1:
+        lengths = sorted(known)
         for name, entry in entries.items():
             count = leading_size((entry,))
             if count is not None and count > 1:
@@ -128,13 +139,16 @@ def encode_inputs(
     schema.check_entries(entries)
     known: dict[str, Any] = {}
     traced: dict[str, Tensor] = {}
+    to_encode = []
     for feature in schema.routed:
         entry = entries[feature.name]
         value = host_value(entry)
         if value is None and entry is not None:
             traced[feature.name] = _check_traced(feature, entry)
         else:
-            known[feature.name] = feature.encoder()(value)
+            to_encode.append((feature, value))
+    for feature, value in to_encode:
+        known[feature.name] = feature.encoder()(value)
     size = batch_size if isinstance(batch_size, int) else None
     for name, entry in traced.items():
         if size is not None and entry.shape[0] not in (None, size):
@@ -152,8 +166,7 @@ def encode_inputs(
                 ids[name] = ops.broadcast_to(row, (batch_size, *row.shape[1:]))
         known = {name: value for name, value in known.items() if value.ndim}
     ids |= schema.with_batch(known, size) if known else {}
-    ids |= traced
-    return {feature.name: ids[feature.name] for feature in schema.routed}
+    return ids | traced
 
 
 def _check_traced(feature: Any, entry: Tensor) -> Tensor:
@@ -191,13 +204,37 @@ def layer_ids(
     schema: FeatureSchema, features: Mapping[str, Any], batch_size: Any
 ) -> dict[str, Tensor]:
     """Ids as tensors, for a layer or model that is about to use them."""
+    known = _encoded.get()
+    if known is not None and len(known) == len(features):
+        for name, value in features.items():
+            if known.get(name) is not value:
+                break
+        else:
+            return known
     ids = encode_inputs(schema, features, batch_size)
-    return {
-        name: ops.convert_to_tensor(value, "int32")
-        if isinstance(value, np.ndarray)
-        else value
-        for name, value in ids.items()
-    }
+    for name, value in ids.items():
+        if isinstance(value, np.ndarray):
+            ids[name] = ops.convert_to_tensor(value, "int32")
+    return ids
+
+
+_encoded: contextvars.ContextVar[dict[str, Tensor] | None] = contextvars.ContextVar(
+    "keras_flix_encoded", default=None
+)
+
+
+@contextlib.contextmanager
+def encoded(ids: dict[str, Tensor]) -> Iterator[None]:
+    """Within the block, these very ids are known to be what `layer_ids` gives.
+
+    A model's `__call__` checks ids, and its `call` gets them from Keras: to check them
+    again would cost each step as much once more.
+    """
+    token = _encoded.set(ids)
+    try:
+        yield
+    finally:
+        _encoded.reset(token)
 
 
 def encode_in_tf(
@@ -269,11 +306,15 @@ def encode_batch(schema: FeatureSchema, inputs: Any) -> Any:
     if not schema.routed or not isinstance(inputs, Mapping):
         return inputs
     size = leading_size(own)
-    if any(is_tf_symbolic(x) for x in tree.flatten((own, entries))):
+    # Of lists, such as the texts of a whole data set, none is half symbolic.
+    first = [
+        value[:1] if isinstance(value, list) else value for value in inputs.values()
+    ]
+    if any(map(is_tf_symbolic, tree.flatten(first))):
         if size is None:
             import tensorflow as tf
 
-            first = tree.flatten(own)[0] if own else None
-            size = tf.shape(first)[0] if first is not None else None
+            leaf = tree.flatten(own)[0] if own else None
+            size = tf.shape(leaf)[0] if leaf is not None else None
         return {**own, **encode_in_tf(schema, entries, size)}
     return {**own, **encode_inputs(schema, entries, size)}

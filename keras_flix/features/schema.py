@@ -18,6 +18,10 @@ from keras_flix.features.dropout import FeatureDropout
 from keras_flix.features.feature import Feature, Rank, Value
 
 FeatureIds = dict[str, np.ndarray]
+Ranks = int | Mapping[str, Rank]
+"""One rank for all features, or by feature: a rank, or ranks by value."""
+Dropouts = float | FeatureDropout | Mapping[str, float | FeatureDropout]
+"""Feature dropout for all features, or by feature."""
 
 
 class FeatureSchema:
@@ -36,10 +40,7 @@ class FeatureSchema:
     {'task': array([ 0, -1], dtype=int32), 'language': array([1, 1], dtype=int32)}
     """
 
-    def __init__(
-        self,
-        features: FeatureSchema | Iterable[Feature] | Mapping[str, Sequence[Value]],
-    ) -> None:
+    def __init__(self, features: Features) -> None:
         if isinstance(features, Mapping):
             features = [Feature(name, values) for name, values in features.items()]
         elif isinstance(features, (str, bytes, Feature)) or not isinstance(
@@ -71,6 +72,13 @@ class FeatureSchema:
                     "The features of a schema must have unique names. Received: "
                     f"names={names!r}. Rename or join {name!r}."
                 )
+        self.names: list[str] = names
+        """The names of all axes, in order."""
+        self.routed: list[Feature] = [f for f in self._features if not f.always]
+        """The axes that every input dict must state: all but `always` ones."""
+        self.sizes: dict[str, int] = {f.name: len(f.values) for f in self._features}
+        """How many values each axis has."""
+        self._by_name = dict(zip(names, self._features))
 
     def __iter__(self) -> Iterator[Feature]:
         return iter(self._features)
@@ -79,13 +87,15 @@ class FeatureSchema:
         return len(self._features)
 
     def __getitem__(self, name: str) -> Feature:
-        for feature in self._features:
-            if feature.name == name:
-                return feature
-        raise KeyError(f"No feature is called {name!r}. Features: {self.names}.")
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise KeyError(
+                f"No feature is called {name!r}. Features: {self.names}."
+            ) from None
 
     def __contains__(self, name: object) -> bool:
-        return any(feature.name == name for feature in self._features)
+        return name in self._by_name
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FeatureSchema) and self._features == other._features
@@ -96,28 +106,20 @@ class FeatureSchema:
     def __repr__(self) -> str:
         return f"FeatureSchema({list(self._features)!r})"
 
-    @property
-    def names(self) -> list[str]:
-        """The names of all axes, in order."""
-        return [feature.name for feature in self._features]
-
-    @property
-    def routed(self) -> list[Feature]:
-        """The axes that every input dict must state: all but `always` ones."""
-        return [feature for feature in self._features if not feature.always]
-
     def resolve(
         self,
-        rank: int | Mapping[str, Rank] = 4,
-        dropout: float | FeatureDropout | Mapping[str, float | FeatureDropout] = 0.0,
+        rank: Ranks = 4,
+        dropout: Dropouts = 0.0,
+        alpha: float | None = None,
     ) -> FeatureSchema:
-        """The same axes with every rank and dropout rate filled in.
+        """The same axes with every rank, dropout rate and alpha filled in.
 
         Args:
             rank: Rank for the axes that have none: a number, or a dict from
                 the axis' name to a number or to a dict by value.
             dropout: Dropout for the axes that have none: a number or a
                 `FeatureDropout`, or a dict of them from the axis' name.
+            alpha: Alpha for the axes that have none; `None` is a scale of 1.
 
         Returns:
             A new `FeatureSchema`. Axes that a dict leaves out take rank 4
@@ -148,6 +150,7 @@ class FeatureSchema:
                     else dropout
                 )
                 or 0.0,
+                alpha=alpha if feature.alpha is None else feature.alpha,
             )
             for feature in self._features
         )
@@ -190,6 +193,25 @@ class FeatureSchema:
         }
         return self.with_batch(ids, batch_size)
 
+    def decode(self, ids: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """Turns ids back into values: the inverse of `encode`.
+
+        Args:
+            ids: By axis, what `encode` gave, for any of the axes.
+
+        Returns:
+            By axis, one entry per example: a value, or `None` where it is absent; on
+            `multiple` axes a list of values; a dict from values to weights where
+            there are weights.
+
+        Example:
+
+        >>> schema = FeatureSchema({"task": ["qa", "parse"], "language": ["en", "sw"]})
+        >>> schema.decode(schema.encode({"task": ["qa", None], "language": "sw"}))
+        {'task': ['qa', None], 'language': ['sw', 'sw']}
+        """
+        return {name: self[name].decode(value) for name, value in ids.items()}
+
     def encode_one(self, combination: Mapping[str, Any]) -> FeatureIds:
         """Encodes one example, `{"task": "qa", "language": "sw"}`: a batch of 1.
 
@@ -209,10 +231,10 @@ class FeatureSchema:
     def with_batch(self, ids: FeatureIds, batch_size: int | None) -> FeatureIds:
         """Gives encoded entries one batch length and `multiple` axes a width."""
         ids = encoding.broadcast(ids, batch_size)
-        return {
-            name: value[:, None] if self[name].multiple and value.ndim == 1 else value
-            for name, value in ids.items()
-        }
+        for name, value in ids.items():
+            if value.ndim == 1 and self._by_name[name].multiple:
+                ids[name] = value[:, None]
+        return ids
 
     def check_entries(self, entries: Mapping[str, Any]) -> None:
         """Raises unless a dict has one entry per axis, and none besides."""
@@ -223,7 +245,7 @@ class FeatureSchema:
                 f"{{{self.names[0]!r}: ...}}."
             )
         for name in entries:
-            if name not in self or self[name].always:
+            if name not in self._by_name or self._by_name[name].always:
                 raise ValueError(
                     "Feature values must belong to the schema's axes "
                     f"{[f.name for f in self.routed]}. Received: {name!r}"
@@ -251,3 +273,7 @@ class FeatureSchema:
     def from_config(cls, config: Mapping[str, Any]) -> FeatureSchema:
         """The schema that `get_config` described."""
         return cls(Feature.from_config(feature) for feature in config["features"])
+
+
+Features = FeatureSchema | Iterable[Feature] | Mapping[str, Sequence[Value]]
+"""What a schema is made of: itself, a list of `Feature`, or values by name."""

@@ -1,4 +1,4 @@
-"""Adapter files: what is in them, written and read without a model. No pickle."""
+"""Tables files: what is in them, written and read without a model. No pickle."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from keras_flix.features.feature import check_alpha
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.fingerprint import BaseFingerprint
 from keras_flix.files.hub_handles import adapter_file
+from keras_flix.layers.factors import Factors
 
 SUFFIX = ".flix.safetensors"
 FORMAT_VERSION = 1
@@ -41,8 +42,8 @@ class Adapters:
 
     Attributes:
         source: Where they come from, for messages.
-        schema: The axes, with ranks and dropout rates resolved.
-        alpha: As given to `enable_flix`.
+        schema: The features, with ranks, dropout rates and alphas resolved.
+        alpha: As given to `enable_flix`, for features that are added later.
         layers: The keys of the adapted layers.
         tables: By `layer/flix_<axis>_<a or b>`, arrays of shape `(values, d_in,
             rank)` and `(values, rank, d_out)`.
@@ -76,10 +77,9 @@ class Adapters:
                 )
         return a, b
 
-    def alpha_of(self, axis: str) -> float | None:
-        """The alpha that an axis goes by: its own, or that of all."""
-        own = self.schema[axis].alpha
-        return self.alpha if own is None else own
+    def factors(self, layer: str, feature: str) -> Factors:
+        """The updates of a feature in a layer as factors in float64."""
+        return Factors.of(*self.pair(layer, feature), self.schema[feature].scales)
 
 
 def table_names(layer: str, axis: str) -> tuple[str, str]:
@@ -232,7 +232,8 @@ def _check_digest(
 def _described(header: Mapping[str, Any], file: Any, place: str) -> Adapters:
     """The adapters of a file, with tables that have no content yet."""
     schema = FeatureSchema.from_config(header["schema"])
-    check_alpha(header["alpha"])
+    # Files of 0.1 state an alpha for all features that have none of their own.
+    schema = schema.resolve(alpha=check_alpha(header["alpha"]))
     layers = [str(layer) for layer in header["layers"]]
     if len(set(layers)) < len(layers) or not isinstance(header["layers"], list):
         raise ValueError("The layers must be a list of different names.")

@@ -142,7 +142,7 @@ def _axes(adapters: Adapters) -> str:
     for feature in adapters.schema:
         ranks = sorted(set(feature.ranks))
         rank = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
-        alpha = adapters.alpha_of(feature.name)
+        alpha = feature.alpha
         values = _listed(map(_code, feature.values), len(feature.values))
         cells = [_code(feature.name), values, rank, str(alpha), _kind(feature)]
         rows.append(f"| {' | '.join(cells)} |")

@@ -18,9 +18,10 @@ from keras_flix.files.adapter_file import (
     table_names,
     write_adapters,
 )
-from keras_flix.files.fingerprint import BaseFingerprint, base_fingerprint
+from keras_flix.files.fingerprint import BaseFingerprint
+from keras_flix.files.weight_digests import base_fingerprint
 from keras_flix.layers.checks import matrix_shape
-from keras_flix.models.adapted.model import is_adapted, surgery_of
+from keras_flix.models.adapted.adaptation import Model, adaptation_of, is_adapted
 from keras_flix.models.enable import adapt_layers
 from keras_flix.models.targets import keyed_layers
 
@@ -38,14 +39,14 @@ def save_adapters(model: keras.Model, path: str | os.PathLike[str]) -> None:
             replaced only once the new one is complete. A process that is killed
             before may leave a hidden file beside it, `.<random>.tmp.<name>`.
     """
-    surgery_of(model)
+    adaptation_of(model)
     path = checked_path(path)
     write_adapters(adapters_of(model), path)
 
 
 def load_adapters(
-    model: keras.Model, path: str | os.PathLike[str], *, check_base: bool = True
-) -> keras.Model:
+    model: Model, path: str | os.PathLike[str], *, check_base: bool = True
+) -> Model:
     """Loads adapters into a model.
 
     Args:
@@ -70,8 +71,7 @@ def load_adapters(
 
     def check(found: Adapters) -> None:
         if is_adapted(model):
-            _check_schema(surgery_of(model).schema, found.schema, found.source)
-            _check_alpha(surgery_of(model).alpha, found.alpha, found.source)
+            _check_schema(adaptation_of(model).schema, found.schema, found.source)
             _check_tables(_shapes(_named_tables(model)), found.tables, found.source)
         else:
             layers.update(_check_layers(model, found))
@@ -89,12 +89,12 @@ def load_adapters(
 
 def adapters_of(model: keras.Model) -> Adapters:
     """The adapters of a model, as they would be in its file."""
-    surgery = surgery_of(model)
+    adaptation = adaptation_of(model)
     return Adapters(
         source=f"the {type(model).__name__} {model.name!r}",
-        schema=surgery.schema,
-        alpha=surgery.alpha,
-        layers=list(surgery.layers),
+        schema=adaptation.schema,
+        alpha=adaptation.alpha,
+        layers=list(adaptation.layers),
         tables={
             name: np.ascontiguousarray(ops.convert_to_numpy(variable.value))
             for name, variable in _named_tables(model).items()
@@ -118,11 +118,7 @@ def check_same_base(own: BaseFingerprint, saved: BaseFingerprint, source: str) -
 
 
 def _named_tables(model: keras.Model) -> dict[str, keras.Variable]:
-    return {
-        f"{path}/{name}": variable
-        for path, layer in surgery_of(model).layers.items()
-        for name, variable in layer._adapter.named_variables.items()
-    }
+    return {table.name: table.variable for table in adaptation_of(model).tables()}
 
 
 def _shapes(tables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -131,12 +127,7 @@ def _shapes(tables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def _check_schema(own: FeatureSchema, saved: FeatureSchema, path: Any) -> None:
     def essence(schema: FeatureSchema) -> list[Any]:
-        return [
-            (f.name, f.values, f.ranks, f.multiple, f.always)
-            # The layer's alpha is compared for axes that have none of their own.
-            + (() if f.alpha is None else (f"alpha={f.alpha}",))
-            for f in schema
-        ]
+        return [(f.name, f.values, f.ranks, f.multiple, f.always) for f in schema]
 
     for expected, found in zip(
         [*essence(own), None], [*essence(saved), None], strict=False
@@ -144,19 +135,18 @@ def _check_schema(own: FeatureSchema, saved: FeatureSchema, path: Any) -> None:
         if expected != found:
             raise ValueError(
                 "The features of an adapter file must be those of the model, in "
-                "order, with their values, ranks and own alphas. "
+                "order, with their values and ranks. "
                 f"Expected: {expected}. Received: {found} in {str(path)!r}. Load "
                 "it into a plain model, or adapt the model with these features."
             )
-
-
-def _check_alpha(own: float | None, saved: float | None, path: Any) -> None:
-    if own != saved:
-        raise ValueError(
-            "The alpha of an adapter file must be that of the model. Expected: "
-            f"alpha={own}. Received: alpha={saved} in {str(path)!r}. Load it into "
-            "a plain model, or adapt the model with this alpha."
-        )
+    for one, other in zip(own, saved):
+        if one.alpha != other.alpha:
+            raise ValueError(
+                f"The alpha of feature {one.name!r} in an adapter file must be that "
+                f"of the model. Expected: alpha={one.alpha}. Received: "
+                f"alpha={other.alpha} in {str(path)!r}. Load it into a plain model, "
+                "or adapt the model with this alpha."
+            )
 
 
 def _check_tables(

@@ -14,12 +14,12 @@ from keras_flix import _compat
 from keras_flix.features.feature import Feature, Value
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_file import Adapters, read_adapters
-from keras_flix.files.fingerprint import base_fingerprint
 from keras_flix.files.saving import adapters_of, check_same_base
-from keras_flix.models.adapted.model import Surgery
+from keras_flix.files.weight_digests import base_fingerprint
+from keras_flix.models.adapted.adaptation import Adaptation, Model
 from keras_flix.models.growing.resize import (
     Pair,
-    changeable_surgery,
+    changeable,
     check_fits,
     optimizers_of,
     resize,
@@ -35,12 +35,12 @@ Chosen = dict[str, tuple[Value, ...]]
 
 
 def update_from(
-    model: keras.Model,
+    model: Model,
     other: keras.Model | str | os.PathLike[str],
     values: Mapping[str, Sequence[Value]] | None = None,
     *,
     check_base: bool = True,
-) -> keras.Model:
+) -> Model:
     """Takes over values that were trained elsewhere, on the same base.
 
     Their tables come over bit by bit, with their ranks; all others stay as they
@@ -78,15 +78,15 @@ def update_from(
     >>> model.get_layer("head").features["language"].values
     ('en', 'sw', 'rw')
     """
-    surgery = changeable_surgery(model)
+    adaptation = changeable(model)
     theirs = adapters_of(other) if _is_model(other) else read_adapters(other)
-    chosen = _chosen(surgery.schema, theirs, values)
-    _check_layers(surgery, theirs)
+    chosen = _chosen(adaptation.schema, theirs, values)
+    _check_layers(adaptation, theirs)
     for axis in chosen:
-        _check_axis(surgery, theirs, axis)
+        _check_axis(adaptation, theirs, axis)
     grown = {}
     for axis, names in chosen.items():
-        own, saved = surgery.schema[axis], theirs.schema[axis]
+        own, saved = adaptation.schema[axis], theirs.schema[axis]
         ranks = {name: saved.ranks[saved.id_of(name)] for name in names}
         new = [name for name in names if name not in own.values]
         _check_overwritten(own, ranks, theirs.source)
@@ -94,20 +94,20 @@ def update_from(
             grown[axis] = with_values(
                 own, new, {name: ranks[name] for name in new}, None
             )
-    _check_growth(surgery, grown)
+    _check_growth(adaptation, grown)
     if check_base and theirs.base is not None:
         check_same_base(base_fingerprint(model), theirs.base, theirs.source)
 
     for axis, feature in grown.items():
-        old = surgery.schema[axis].values
+        old = adaptation.schema[axis].values
         added = {
             key: [_pair(theirs, key, axis, v) for v in feature.values[len(old) :]]
-            for key in surgery.layers
+            for key in adaptation.layers
         }
-        schema = replaced(surgery.schema, feature)
-        resize(surgery, schema, feature, range(len(old)), added)
+        schema = replaced(adaptation.schema, feature)
+        resize(adaptation, schema, feature, range(len(old)), added)
     for axis, names in chosen.items():
-        _overwrite(surgery, theirs, axis, names)
+        _overwrite(adaptation, theirs, axis, names)
     return model
 
 
@@ -159,10 +159,10 @@ def _chosen(own: FeatureSchema, theirs: Adapters, values: Any) -> Chosen:
     return chosen
 
 
-def _check_layers(surgery: Surgery, theirs: Adapters) -> None:
-    unlike = sorted(surgery.layers.keys() ^ set(theirs.layers))
+def _check_layers(adaptation: Adaptation, theirs: Adapters) -> None:
+    unlike = sorted(adaptation.layers.keys() ^ set(theirs.layers))
     if unlike:
-        place = "the model" if unlike[0] in surgery.layers else "`other`"
+        place = "the model" if unlike[0] in adaptation.layers else "`other`"
         raise ValueError(
             "The adapted layers of `other` must be those of the model. Received: "
             f"{theirs.source!r}, where {len(unlike)} differ: {unlike[0]!r} is adapted "
@@ -170,19 +170,17 @@ def _check_layers(surgery: Surgery, theirs: Adapters) -> None:
         )
 
 
-def _check_axis(surgery: Surgery, theirs: Adapters, axis: str) -> None:
-    own = surgery.schema[axis].alpha
-    alpha = surgery.alpha if own is None else own
-    if alpha != theirs.alpha_of(axis):
+def _check_axis(adaptation: Adaptation, theirs: Adapters, axis: str) -> None:
+    own, other = adaptation.schema[axis].alpha, theirs.schema[axis].alpha
+    if own != other:
         raise ValueError(
             f"The alpha of feature {axis!r} must be the same in both, since it scales "
-            f"the updates. Expected: alpha={alpha}. Received: "
-            f"alpha={theirs.alpha_of(axis)} in {theirs.source!r}. Adapt both with the "
-            "same alpha."
+            f"the updates. Expected: alpha={own}. Received: alpha={other} in "
+            f"{theirs.source!r}. Adapt both with the same alpha."
         )
-    for key, layer in surgery.layers.items():
+    for key, layer in adaptation.layers.items():
         a, b = theirs.pair(key, axis)
-        own_a, own_b = layer._adapter.variables[axis]
+        own_a, own_b = layer._tables.variables[axis]
         expected, found = (own_a.shape[1], own_b.shape[2]), (a.shape[1], b.shape[2])
         if expected != found:
             raise ValueError(
@@ -204,17 +202,12 @@ def _check_overwritten(own: Feature, ranks: Mapping[Value, int], source: str) ->
             )
 
 
-def _check_growth(surgery: Surgery, grown: Mapping[str, Feature]) -> None:
+def _check_growth(adaptation: Adaptation, grown: Mapping[str, Feature]) -> None:
     """Raises for all that could keep the tables of one of several axes from growing."""
     for feature in grown.values():
-        check_fits(surgery, replaced(surgery.schema, feature))
-    tables = [
-        table
-        for layer in surgery.layers.values()
-        for axis in grown
-        for table in layer._adapter.variables[axis]
-    ]
-    for optimizer, _ in optimizers_of(surgery).values():
+        check_fits(adaptation, replaced(adaptation.schema, feature))
+    tables = [table.variable for axis in grown for table in adaptation.tables(axis)]
+    for optimizer, _ in optimizers_of(adaptation).values():
         _compat.check_growable(optimizer, tables)
 
 
@@ -228,15 +221,13 @@ def _pair(theirs: Adapters, key: str, axis: str, value: Value) -> Pair:
 
 
 def _overwrite(
-    surgery: Surgery, theirs: Adapters, axis: str, names: Sequence[Value]
+    adaptation: Adaptation, theirs: Adapters, axis: str, names: Sequence[Value]
 ) -> None:
-    feature = surgery.schema[axis]
-    for key, layer in surgery.layers.items():
-        tables = layer._adapter.variables[axis]
-        for part, table in enumerate(tables):
-            value = np.array(ops.convert_to_numpy(table.value))
-            for name in names:
-                taken = _pair(theirs, key, axis, name)[part]
-                rows, columns = taken.shape
-                value[feature.id_of(name), :rows, :columns] = taken
-            table.assign(value)
+    feature = adaptation.schema[axis]
+    for table in adaptation.tables(axis):
+        value = np.array(ops.convert_to_numpy(table.variable.value))
+        for name in names:
+            taken = _pair(theirs, table.layer, axis, name)["ab".index(table.part)]
+            rows, columns = taken.shape
+            value[feature.id_of(name), :rows, :columns] = taken
+        table.variable.assign(value)

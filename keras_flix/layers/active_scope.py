@@ -63,15 +63,11 @@ class Routing:
         if dropout_seed is not None:
             ids = drop_features(schema, ids, batch_size, dropout_seed)
             weights = {f.name: as_dropout(f.dropout or 0.0).weight for f in schema}
-        return cls(
-            schema,
-            {
-                name: ActiveValues.from_ids(
-                    value, len(schema[name].values), weights.get(name, 1.0)
-                )
-                for name, value in ids.items()
-            },
-        )
+        sizes, active = schema.sizes, {}
+        for name, value in ids.items():
+            weight = weights.get(name, 1.0)
+            active[name] = ActiveValues.from_ids(value, sizes[name], weight)
+        return cls(schema, active)
 
 
 # A ContextVar, not a global: threads, and tasks of one thread, never share it.

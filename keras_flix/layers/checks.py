@@ -6,7 +6,7 @@ from typing import Any
 
 from keras_flix import _compat
 from keras_flix.features.schema import FeatureSchema
-from keras_flix.layers.einsum_split import split_equation
+from keras_flix.layers.einsum_split import flatten_kernel
 
 DENSE_EQUATION = "...d,df->...f"
 
@@ -35,8 +35,8 @@ def check_ranks(layer: Any, features: FeatureSchema) -> None:
 
 def matrix_shape(layer: Any) -> tuple[int, int]:
     """`(d_in, d_out)` of a built layer's flattened kernel."""
-    split = split_equation(*layer_equation(layer))
-    return split.matrix_shape(_compat.kernel_shape(layer))
+    flat = flatten_kernel(*layer_equation(layer), _compat.kernel_shape(layer))
+    return flat.d_in, flat.d_out
 
 
 def layer_equation(layer: Any) -> tuple[str, int]:

@@ -113,6 +113,48 @@ def split_equation(equation: str, input_rank: int) -> KernelSplit:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class FlatKernel:
+    """A kernel of known shape as a matrix, for activations of a known rank.
+
+    Attributes:
+        split: How its equation splits.
+        d_in: Product of the contracted axes' sizes.
+        d_out: Product of the output axes' sizes.
+        output_sizes: The latter, in the kernel's order.
+        input_axes: As that of the split; `None` where the order is right already.
+        output_axes: Likewise.
+    """
+
+    split: KernelSplit
+    d_in: int
+    d_out: int
+    output_sizes: tuple[int, ...]
+    input_axes: tuple[int, ...] | None
+    output_axes: tuple[int, ...] | None
+
+
+@functools.lru_cache(maxsize=1024)
+def flatten_kernel(
+    equation: str, input_rank: int, kernel_shape: tuple[int, ...]
+) -> FlatKernel:
+    """Splits an equation, see `split_equation`, for a kernel of a shape."""
+    split = split_equation(equation, input_rank)
+    d_in, d_out = split.matrix_shape(kernel_shape)
+    return FlatKernel(
+        split,
+        d_in,
+        d_out,
+        split.output_sizes(kernel_shape),
+        _unless_in_order(split.input_axes),
+        _unless_in_order(split.output_axes),
+    )
+
+
+def _unless_in_order(axes: tuple[int, ...]) -> tuple[int, ...] | None:
+    return None if axes == tuple(range(len(axes))) else axes
+
+
 def _terms(equation: str) -> tuple[str, str, str]:
     compact = equation.replace(" ", "")
     inputs, arrow, output = compact.partition("->")

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 BLOCK = 2**23
 """Numbers of one block of the matrix that holds the products of all factors."""
+
+
+def side_by_side(
+    pairs: Iterable[tuple[Any, Any]], concatenate: Callable[..., Any] = np.concatenate
+) -> tuple[Any, Any]:
+    """One pair of factors, `A (..., d_in, r)` and `B (..., r, d_out)`, of several.
+
+    Its product is the sum of their products.
+
+    Args:
+        pairs: At least one.
+        concatenate: `keras.ops.concatenate` for tensors.
+    """
+    a, b = zip(*pairs)
+    return concatenate(a, axis=-1), concatenate(b, axis=-2)
 
 
 @dataclasses.dataclass(frozen=True)

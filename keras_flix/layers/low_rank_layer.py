@@ -13,48 +13,44 @@ from keras import ops, tree
 from keras_flix import _compat
 from keras_flix.features.feature import Feature, check_alpha
 from keras_flix.features.input_entries import layer_ids
-from keras_flix.features.schema import FeatureSchema
+from keras_flix.features.schema import Dropouts, Features, FeatureSchema, Ranks
 from keras_flix.features.tensor_ids import Tensor
 from keras_flix.layers.active_scope import Routing, current_routing
-from keras_flix.layers.checks import check_ranks, matrix_shape, two_loras
-from keras_flix.layers.einsum_split import KernelSplit, split_equation
+from keras_flix.layers.checks import (
+    check_ranks,
+    layer_equation,
+    matrix_shape,
+    two_loras,
+)
+from keras_flix.layers.einsum_split import flatten_kernel
 from keras_flix.layers.low_rank_update import (
-    ActiveValues,
     combined_matrix,
     low_rank_update,
 )
 from keras_flix.layers.quantized import QuantizedCall
-from keras_flix.layers.tables import Adapter, Constant, initial_a
+from keras_flix.layers.tables import Constant, Tables, initial_a
 
 
 class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
     """Mixin of the adapted layers; the layer class comes after it."""
 
-    _flix: Adapter | None = None
+    _tables: Tables
+    equation: str
     plain_class: type
 
     @property
     def features(self) -> FeatureSchema:
         """The schema of the layer's features."""
-        return self._adapter.schema
-
-    @property
-    def _adapter(self) -> Adapter:
-        assert self._flix is not None
-        return self._flix
-
-    @property
-    def _low_rank_equation(self) -> str:
-        raise NotImplementedError
+        return self._tables.schema
 
     def _configure_features(
         self,
-        features: Any,
-        rank: Any,
+        features: Features,
+        rank: Ranks,
         alpha: float | None,
-        dropout: Any,
+        dropout: Dropouts,
     ) -> None:
-        schema = FeatureSchema(features).resolve(rank, dropout)
+        schema = FeatureSchema(features).resolve(rank, dropout, check_alpha(alpha))
         if self.lora_rank:
             raise ValueError(two_loras(self))
         if isinstance(self.dtype_policy, keras.dtype_policies.QuantizedDTypePolicy):
@@ -63,7 +59,7 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
                 f"Received: dtype={self.dtype_policy.name!r}. Pass such as "
                 "'float32' or 'mixed_bfloat16'."
             )
-        self._flix = Adapter(schema, check_alpha(alpha))
+        self._tables = Tables(schema)
         self._dropout_seed = None
         if any(feature.dropout for feature in schema):
             self._dropout_seed = keras.random.SeedGenerator()
@@ -74,7 +70,6 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
         layer: keras.layers.Layer,
         features: FeatureSchema,
         *,
-        alpha: float | None = None,
         seed: int = 0,
         key: str | None = None,
     ) -> LowRankLayer:
@@ -82,8 +77,8 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
 
         Args:
             layer: A built layer of the class that this one extends.
-            features: The schema, with ranks and dropout rates resolved.
-            alpha: See `enable_flix`.
+            features: The schema, with ranks, dropout rates and alphas resolved. The
+                layer is known to be large enough for the ranks, see `check_ranks`.
             seed: Seeds the initial tables, together with `key`.
             key: What tells the layer from others of its model; its path if
                 `None`.
@@ -92,9 +87,8 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
             `layer`, now an instance of this class, with its kernel and bias
             frozen.
         """
-        check_ranks(layer, features)
         _compat.change_class(layer, cls)
-        layer._flix = Adapter(features, check_alpha(alpha))
+        layer._tables = Tables(features)
         layer._dropout_seed = None
         for variable in layer.weights:
             variable.trainable = False
@@ -102,19 +96,19 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
         return layer
 
     def _add_tables(self, seed: int | None = None, key: str | None = None) -> None:
-        """Creates the tables of every axis."""
-        check_ranks(self, self.features)
+        """Creates the tables of every feature."""
+        self._tables.kernel_shape = _compat.kernel_shape(self)
         seed = _compat.fresh_seed() if seed is None else seed
         for feature in self.features:
-            self.add_axis(feature, seed, key or self.path)
+            self.add_tables(feature, seed, key or self.path)
 
-    def add_axis(self, feature: Feature, seed: int, key: str) -> None:
-        """Creates `A` and `B` of an axis; `B` starts at zero."""
+    def add_tables(self, feature: Feature, seed: int, key: str) -> None:
+        """Creates `A` and `B` of a feature; `B` starts at zero."""
         d_in, d_out = matrix_shape(self)
         count, rank = len(feature.values), max(feature.ranks)
         a = initial_a(feature.ranks, d_in, (seed, f"{key}/{feature.name}"))
         with _compat.unlocked(self):
-            self._adapter.variables[feature.name] = tuple(
+            self._tables.variables[feature.name] = tuple(
                 _compat.add_table(
                     self,
                     name=f"flix_{feature.name}_{part}",
@@ -131,6 +125,7 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
     def build(self, input_shape: Any) -> None:
         super().build(input_shape)
         self.kernel.trainable = False
+        check_ranks(self, self.features)
         self._add_tables()
 
     def call(
@@ -154,12 +149,6 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
     def _linear(self, inputs: Tensor) -> Tensor:
         """The base kernel's part of the output."""
         raise NotImplementedError
-
-    def _split(self, input_rank: int | None = None) -> KernelSplit:
-        equation = self._low_rank_equation
-        if input_rank is None:
-            input_rank = len(equation.split(",")[0].replace("...", "b"))
-        return split_equation(equation, input_rank)
 
     def __call__(
         self,
@@ -198,30 +187,37 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
         active = routing.active
         if active is None:
             return None
-        adapter = self._adapter
-        kernel_shape = _compat.kernel_shape(self)
-        split = self._split(len(inputs.shape))
-        if split.input_axes != tuple(range(len(inputs.shape))):
-            inputs = ops.transpose(inputs, split.input_axes)
-        inputs = self._repeat_shared(inputs, active)
-        positions = ops.shape(inputs)[: split.num_positions]
-        d_in, _ = split.matrix_shape(kernel_shape)
-        x = ops.reshape(inputs, self._by_example(positions, active, d_in))
+        flat = flatten_kernel(
+            self.equation, len(inputs.shape), self._tables.kernel_shape
+        )
+        if flat.input_axes is not None:
+            inputs = ops.transpose(inputs, flat.input_axes)
+        batch = None
+        for values in active.values():
+            batch = ops.shape(values.rows)[0]
+            break
+        if batch is not None and inputs.shape[0] == 1:
+            # All examples share it, such as relative position embeddings. Each one's
+            # update makes something else of it.
+            inputs = ops.broadcast_to(inputs, (batch, *ops.shape(inputs)[1:]))
+        positions = ops.shape(inputs)[: flat.split.num_positions]
+        x = ops.reshape(inputs, (*self._by_example(positions, batch), flat.d_in))
         delta = low_rank_update(
             x,
-            adapter.tables(routing.row_scope),
+            self._tables.by_feature(),
             active,
             routing.gathered.get(id(self)),
+            routing.row_scope,
         )
-        delta = ops.reshape(delta, (*positions, *split.output_sizes(kernel_shape)))
-        if split.output_axes != tuple(range(len(split.output_axes))):
-            delta = ops.transpose(delta, split.output_axes)
+        delta = ops.reshape(delta, (*positions, *flat.output_sizes))
+        if flat.output_axes is not None:
+            delta = ops.transpose(delta, flat.output_axes)
         return delta
 
     def _routing(
         self, inputs: Tensor, features: Mapping[str, Any] | None, training: bool | None
     ) -> Routing:
-        schema = self.features
+        schema = self._tables.schema
         routing = None
         if features is None:
             routing = current_routing(schema)
@@ -244,32 +240,14 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
         routing.ran.add(id(self))
         return routing
 
-    def _repeat_shared(
-        self, inputs: Tensor, active: Mapping[str, ActiveValues]
-    ) -> Tensor:
-        """Gives each example its own copy of an input that all examples share.
-
-        Relative position embeddings come with a leading axis of one. Each
-        example's update makes something else of them.
-        """
-        rows = inputs.shape[0]
-        if not isinstance(rows, int) or rows != 1 or not active:
-            return inputs
-        batch = next(iter(active.values())).batch_size
-        return ops.broadcast_to(inputs, (batch, *ops.shape(inputs)[1:]))
-
-    def _by_example(
-        self, positions: Any, active: Mapping[str, ActiveValues], d_in: int
-    ) -> tuple[Tensor, Tensor, int]:
-        """The shape `(batch, positions, d_in)` that gives each example its rows.
+    def _by_example(self, positions: Any, batch: Tensor | None) -> tuple[Tensor, Any]:
+        """The shape `(batch, positions)` that gives each example its rows.
 
         Samplers and expert layers repeat examples side by side: the leading
         axis is then a multiple of the batch, example-major.
         """
-        rows = batch = positions[0]
-        for values in active.values():
-            batch = values.batch_size
-            break
+        rows = positions[0]
+        batch = rows if batch is None else batch
         # Exporters have lengths of their own kind, neither ints nor tensors.
         static = not (ops.is_tensor(rows) or ops.is_tensor(batch))
         batch_or_one = max(batch, 1) if static else ops.maximum(batch, 1)
@@ -281,7 +259,7 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
             )
         # Not -1: where lengths are only known as the graph runs, it would take
         # a batch that is no multiple of the entries.
-        return batch, math.prod(positions[1:], start=rows // batch_or_one), d_in
+        return batch, math.prod(positions[1:], start=rows // batch_or_one)
 
     def kernel_delta(self, combination: Mapping[str, Any]) -> Tensor:
         """The update of one combination of values.
@@ -297,18 +275,24 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
 
     def delta_of_ids(self, ids: Mapping[str, Any]) -> Tensor:
         """`kernel_delta` of encoded values: ids of a batch of one, by axis."""
-        shape = _compat.kernel_shape(self)
-        split = self._split()
-        d_in, _ = split.matrix_shape(shape)
-        matrix = combined_matrix(self._adapter.tables(), ids, d_in)
-        unfolded = ops.reshape(matrix, [shape[axis] for axis in split.kernel_axes])
-        return ops.transpose(unfolded, split.unflatten_axes())
+        shape = self._tables.kernel_shape
+        flat = flatten_kernel(*layer_equation(self), shape)
+        matrix = combined_matrix(self._tables.by_feature(), ids, flat.d_in)
+        axes = flat.split.kernel_axes
+        unfolded = ops.reshape(matrix, [shape[axis] for axis in axes])
+        return ops.transpose(unfolded, flat.split.unflatten_axes())
+
+    def kernel_norm(self) -> float:
+        """The Frobenius norm of the base's kernel; NaN if it is not in floats."""
+        if self.quantization_mode is not None:
+            return float("nan")
+        kernel = ops.convert_to_numpy(ops.cast(self.kernel, "float32"))
+        return float(np.linalg.norm(kernel.astype("float64")))
 
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "features": self.features.get_config(),
-            "alpha": self._adapter.alpha,
         }
 
     @classmethod
@@ -320,23 +304,18 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
-        for name, variable in self._adapter.named_variables.items():
+        for name, variable in self._tables.named_variables.items():
             store[name] = variable
-        store["flix_schema"] = self._adapter.stamp()
+        store["flix_schema"] = self._tables.stamp()
 
     def load_own_variables(self, store: Any) -> None:
         saved = {name: store[name] for name in store.keys()}
         base = {n: v for n, v in saved.items() if not n.startswith("flix_")}
         tables = {n: v for n, v in saved.items() if n.startswith("flix_")}
         stamp = tables.pop("flix_schema", None)
-        if stamp is not None and not np.array_equal(stamp, self._adapter.stamp()):
-            raise ValueError(
-                f"The features in a weights file must match layer {self.path!r}. "
-                f"Expected: {self._adapter.stamp().tobytes().decode()}. Received: "
-                f"{np.asarray(stamp).tobytes().decode()}. Load it into a model "
-                "adapted with the same features, values in the same order."
-            )
-        own = self._adapter.named_variables
+        if stamp is not None:
+            self._tables.check_stamp(stamp, self.path)
+        own = self._tables.named_variables
         expected = {n: tuple(v.shape) for n, v in own.items()}
         found = {n: tuple(v.shape) for n, v in tables.items()}
         # Without any, these are plain base weights: the adapters stay as they are.

@@ -18,6 +18,7 @@ from keras import ops
 from keras_flix import _compat
 from keras_flix.features.encoding import ABSENT, WEIGHT_UNIT
 from keras_flix.features.tensor_ids import Tensor, narrow_ids
+from keras_flix.layers.factors import side_by_side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,6 @@ class FeatureTables:
         shared: Whether all examples use the one value (`always`), so that no
             look-up per example is needed.
         trained: Which values train; `None` for all.
-        row_scope: The training step without dense gradients that runs, if any.
     """
 
     name: str
@@ -91,34 +91,48 @@ class FeatureTables:
     scales: Sequence[float]
     shared: bool = False
     trained: Sequence[bool] | None = None
-    row_scope: Any = None
 
-    def look_up(self, table: Tensor, rows: Tensor) -> Tensor:
-        """Entries as of `look_up`, whose gradient is zero where they do not train."""
-        found = None if self.row_scope is None else self.row_scope.take(table, rows)
+    def look_up(self, table: Tensor, rows: Tensor, row_scope: Any = None) -> Tensor:
+        """Entries, each flat: `(*rows.shape, their size)`.
+
+        Their gradient is zero where they do not train. For `row_scope` see
+        `low_rank_update`.
+        """
+        found = None if row_scope is None else row_scope.take(table, rows)
         if found is None:
-            found = look_up(table, rows)
-        if self.trained is None or all(self.trained):
+            found = _compat.take_rows(table, rows)
+        if self.trained is None:
             return found
-        trained = look_up(ops.convert_to_tensor(self.trained, "bool"), rows)
+        trained = _compat.take_rows(ops.convert_to_tensor(self.trained, "bool"), rows)
         # Not cut off where no value trains: then too, the gradient is to be zeros.
         return ops.where(trained, found, ops.stop_gradient(found))
 
-    def gather(self, active: ActiveValues, dtype: str) -> tuple[Tensor, Tensor]:
-        """`A` of shape `(batch, d_in, k * rank)`, `B` `(batch, k * rank, d_out)`."""
+    def only(self, table: Tensor, dtype: str) -> Tensor:
+        """The entry of a table that is `shared`, of shape `table.shape[1:]`."""
+        if self.trained is None:
+            return ops.cast(table, dtype)[0]
+        found = self.look_up(table, ops.zeros((1,), "int32"))
+        return ops.reshape(ops.cast(found, dtype), table.shape[1:])
+
+    def gather(
+        self,
+        active: ActiveValues,
+        dtype: str,
+        found: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`A` of shape `(batch, d_in, k * rank)`, `B` `(batch, k * rank, d_out)`.
+
+        `found` are the entries of both tables, if they have been looked up.
+        """
+        rows, filler = active.rows, ops.cast(active.filler, dtype)
+        a, b = found or (self.look_up(self.a, rows), self.look_up(self.b, rows))
         # Selecting, not multiplying by 0: a NaN in one table must not reach
         # an example that does not use it.
-        a, b = (
-            ops.where(
-                active.present,
-                ops.cast(self.look_up(table, active.rows), dtype),
-                ops.cast(active.filler, dtype),
-            )
-            for table in (self.a, self.b)
-        )
+        a = ops.where(active.present, ops.cast(a, dtype), filler)
+        b = ops.where(active.present, ops.cast(b, dtype), filler)
         if set(self.scales) != {1.0}:
             scales = ops.convert_to_tensor(self.scales, dtype)
-            a = a * look_up(scales, active.rows)
+            a = a * _compat.take_rows(scales, active.rows)
         if not isinstance(active.weight, float):
             a = a * ops.cast(active.weight, dtype)
         elif active.weight != 1.0:
@@ -134,15 +148,11 @@ class FeatureTables:
         return ops.reshape(a, (-1, d_in, k * rank)), b
 
 
-def look_up(table: Tensor, rows: Tensor) -> Tensor:
-    """The entries of a table, each flat: `(*rows.shape, their size)`."""
-    # The gradient of `reshape` is dense: TensorFlow's optimizers would otherwise clip
-    # and square that of each example, not their sum.
-    return _compat.take_rows(ops.reshape(table, (table.shape[0], -1)), rows)
-
-
 def gather_tables(
-    tables: Sequence[FeatureTables], active: Mapping[str, ActiveValues], dtype: str
+    tables: Sequence[FeatureTables],
+    active: Mapping[str, ActiveValues],
+    dtype: str,
+    row_scope: Any = None,
 ) -> tuple[Tensor, Tensor] | None:
     """What each example's values look up: all axes in one pair, ranks side by side.
 
@@ -150,13 +160,20 @@ def gather_tables(
         `A` of shape `(batch, d_in, ranks)` and `B` of shape `(batch, ranks, d_out)`;
         `None` where all tables are `shared`.
     """
-    routed = [
-        table.gather(active[table.name], dtype) for table in tables if not table.shared
-    ]
+    found = []
+    for table in tables:
+        if not table.shared:
+            values = active[table.name]
+            a, b, rows = table.a, table.b, values.rows
+            if row_scope is None and table.trained is None:
+                entries = _compat.take_rows(a, rows), _compat.take_rows(b, rows)
+            else:
+                entries = tuple(table.look_up(x, rows, row_scope) for x in (a, b))
+            found.append((table, values, entries))
+    routed = [table.gather(values, dtype, entries) for table, values, entries in found]
     if len(routed) < 2:
         return routed[0] if routed else None
-    a, b = zip(*routed)
-    return ops.concatenate(a, axis=-1), ops.concatenate(b, axis=1)
+    return side_by_side(routed, ops.concatenate)
 
 
 def low_rank_update(
@@ -164,6 +181,7 @@ def low_rank_update(
     tables: Sequence[FeatureTables],
     active: Mapping[str, ActiveValues],
     gathered: tuple[Tensor, Tensor] | None = None,
+    row_scope: Any = None,
 ) -> Tensor:
     """The update of each example, applied to its activations.
 
@@ -174,6 +192,7 @@ def low_rank_update(
             be missing: they are then active in every example.
         gathered: What `gather_tables` gave ahead for these tables and values;
             `None` looks up now.
+        row_scope: The training step without dense gradients that runs, if any.
 
     Returns:
         `sum over f in F(x) of s_f * x @ A_f @ B_f`, of shape
@@ -181,22 +200,14 @@ def low_rank_update(
     """
     dtype = x.dtype
     if gathered is None:
-        gathered = gather_tables(tables, active, dtype)
+        gathered = gather_tables(tables, active, dtype, row_scope)
     deltas = []
     if gathered is not None:
-        a, b = (ops.cast(table, dtype) for table in gathered)
+        a, b = ops.cast(gathered[0], dtype), ops.cast(gathered[1], dtype)
         deltas.append(ops.matmul(ops.matmul(x, a), b))
     for table in tables:
         if table.shared:
-            a, b = (
-                ops.reshape(
-                    ops.cast(table.look_up(t, ops.zeros((1,), "int32")), dtype),
-                    t.shape[1:],
-                )
-                if table.trained is not None
-                else ops.cast(t, dtype)[0]
-                for t in (table.a, table.b)
-            )
+            a, b = table.only(table.a, dtype), table.only(table.b, dtype)
             delta = ops.matmul(ops.matmul(x, a * table.scales[0]), b)
             if table.name in active:
                 one = active[table.name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -38,9 +38,9 @@ class QuantizedCall(_compat.Mixin):
         return x if self.activation is None else self.activation(x)
 
 
-def check_quantized_model(model: keras.Model) -> None:
+def check_quantized_layers(layers: Iterable[keras.layers.Layer]) -> None:
     """Raises for quantization that adapters cannot be trained with."""
-    for layer in _compat.flatten_layers(model):
+    for layer in layers:
         mode = layer.quantization_mode
         if mode is not None and mode not in QUANTIZATION_MODES:
             raise ValueError(
@@ -60,7 +60,7 @@ def check_quantized_model(model: keras.Model) -> None:
             )
 
 
-def rounded_logits(model: keras.Model) -> str:
+def rounded_logits(layers: Iterable[keras.layers.Layer]) -> str:
     """The error for training a model whose logits have no proper gradient.
 
     Keras rounds the inputs of a quantized projection to integers. Its Dense and
@@ -70,7 +70,7 @@ def rounded_logits(model: keras.Model) -> str:
     Returns:
         The text, empty if the model can be trained.
     """
-    for layer in _compat.flatten_layers(model):
+    for layer in layers:
         if _compat.rounds_logits(layer):
             return (
                 "To be trained, a model must compute its logits in floating point. "

@@ -20,7 +20,6 @@ from keras import ops
 
 from keras_flix import _compat
 from keras_flix.features.tensor_ids import Tensor
-from keras_flix.layers.low_rank_update import look_up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +51,7 @@ class RowScope:
     used: Mapping[int, UsedRows] = dataclasses.field(default_factory=dict)
 
     def take(self, table: keras.Variable, rows: Tensor) -> Tensor | None:
-        """Entries as of `look_up`; `None` where the gradient is to be dense."""
+        """Entries as of `take_rows`; `None` where the gradient is to be dense."""
         if keras.config.backend() != "jax":
             found = _compat.take_with_row_gradient(table, rows)
             return ops.reshape(found, (*ops.shape(rows), math.prod(table.shape[1:])))
@@ -61,7 +60,7 @@ class RowScope:
             return None
         places = _compat.first_place(ops.reshape(rows, (-1,)), used.rows)
         first, known = (ops.reshape(one, rows.shape) for one in places)
-        found = look_up(table, rows) + look_up(used.zeros, first)
+        found = _compat.take_rows(table, rows) + _compat.take_rows(used.zeros, first)
         # A row that is not of this batch would silently get no gradient.
         return ops.where(known[..., None], found, float("nan"))
 
@@ -100,9 +99,8 @@ _scope: contextvars.ContextVar[RowScope | None] = contextvars.ContextVar(
 )
 
 
-def current_row_scope() -> RowScope | None:
-    """The scope of the training step that runs, if it is of this kind."""
-    return _scope.get()
+current_row_scope = _scope.get
+"""The scope of the training step that runs, if it is of this kind; else `None`."""
 
 
 @contextlib.contextmanager

@@ -20,24 +20,25 @@ from keras_flix.layers.low_rank_update import FeatureTables
 
 
 @dataclasses.dataclass
-class Adapter:
+class Tables:
     """The low-rank tables of one layer.
 
     Attributes:
-        schema: The axes, with ranks and dropout rates resolved.
-        alpha: The scale of a value's update is `alpha / rank`, or 1 if `None`;
-            an axis' own alpha wins.
-        variables: By axis, the variables `A` and `B`.
-        trainable: By axis, the values that train, the others being frozen; `None`
+        schema: The features, with ranks, dropout rates and alphas resolved.
+        variables: By feature, the variables `A` and `B`.
+        trainable: By feature, the values that train, the others being frozen; `None`
             for all.
+        kernel_shape: The logical shape of the layer's kernel, once it is known.
     """
 
     schema: FeatureSchema
-    alpha: float | None
     variables: dict[str, tuple[keras.Variable, keras.Variable]] = dataclasses.field(
         default_factory=dict
     )
     trainable: Mapping[str, Sequence[Value]] | None = None
+    kernel_shape: tuple[int, ...] = ()
+    _read: tuple[Any, ...] = (None, None, 0)
+    _found: list[FeatureTables] = dataclasses.field(default_factory=list)
 
     @property
     def named_variables(self) -> dict[str, keras.Variable]:
@@ -54,40 +55,67 @@ class Adapter:
             [f.name, list(f.values), list(f.ranks), f.multiple, f.always]
             for f in self.schema
         ]
-        own = {f.name: f.alpha for f in self.schema if f.alpha is not None}
-        text = json.dumps([axes, self.alpha, *([own] if own else [])])
+        alphas = {f.name: f.alpha for f in self.schema if f.alpha is not None}
+        # In the second place, files of 0.1 have an alpha for all that have none.
+        text = json.dumps([axes, None, *([alphas] if alphas else [])])
         return np.frombuffer(text.encode("utf-8"), "uint8")
 
-    def scales(self, feature: Feature) -> list[float]:
-        """`s_f` of each value of an axis."""
-        alpha = self.alpha if feature.alpha is None else feature.alpha
-        return [1.0 if alpha is None else alpha / rank for rank in feature.ranks]
+    def check_stamp(self, saved: np.ndarray, path: str) -> None:
+        """Raises if the rows of saved tables mean something else."""
+        own = self.stamp()
+        if not np.array_equal(saved, own) and _meaning(saved) != _meaning(own):
+            raise ValueError(
+                f"The features in a weights file must match layer {path!r}. "
+                f"Expected: {own.tobytes().decode()}. Received: "
+                f"{np.asarray(saved).tobytes().decode(errors='replace')}. Load it "
+                "into a model adapted with the same features, values in the same "
+                "order."
+            )
 
     def trained(self, feature: Feature) -> list[bool] | None:
-        """Which values of an axis train; `None` for all."""
+        """Which values of a feature train; `None` for all."""
         if self.trainable is None:
             return None
-        named = self.trainable.get(feature.name, ())
+        named = set(self.trainable.get(feature.name, ()))
+        if named.issuperset(feature.values):
+            return None
         return [value in named for value in feature.values]
 
-    def factors(self, axis: str) -> Factors:
-        """The updates of an axis as factors in float64."""
-        a, b = map(ops.convert_to_numpy, self.variables[axis])
-        return Factors.of(a, b, self.scales(self.schema[axis]))
+    def factors(self, feature: str) -> Factors:
+        """The updates of a feature as factors in float64."""
+        a, b = map(ops.convert_to_numpy, self.variables[feature])
+        return Factors.of(a, b, self.schema[feature].scales)
 
-    def tables(self, row_scope: Any = None) -> list[FeatureTables]:
-        """What the update reads; for `row_scope` see `FeatureTables`."""
-        return [
-            FeatureTables(
-                feature.name,
-                *self.variables[feature.name],
-                scales=self.scales(feature),
-                shared=feature.always,
-                trained=self.trained(feature),
-                row_scope=row_scope,
-            )
-            for feature in self.schema
-        ]
+    def by_feature(self) -> list[FeatureTables]:
+        """What the update reads, in the order of the schema."""
+        # Read in every pass of a model, and changed hardly ever.
+        schema, trainable, count = self._read
+        if (
+            schema is not self.schema
+            or trainable is not self.trainable
+            or count != len(self.variables)
+        ):
+            self._found = [
+                FeatureTables(
+                    feature.name,
+                    *self.variables[feature.name],
+                    scales=feature.scales,
+                    shared=feature.always,
+                    trained=self.trained(feature),
+                )
+                for feature in self.schema
+            ]
+            self._read = self.schema, self.trainable, len(self.variables)
+        return self._found
+
+
+def _meaning(stamp: np.ndarray) -> Any:
+    """The features that a stamp describes, each with its alpha; `None` for none."""
+    try:
+        axes, alpha, *own = json.loads(np.asarray(stamp).tobytes())
+        return [(axis, dict(*own).get(axis[0], alpha)) for axis in axes]
+    except (LookupError, TypeError, ValueError):
+        return None
 
 
 class Constant(keras.initializers.Initializer):

@@ -6,14 +6,12 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import keras
-
 from keras_flix import _compat
-from keras_flix.models.adapted.model import surgery_of
+from keras_flix.models.adapted.adaptation import Model, adaptation_of
 
 
 @contextlib.contextmanager
-def adapters_disabled(model: keras.Model) -> Iterator[keras.Model]:
+def adapters_disabled(model: Model) -> Iterator[Model]:
     """Within the block, the model is exactly its base model.
 
     Feature entries may then be left out of the inputs. What other models or
@@ -36,20 +34,20 @@ def adapters_disabled(model: keras.Model) -> Iterator[keras.Model]:
     ```
     """
     # A task and its backbone share layers, so they go together.
-    surgery = surgery_of(model)
+    adaptation = adaptation_of(model)
     before: list[tuple[Any, bool, dict[str, Any]]] = []
 
     def begin() -> None:
-        for m in surgery.parts:
-            before.append((m, m._flix.disabled, _compat.reset_functions(m)))
-            m._flix.disabled = True
+        for m in adaptation.parts:
+            before.append((m, m._adaptation.disabled, _compat.reset_functions(m)))
+            m._adaptation.disabled = True
 
     def end() -> None:
         for m, disabled, functions in before:
-            m._flix.disabled = disabled
+            m._adaptation.disabled = disabled
             _compat.reset_functions(m)
             for name, function in functions.items():
                 setattr(m, name, function)
 
-    with surgery.turns.block(begin, end):
+    with adaptation.turns.block(begin, end):
         yield model

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import keras_hub
 
 from keras_flix import _compat
-from keras_flix.features.feature import Feature, check_alpha
+from keras_flix.features.feature import check_alpha
 from keras_flix.features.input_entries import TEXT_KEYS
-from keras_flix.features.schema import FeatureSchema
+from keras_flix.features.schema import Dropouts, Features, FeatureSchema, Ranks
 from keras_flix.layers import FlixDense, FlixEinsumDense
 from keras_flix.layers.active_scope import carry_routing
 from keras_flix.layers.checks import check_ranks
 from keras_flix.layers.low_rank_layer import LowRankLayer
-from keras_flix.layers.quantized import check_quantized_model, rounded_logits
+from keras_flix.layers.quantized import check_quantized_layers, rounded_logits
+from keras_flix.models.adapted.adaptation import Adaptation, Model, is_adapted
 from keras_flix.models.adapted.devices import check_devices, creation_scope
-from keras_flix.models.adapted.model import Surgery, is_adapted, routed_class
+from keras_flix.models.adapted.model import routed_class
 from keras_flix.models.adapted.thread_lock import Turns
 from keras_flix.models.adapted.unsupported import never_runs
-from keras_flix.models.targets import find_targets
+from keras_flix.models.targets import Placed, find_targets
 
 ADAPTED_CLASSES: dict[type, type[LowRankLayer]] = {
     keras.layers.EinsumDense: FlixEinsumDense,
@@ -31,15 +32,15 @@ ADAPTED_CLASSES: dict[type, type[LowRankLayer]] = {
 
 
 def enable_flix(
-    model: keras.Model,
-    features: FeatureSchema | Sequence[Feature] | Mapping[str, Sequence[Any]],
+    model: Model,
+    features: Features,
     *,
-    rank: Any = 4,
+    rank: Ranks = 4,
     alpha: float | None = None,
-    dropout: Any = 0.0,
+    dropout: Dropouts = 0.0,
     targets: str | Sequence[str] | None = None,
     seed: int | None = None,
-) -> keras.Model:
+) -> Model:
     """Gives every feature value a low-rank update of the model's layers.
 
     The model is changed in place and stays the same object; its layer names,
@@ -91,25 +92,29 @@ def enable_flix(
     >>> tuple(model(batch).shape)
     (3, 4)
     """
-    schema = FeatureSchema(features).resolve(rank, dropout)
-    _check_model(model, schema)
-    return adapt_layers(
-        model, schema, find_targets(model, targets), alpha=alpha, seed=seed
-    )
+    schema = FeatureSchema(features).resolve(rank, dropout, check_alpha(alpha))
+    walk = _checked_walk(model, schema)
+    layers = find_targets(model, targets, walk)
+    return adapt_layers(model, schema, layers, alpha=alpha, seed=seed, walk=walk)
 
 
 def adapt_layers(
-    model: keras.Model,
+    model: Model,
     schema: FeatureSchema,
     layers: dict[str, Any],
     *,
     alpha: float | None,
     seed: int | None,
-) -> keras.Model:
-    """`enable_flix` for layers that are known, with a schema that is resolved."""
-    check_alpha(alpha)
+    walk: Sequence[Placed] | None = None,
+) -> Model:
+    """`enable_flix` for layers that are known, with a schema that is resolved.
+
+    `walk` is what `_checked_walk` gave, if it has run.
+    """
+    schema = schema.resolve(alpha=check_alpha(alpha))
     seed = checked_seed(seed)
-    _check_model(model, schema)
+    walk = _checked_walk(model, schema) if walk is None else walk
+    inner = [layer for layer, _ in walk]
     for layer in layers.values():
         _check_stock(layer)
         check_ranks(layer, schema)
@@ -118,17 +123,17 @@ def adapt_layers(
     with creation_scope(model):
         for key, layer in layers.items():
             adapted = ADAPTED_CLASSES[type(layer)]
-            adapted.from_layer(layer, schema, alpha=alpha, seed=seed, key=key)
+            adapted.from_layer(layer, schema, seed=seed, key=key)
+    parts = _parts(model)
     tables = [
         variable
         for layer in layers.values()
-        for variable in layer._adapter.named_variables.values()
+        for variable in layer._tables.named_variables.values()
     ]
-    parts = _parts(model)
     _compat.freeze(model, [*parts, *layers.values()], tables)
     turns = Turns()
     for part in parts:
-        surgery = Surgery(
+        adaptation = Adaptation(
             schema=schema,
             alpha=alpha,
             layers=layers,
@@ -141,13 +146,13 @@ def adapt_layers(
             turns=turns,
         )
         if isinstance(part, keras_hub.models.Task):
-            surgery.no_gradient = rounded_logits(part)
-        _route(part, surgery)
+            adaptation.no_gradient = rounded_logits(inner)
+        _route(part, adaptation)
     if any(feature.dropout for feature in schema):
         with creation_scope(model):
             add_dropout_seed(parts, seed)
-    _compat.wrap_rematerialization(model, carry_routing)
-    _compat.track_torch_parameters(model)
+    _compat.wrap_rematerialization(inner, carry_routing)
+    _compat.track_torch_parameters([*inner, model])
     return model
 
 
@@ -175,31 +180,33 @@ def add_dropout_seed(parts: list[Any], seed: int) -> None:
     """Gives an adapted model what drives its feature dropout."""
     dropout_seed = keras.random.SeedGenerator(seed)
     for part in parts:
-        part._flix.dropout_seed = dropout_seed
+        part._adaptation.dropout_seed = dropout_seed
     # Its state must be among the variables of each part, once.
     with _compat.unlocked(parts[0]):
         parts[0]._flix_dropout_seed = dropout_seed
 
 
-def _route(model: keras.Model, surgery: Surgery) -> None:
+def _route(model: keras.Model, adaptation: Adaptation) -> None:
     _compat.change_class(model, routed_class(type(model)))  # type: ignore[arg-type]
     with _compat.unlocked(model):
-        surgery.takes_training = _compat.accept_training(model)
+        adaptation.takes_training = _compat.accept_training(model)
         # A namespace, which Keras does not look into: the layers are the
         # model's already, and tracking them twice would rename their paths.
-        object.__setattr__(model, "_flix", surgery)
+        object.__setattr__(model, "_adaptation", adaptation)
     _compat.reset_functions(model)
 
 
-def _check_model(model: Any, schema: FeatureSchema) -> None:
+def _checked_walk(model: Any, schema: FeatureSchema) -> list[Placed]:
+    """All layers of a model; raises for one that cannot be adapted."""
     if not isinstance(model, keras.Model):
         raise ValueError(
             "`model` must be a keras.Model. Received: an object of type "
             f"{type(model).__name__}. For a single layer, use FlixEinsumDense or "
             "FlixDense."
         )
-    adapted = [m for m in _compat.flatten_layers(model) if isinstance(m, LowRankLayer)]
-    if is_adapted(model) or adapted:
+    walk = _compat.layers_with_parents(model)
+    inner = [layer for layer, _ in walk]
+    if is_adapted(model) or any(isinstance(layer, LowRankLayer) for layer in inner):
         raise ValueError(
             "A model can be adapted once. Received: a model that `enable_flix` has "
             "adapted already. Start from a fresh model, or use "
@@ -211,9 +218,10 @@ def _check_model(model: Any, schema: FeatureSchema) -> None:
             f"kernels. Received: an unbuilt {type(model).__name__}. Call it on a "
             "batch first."
         )
-    check_quantized_model(model)
+    check_quantized_layers(inner)
     check_devices(model)
     check_names(model, schema)
+    return walk
 
 
 def check_names(model: keras.Model, schema: FeatureSchema) -> None:

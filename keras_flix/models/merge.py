@@ -6,16 +6,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import keras
 import keras_hub
 from keras import ops
 
 from keras_flix import _compat
-from keras_flix.models.adapted.model import surgery_of
+from keras_flix.models.adapted.adaptation import Model, adaptation_of
 from keras_flix.models.adapted.plain_view import plain_view
 
 
-def merge_features(model: keras.Model, combination: Mapping[str, Any]) -> keras.Model:
+def merge_features(model: Model, combination: Mapping[str, Any]) -> Model:
     """A plain model that computes what the adapted one does for one combination.
 
     Args:
@@ -33,8 +32,8 @@ def merge_features(model: keras.Model, combination: Mapping[str, Any]) -> keras.
         ValueError: If the combination is not of the model's features, or the
             base is quantized.
     """
-    surgery = surgery_of(model)
-    for path, layer in surgery.layers.items():
+    adaptation = adaptation_of(model)
+    for path, layer in adaptation.layers.items():
         if layer.quantization_mode is not None:
             raise ValueError(
                 "Only floating-point kernels can be merged: a sum with a quantized "
@@ -43,16 +42,12 @@ def merge_features(model: keras.Model, combination: Mapping[str, Any]) -> keras.
                 "the model without quantization, `load_adapters` into it and merge "
                 "there; that plain model can be quantized."
             )
-    ids = surgery.schema.encode_one(combination)
+    ids = adaptation.schema.encode_one(combination)
     filling = _Filling(
         deltas={
-            id(layer): layer.delta_of_ids(ids) for layer in surgery.layers.values()
+            id(layer): layer.delta_of_ids(ids) for layer in adaptation.layers.values()
         },
-        tables={
-            id(variable)
-            for layer in surgery.layers.values()
-            for variable in layer._adapter.named_variables.values()
-        },
+        tables={id(table.variable) for table in adaptation.tables()},
     )
     with plain_view(model):
         if isinstance(model, (keras_hub.models.Task, keras_hub.models.Backbone)):

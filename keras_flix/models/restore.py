@@ -8,9 +8,9 @@ from typing import Any
 import keras
 
 from keras_flix.features.schema import FeatureSchema
+from keras_flix.models.adapted.adaptation import adaptation_of
 from keras_flix.models.adapted.frozen_values import choose
-from keras_flix.models.adapted.model import surgery_of
-from keras_flix.models.adapted.plain_view import REGISTERED_NAME, linear_layers
+from keras_flix.models.adapted.plain_view import REGISTERED_NAME, layers_with_kernels
 from keras_flix.models.enable import adapt_layers
 from keras_flix.models.targets import keyed_layers
 
@@ -22,7 +22,7 @@ class AdaptedModel:
     def from_config(cls, config: Mapping[str, Any]) -> keras.Model:
         """The model whose `get_config` gave `config`, with fresh tables."""
         base = keras.saving.deserialize_keras_object(dict(config["base"]))
-        linear = linear_layers(base)
+        linear = layers_with_kernels(base)
         keys = {id(layer): key for key, layer in keyed_layers(base)}
         layers = {}
         for position, name in config["layers"]:
@@ -39,7 +39,7 @@ class AdaptedModel:
         model = adapt_layers(
             base, schema, layers, alpha=config["alpha"], seed=config["seed"]
         )
-        choose(surgery_of(model), config.get("trainable"))
+        choose(adaptation_of(model), config.get("trainable"))
         return model
 
 

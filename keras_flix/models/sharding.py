@@ -9,7 +9,7 @@ import keras
 
 from keras_flix.layers.checks import layer_equation
 from keras_flix.layers.einsum_split import KernelSplit, split_equation
-from keras_flix.models.adapted.model import is_adapted
+from keras_flix.models.adapted.adaptation import is_adapted
 from keras_flix.models.targets import linear_layers
 
 Axes = tuple[str | None, ...]

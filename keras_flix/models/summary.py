@@ -10,8 +10,8 @@ from typing import Any
 import keras
 
 from keras_flix import _compat
+from keras_flix.models.adapted.adaptation import adaptation_of
 from keras_flix.models.adapted.frozen_values import frozen_rows
-from keras_flix.models.adapted.model import surgery_of
 
 MB = 1e6
 
@@ -55,22 +55,20 @@ def flix_summary(
     Returns:
         A `FlixSummary`.
     """
-    surgery = surgery_of(model)
-    parameters = {feature.name: 0 for feature in surgery.schema}
-    tables: list[keras.Variable] = []
-    for layer in surgery.layers.values():
-        for name, pair in layer._adapter.variables.items():
-            parameters[name] += sum(math.prod(v.shape) for v in pair)
-            tables += pair
+    adaptation = adaptation_of(model)
+    parameters = {feature.name: 0 for feature in adaptation.schema}
+    for table in adaptation.tables():
+        parameters[table.feature] += math.prod(table.variable.shape)
+    tables = [table.variable for table in adaptation.tables()]
     adapter_bytes = _compat.memory_of(tables)
-    frozen = frozen_rows(surgery)
+    frozen = frozen_rows(adaptation)
     idle = sum(
         int(frozen[id(v)].sum()) * math.prod(v.shape[1:])
         for v in tables
         if id(v) in frozen
     )
     summary = FlixSummary(
-        layers={p: _compat.kernel_shape(lyr) for p, lyr in surgery.layers.items()},
+        layers={p: _compat.kernel_shape(lyr) for p, lyr in adaptation.layers.items()},
         parameters=parameters,
         trainable=sum(math.prod(v.shape) for v in model.trainable_variables) - idle,
         total=sum(math.prod(v.shape) for v in model.weights),
@@ -78,15 +76,15 @@ def flix_summary(
         adapter_bytes=adapter_bytes,
     )
     if print_fn is not None:
-        for line in _lines(surgery, summary):
+        for line in _lines(adaptation, summary):
             print_fn(line)
     return summary
 
 
-def _lines(surgery: Any, summary: FlixSummary) -> list[str]:
+def _lines(adaptation: Any, summary: FlixSummary) -> list[str]:
     lines = [f"FLix adapters in {len(summary.layers)} layers:"]
     lines += [f"  {path} {shape}" for path, shape in summary.layers.items()]
-    for feature in surgery.schema:
+    for feature in adaptation.schema:
         ranks = sorted(set(feature.ranks))
         rank = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
         always = ", always active" if feature.always else ""
@@ -99,8 +97,8 @@ def _lines(surgery: Any, summary: FlixSummary) -> list[str]:
         f"Trainable: {summary.trainable:,} of {summary.total:,} parameters "
         f"({summary.share:.2%})."
     )
-    if surgery.trainable is not None:
-        chosen = [f"{axis} {list(v)}" for axis, v in surgery.trainable.items()]
+    if adaptation.trainable is not None:
+        chosen = [f"{axis} {list(v)}" for axis, v in adaptation.trainable.items()]
         lines.append(f"Only these values train: {', '.join(chosen)}.")
     base, adapters = summary.base_bytes / MB, summary.adapter_bytes / MB
     lines.append(

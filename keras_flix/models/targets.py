@@ -14,51 +14,36 @@ from keras_flix import _compat
 from keras_flix._utils.near_names import most_alike
 from keras_flix.layers.checks import layer_equation
 from keras_flix.layers.einsum_split import split_equation
-
-ATTENTION_PROJECTIONS = re.compile(
-    r"(query|key|value|output)(_(dense|projector|proj|layer))?|receptance"
-    r"|attention_(output|qkv|projection)|query_key_value"
-    r"|[qkvo]_(proj|dense_layer)|out_proj|in_proj_(qkv|z)"
+from keras_flix.models.family_names import (
+    ATTENTION,
+    ATTENTION_PROJECTIONS,
+    HEADS,
+    NEVER_BY_DEFAULT,
+    OTHER_MEDIA,
 )
-"""Names that KerasHub's families give to the projections of attention."""
 
-ATTENTION = re.compile(r".*(attention|attn|mha|time_?mix|mixer).*", re.IGNORECASE)
-"""Names, or classes, of the layers right around them."""
-
-NEVER_BY_DEFAULT = re.compile(
-    r"(?!per_layer_input_gate)(.*[/_])?(logits|gate|experts?|embeddings?)|.*router.*"
-    r"|(.*expert|sparse_feedforward)_gate_dense|(prediction|correction)_coefs"
-)
-"""Routers, expert gates and embeddings, and the coefficients by which Gemma3n
-mixes its streams: only when named."""
-
-HEADS = re.compile(r"(.*_)?head")
-"""Heads inside of KerasHub's backbones, such as RWKV7's."""
-
-OTHER_MEDIA = (
-    "vision_encoder",
-    "vit_encoder",
-    "audio_encoder",
-    "qformer",
-    "embed_vision",
-    "embed_audio",
-)
-"""Where backbones of language models keep what reads images and sound."""
+Placed = tuple[Any, tuple[Any, ...]]
+"""A layer with those that hold it, the model first."""
 
 
 def find_targets(
-    model: keras.Model, targets: str | Sequence[str] | None
+    model: keras.Model,
+    targets: str | Sequence[str] | None,
+    walk: Sequence[Placed] | None = None,
 ) -> dict[str, keras.layers.Layer]:
     """The layers that `targets` selects.
 
     Args:
         model: The model.
         targets: See `enable_flix`.
+        walk: All layers of the model, if they are at hand.
 
     Returns:
         The layers by path (see `keyed_layers`).
     """
-    candidates = keyed_layers(model)
+    walk = _compat.layers_with_parents(model) if walk is None else walk
+    linear = _linear(walk)
+    candidates = _keyed(linear)
     if not candidates:
         raise ValueError(
             "The model must hold built EinsumDense or Dense layers. Received: a "
@@ -71,7 +56,7 @@ def find_targets(
             f"regexes. Received: targets={targets!r}. Pass a list."
         )
     if targets is None:
-        chosen = attention_projections(model)
+        chosen = _attention_projections(model, linear)
         if not chosen:
             raise ValueError(
                 "Without `targets`, the model must have attention projections. "
@@ -86,9 +71,9 @@ def find_targets(
                 f"or regexes. Received: targets={targets!r}. Write "
                 f"[{targets!r}] to name one layer."
             )
-        chosen = all_linear(model)
+        chosen = _all_linear(model, linear)
     else:
-        chosen = _named(model, candidates, list(targets))
+        chosen = _named(walk, candidates, list(targets))
     keys = {id(layer): key for key, layer in candidates}
     by_key: dict[str, keras.layers.Layer] = {}
     for layer in chosen:
@@ -106,7 +91,7 @@ def find_targets(
 
 def linear_layers(model: keras.Model) -> list[keras.layers.Layer]:
     """All built stock `EinsumDense` and `Dense` layers of a model."""
-    return [layer for layer, _ in _linear_with_parents(model)]
+    return [layer for layer, _ in _linear(_compat.layers_with_parents(model))]
 
 
 def keyed_layers(model: keras.Model) -> list[tuple[str, keras.layers.Layer]]:
@@ -116,24 +101,23 @@ def keyed_layers(model: keras.Model) -> list[tuple[str, keras.layers.Layer]]:
     its place: SmolLM3 builds all its `o_proj` outside of their blocks, and the
     two towers of CLIP have the same paths inside.
     """
-    pairs = _linear_with_parents(model)
-    keys = [layer.path for layer, _ in pairs]
+    return _keyed(_linear(_compat.layers_with_parents(model)))
+
+
+def _linear(walk: Sequence[Placed]) -> list[Placed]:
+    stock = (keras.layers.EinsumDense, keras.layers.Dense)
+    return [pair for pair in walk if type(pair[0]) in stock and pair[0].built]
+
+
+def _keyed(linear: Sequence[Placed]) -> list[tuple[str, keras.layers.Layer]]:
+    keys = [layer.path for layer, _ in linear]
     for place in (_below_parent, _below_tower):
         shared = {key for key, count in Counter(keys).items() if count > 1}
         keys = [
             place(layer, parents) if key in shared else key
-            for key, (layer, parents) in zip(keys, pairs)
+            for key, (layer, parents) in zip(keys, linear)
         ]
-    return [(key, layer) for key, (layer, _) in zip(keys, pairs)]
-
-
-def _linear_with_parents(model: keras.Model) -> list[tuple[Any, tuple[Any, ...]]]:
-    stock = (keras.layers.EinsumDense, keras.layers.Dense)
-    return [
-        (layer, parents)
-        for layer, parents in _compat.layers_with_parents(model)
-        if type(layer) in stock and layer.built
-    ]
+    return [(key, layer) for key, (layer, _) in zip(keys, linear)]
 
 
 def _below_parent(layer: Any, parents: tuple[Any, ...]) -> str:
@@ -154,33 +138,37 @@ def _below_tower(layer: Any, parents: tuple[Any, ...]) -> str:
     return path
 
 
-def attention_projections(model: keras.Model) -> list[keras.layers.Layer]:
+def _attention_projections(
+    model: keras.Model, linear: Sequence[Placed]
+) -> list[keras.layers.Layer]:
     """The projections of the attention layers of a model.
 
     Of a language model that also reads images or sound, those of its text
     decoder; of a task, those of its backbone.
     """
-    chosen = []
-    for layer, parents in _linear_with_parents(model):
+    chosen: list[Placed] = []
+    for layer, parents in linear:
         parent = parents[-1]
         around = f"{parent.name} {type(parent).__name__}"
         inside = isinstance(parent, keras.Model) or ATTENTION.fullmatch(around)
         if inside and ATTENTION_PROJECTIONS.fullmatch(layer.name):
             if not _borrows(layer, parent):
-                chosen.append(layer)
+                chosen.append((layer, parents))
     return _of_language_model(model, chosen)
 
 
-def all_linear(model: keras.Model) -> list[keras.layers.Layer]:
+def _all_linear(
+    model: keras.Model, linear: Sequence[Placed]
+) -> list[keras.layers.Layer]:
     """What `targets="all-linear"` selects."""
     is_hub = isinstance(model, (keras_hub.models.Task, keras_hub.models.Backbone))
-    chosen = []
-    for layer, parents in _linear_with_parents(model):
+    chosen: list[Placed] = []
+    for layer, parents in linear:
         routes = any("router" in parent.name for parent in parents[1:])
         is_head = is_hub and HEADS.fullmatch(layer.name)
         never = routes or is_head or NEVER_BY_DEFAULT.fullmatch(layer.name)
         if not never and not _borrows(layer, parents[-1]):
-            chosen.append(layer)
+            chosen.append((layer, parents))
     return _of_language_model(model, chosen)
 
 
@@ -194,29 +182,28 @@ def _borrows(layer: Any, attention: Any) -> bool:
 
 
 def _of_language_model(
-    model: keras.Model, layers: list[keras.layers.Layer]
+    model: keras.Model, chosen: Sequence[Placed]
 ) -> list[keras.layers.Layer]:
     """Leaves out heads of a task, and what reads images and sound beside text."""
     backbone = model
     if isinstance(model, keras_hub.models.Task):
         backbone = model.backbone
         inside = {id(layer) for layer in _compat.flatten_layers(backbone)}
-        layers = [layer for layer in layers if id(layer) in inside]
-    if hasattr(backbone, "text_encoder"):
-        # As in CLIP, where both towers are the model.
-        return layers
-    others = [getattr(backbone, name, None) for name in OTHER_MEDIA]
-    reading = {
-        id(layer)
-        for other in others
-        if isinstance(other, keras.layers.Layer)
-        for layer in [other, *_compat.flatten_layers(other)]
-    }
-    return [layer for layer in layers if id(layer) not in reading]
+        chosen = [pair for pair in chosen if id(pair[0]) in inside]
+    reading: set[int] = set()
+    if not hasattr(backbone, "text_encoder"):
+        # Otherwise as in CLIP, where both towers are the model.
+        others = [getattr(backbone, name, None) for name in OTHER_MEDIA]
+        reading = {id(x) for x in others if isinstance(x, keras.layers.Layer)}
+    return [
+        layer
+        for layer, parents in chosen
+        if not reading.intersection(map(id, (*parents, layer)))
+    ]
 
 
 def _named(
-    model: keras.Model,
+    walk: Sequence[Placed],
     candidates: list[tuple[str, keras.layers.Layer]],
     targets: list[Any],
 ) -> list[keras.layers.Layer]:
@@ -236,7 +223,7 @@ def _named(
             or pattern.fullmatch(layer.path)
         ]
         if not matches:
-            raise ValueError(_no_match(model, candidates, target, pattern))
+            raise ValueError(_no_match(walk, candidates, target, pattern))
         chosen |= {id(layer): layer for layer in matches}
     return list(chosen.values())
 
@@ -253,14 +240,14 @@ def _compiled(target: Any) -> re.Pattern[str]:
 
 
 def _no_match(
-    model: keras.Model,
+    walk: Sequence[Placed],
     candidates: list[tuple[str, keras.layers.Layer]],
     target: str,
     pattern: re.Pattern[str],
 ) -> str:
     others = [
         layer
-        for layer in _compat.flatten_layers(model)
+        for layer, _ in walk
         if layer.name == target or (layer.path and pattern.fullmatch(layer.path))
     ]
     if others:

@@ -47,7 +47,7 @@ def mse(model, inputs):
 def gone(model, *axes):
     """Takes the updates of axes away for a block."""
     tables = [
-        model.get_layer(layer)._adapter.variables[axis][1]
+        model.get_layer(layer)._tables.variables[axis][1]
         for layer in ("hidden", "head")
         for axis in axes
     ]

@@ -39,7 +39,7 @@ def adapted(train=True):
 def zero_beyond_ranks(model):
     """As training leaves them: a lower rank has zeros in both tables."""
     for name in LAYERS:
-        a, b = model.get_layer(name)._adapter.variables["task"]
+        a, b = model.get_layer(name)._tables.variables["task"]
         for variable, beyond in ((a, np.s_[0, :, 1:]), (b, np.s_[0, 1:])):
             table = to_numpy(variable).copy()
             table[beyond] = 0.0
@@ -48,12 +48,12 @@ def zero_beyond_ranks(model):
 
 
 def tables_of(model, layer, axis):
-    pair = model.get_layer(layer)._adapter.variables[axis]
+    pair = model.get_layer(layer)._tables.variables[axis]
     return [to_numpy(variable).copy() for variable in pair]
 
 
 def set_table(model, layer, axis, part, value):
-    model.get_layer(layer)._adapter.variables[axis]["ab".index(part)].assign(value)
+    model.get_layer(layer)._tables.variables[axis]["ab".index(part)].assign(value)
 
 
 def dense(model, layer, axis, value):
@@ -114,7 +114,7 @@ def test_norms_keep_digits_where_factors_cancel():
 @pytest.mark.parametrize("layers", [None, ["head"], ["h.*"]])
 @pytest.mark.parametrize("block", [1, 2**23])
 def test_similarity(axis, layers, block, monkeypatch):
-    monkeypatch.setattr("keras_flix.analysis.sources.BLOCK", block)
+    monkeypatch.setattr("keras_flix.layers.factors.BLOCK", block)
     model = adapted()
     found = analysis.value_similarity(model, axis, layers)
     assert found.layers == (("head",) if layers == ["head"] else LAYERS)
@@ -131,9 +131,7 @@ def test_similarity(axis, layers, block, monkeypatch):
 def test_similar_and_opposite_values():
     model = adapted()
     for layer in LAYERS:
-        a, b = (
-            to_numpy(v) for v in model.get_layer(layer)._adapter.variables["domain"]
-        )
+        a, b = (to_numpy(v) for v in model.get_layer(layer)._tables.variables["domain"])
         set_table(model, layer, "domain", "a", a[[0, 0, 0]] * [[[1]], [[3]], [[-2]]])
         set_table(model, layer, "domain", "b", b[[0, 0, 0]])
     found = analysis.value_similarity(model, "domain")
@@ -234,7 +232,7 @@ def test_many_values():
     randomize(model)
     found = analysis.value_similarity(model, "language").matrix
     a, b = (
-        to_numpy(v) for v in model.get_layer("hidden")._adapter.variables["language"]
+        to_numpy(v) for v in model.get_layer("hidden")._tables.variables["language"]
     )
     whole = (a.astype("float64") @ b.astype("float64")).reshape(300, -1)
     whole /= np.linalg.norm(whole, axis=1, keepdims=True)

@@ -64,7 +64,7 @@ def test_inspect_as_json(capsys, tmp_path):
     combination = {"task": None, "domain": ["news"]}
     keras_flix.merge_features(model, combination)
     for layer in layers:
-        layer._adapter.variables["shared"][1].assign(np.zeros((1, 2, layer.units)))
+        layer._tables.variables["shared"][1].assign(np.zeros((1, 2, layer.units)))
     deltas = [to_numpy(layer.kernel_delta(combination)) for layer in layers]
     norm = np.sqrt(sum((delta**2).sum() for delta in deltas))
     ((_, _), (value, found)) = data["norms"]["domain"]
@@ -119,8 +119,8 @@ def test_diff_measures_updates(capsys, tmp_path):
     model = keras_flix.enable_flix(make_mlp(), FEATURES, rank=2, targets="all-linear")
     one, two = (str(tmp_path / f"{n}.flix.safetensors") for n in "ab")
     keras_flix.save_adapters(randomize(model), one)
-    for layer in model._flix.layers.values():
-        a, b = layer._adapter.variables["language"]
+    for layer in model._adaptation.layers.values():
+        a, b = layer._tables.variables["language"]
         # The same update from other factors, and one that is a tenth larger.
         a.assign(to_numpy(a) * np.array([1, 2, 1.1])[:, None, None])
         b.assign(to_numpy(b) / np.array([1, 2, 1])[:, None, None])
@@ -159,8 +159,8 @@ def test_diff_names_what_else_differs(capsys, tmp_path):
     with_alpha = saved(tmp_path, "alpha", alpha=8)
     found = answer(capsys, "diff", one, with_alpha, code=1)
     assert found["notes"] == [
-        "task: alpha None -> 8",
-        "language: alpha None -> 8",
+        "task: alpha None -> 8.0",
+        "language: alpha None -> 8.0",
     ]
     # Alpha 8 at rank 2 is a scale of 4 for 1.
     for pairs in found["values"].values():

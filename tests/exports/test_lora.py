@@ -62,9 +62,9 @@ def many_kinds():
 def within_ranks(many_kinds):
     """Zero beyond the values' ranks, as in training; `randomize` fills that too."""
     model = copy.deepcopy(many_kinds)
-    for layer in model._flix.layers.values():
-        for feature in model._flix.schema:
-            a, b = layer._adapter.variables[feature.name]
+    for layer in model._adaptation.layers.values():
+        for feature in model._adaptation.schema:
+            a, b = layer._tables.variables[feature.name]
             beyond = np.arange(a.shape[-1]) >= np.asarray(feature.ranks)[:, None]
             a.assign(np.where(beyond[:, None], 0.0, to_numpy(a)))
             b.assign(np.where(beyond[..., None], 0.0, to_numpy(b)))
@@ -80,8 +80,8 @@ def read(directory):
 def assert_deltas(model, combination, directory):
     """Each `B @ A` is the update of its layer, whose kernel is `(heads, in, dim)`."""
     config, tensors = read(directory)
-    assert len(tensors) == 2 * len(model._flix.layers)
-    for path, layer in model._flix.layers.items():
+    assert len(tensors) == 2 * len(model._adaptation.layers)
+    for path, layer in model._adaptation.layers.items():
         block, _, below = path.partition("/")
         name = f"model.layers.{block[-1]}.{MODULES[below]}"
         a, b = (tensors[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
@@ -238,8 +238,8 @@ def test_ranks_beyond_those_of_servers_are_refused(tmp_path):
 @pytest.mark.parametrize("part", "ab")
 def test_tables_that_are_not_finite_are_refused(part, tmp_path):
     model = make(targets=["ffw_linear"])
-    layer = model._flix.layers["decoder_block_0/ffw_linear"]
-    table = layer._adapter.named_variables[f"flix_language_{part}"]
+    layer = model._adaptation.layers["decoder_block_0/ffw_linear"]
+    table = layer._tables.named_variables[f"flix_language_{part}"]
     broken = np.array(to_numpy(table))
     broken[1, 0, 0] = np.nan
     table.assign(broken)

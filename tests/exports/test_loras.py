@@ -66,7 +66,7 @@ def test_all_combinations_with_one_rank_and_an_index(tmp_path):
         "features": {"task": "qa", "language": "sw"},
         "directory": "qa-sw",
     }
-    (layer,) = model._flix.layers.values()
+    (layer,) = model._adaptation.layers.values()
     for adapter in adapters:
         rank, delta = delta_of(tmp_path / "all" / adapter["directory"])
         assert rank == 8
@@ -93,7 +93,7 @@ def test_the_rank_of_the_highest_holds_for_all(tmp_path):
     assert [a["features"] for a in index["adapters"]] == combinations
     names = [a["directory"] for a in index["adapters"]]
     assert names == ["qa-none", "qa-sw", "none-0.5-sw+0.25-yo", "none-none"]
-    (layer,) = model._flix.layers.values()
+    (layer,) = model._adaptation.layers.values()
     for name, combination in zip(names, combinations):
         rank, delta = delta_of(tmp_path / "some" / name)
         expected = to_numpy(layer.kernel_delta(combination))
@@ -131,7 +131,7 @@ def test_integers_are_values_and_a_lora_is_one_combination(tmp_path):
     export_loras(model, None, tmp_path / "two")
     index = read_index(tmp_path / "two")
     assert [a["features"] for a in index["adapters"]] == [{"domain": 7}, {"domain": 5}]
-    (layer,) = model._flix.layers.values()
+    (layer,) = model._adaptation.layers.values()
     _, delta = delta_of(tmp_path / "two" / "5")
     expected = to_numpy(layer.kernel_delta({"domain": 5}))
     np.testing.assert_allclose(delta, expected, atol=1e-5)

@@ -107,7 +107,7 @@ class Adapted:
 
     @property
     def layers(self):
-        return self.model._flix.layers
+        return self.model._adaptation.layers
 
     def reset(self):
         for variable, value in zip(self.model.weights, self.start):
@@ -198,7 +198,7 @@ def check_training_step(adapted, labels=None):
     before = {id(v): x for v, x in zip(model.weights, adapted.start, strict=True)}
     tables = set()
     for path, layer in adapted.layers.items():
-        for feature, pair in layer._adapter.variables.items():
+        for feature, pair in layer._tables.variables.items():
             for variable in pair:
                 tables.add(id(variable))
                 step = np.abs(after[id(variable)] - before[id(variable)])
@@ -289,7 +289,7 @@ def test_which_layers_are_adapted(case, record_property):
     assert names(adapted.layers) == family.default | added
     # When the model was adapted, or now at the latest, all of them ran.
     adapted.adapted_outputs()
-    assert adapted.model._flix.verified
+    assert adapted.model._adaptation.verified
     note = ", ".join(sorted(family.default)) or "nothing"
     if family.all_linear:
         note += "; all-linear adds " + ", ".join(sorted(family.all_linear))
@@ -300,7 +300,7 @@ def test_which_layers_are_adapted(case, record_property):
 @pytest.mark.parametrize("family", NAMED_ONLY)
 def test_which_layers_are_adapted_by_default(family):
     model = keras_flix.enable_flix(family.build(), FEATURES, rank=RANK)
-    assert names(model._flix.layers) == family.default
+    assert names(model._adaptation.layers) == family.default
 
 
 def test_mixed_batch_equals_single_examples_and_merged_models(case):

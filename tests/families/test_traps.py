@@ -69,7 +69,7 @@ def test_files_of_layers_of_one_path(suffix, tmp_path):
     else:
         model.save(path)
         loaded = keras.models.load_model(path)
-    assert loaded._flix.layers.keys() == model._flix.layers.keys()
+    assert loaded._adaptation.layers.keys() == model._adaptation.layers.keys()
     np.testing.assert_array_equal(outputs(loaded, "SmolLM3"), outputs(model, "SmolLM3"))
 
 
@@ -98,7 +98,7 @@ def test_all_linear_of_gemma4_says_what_to_name_instead():
     )
     remedy = str(error.value).partition("as in targets=[")[2].strip("].'")
     keras_flix.enable_flix(model, FEATURES, rank=2, targets=remedy.split("', '"))
-    assert model._flix.verified
+    assert model._adaptation.verified
 
 
 @pytest.mark.short("torch")

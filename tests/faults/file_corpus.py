@@ -1,4 +1,4 @@
-"""Adapter files that are damaged or made to do harm, by code; no test framework."""
+"""Tables files that are damaged or made to do harm, by code; no test framework."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def foreign(sprung: Path) -> dict[str, bytes]:
 
 
 def hostile(whole: bytes) -> dict[str, bytes]:
-    """Adapter files that claim, name or hold what none does."""
+    """Tables files that claim, name or hold what none does."""
     header, own, data = split(whole)
     first = min(header)
     span = header[first]["data_offsets"]

@@ -156,7 +156,8 @@ def main() -> int:
         "seconds": round(time.monotonic() - start),
     }
     print(facts)
-    from benchmarks.environment import RESULTS, write_result
+    from benchmarks.shared.environment import write_result
+    from benchmarks.shared.places import RESULTS
 
     name = "files: any bytes, guided by coverage"
     write_result(RESULTS / "faults_fuzz_atheris.json", {"faults": {name: facts}})

@@ -219,7 +219,7 @@ class Case:
 
     def variables(self, name):
         """The variables of an axis' tables."""
-        named = self.layer._flix.named_variables
+        named = self.layer._tables.named_variables
         return [named[f"flix_{name}_{part}"] for part in "ab"]
 
     def assign(self, name, a, b):

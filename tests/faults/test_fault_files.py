@@ -172,7 +172,7 @@ def test_what_could_not_be_read_is_not_written(tmp_path, saved):
 def test_numbers_that_are_none_are_kept(tmp_path):
     """A value whose training diverged is not lost, nor does it take others along."""
     model, path = adapted(), tmp_path / "nan.flix.safetensors"
-    table = model.get_layer("head")._adapter.named_variables["flix_task_a"]
+    table = model.get_layer("head")._tables.named_variables["flix_task_a"]
     broken = to_numpy(table).copy()
     broken[1] = np.nan
     table.assign(broken)

@@ -170,7 +170,7 @@ def test_a_call_that_comes_in_the_middle_of_a_loop(name, loop, model):
         found = model.predict(mine, batch_size=2, verbose=0, callbacks=callbacks)
         assert not mixed(found, expected[0])
     else:
-        encoded = {**mine, **model._flix.schema.encode(_entries(mine))}
+        encoded = {**mine, **model._adaptation.schema.encode(_entries(mine))}
         y = np.zeros((4, 4), "float32")
         model.fit(encoded, y, batch_size=2, verbose=0, callbacks=callbacks)
     thread.join(60)

@@ -23,7 +23,7 @@ def make_layer(rates=RATES, **options):
     layer.build((None, 1))
     layer.kernel.assign([[0.0]])
     for feature in features:
-        a, b = layer._flix.variables[feature.name]
+        a, b = layer._tables.variables[feature.name]
         a.assign(np.ones(a.shape))
         b.assign(np.full(b.shape, ADDS[feature.name]))
     return layer
@@ -103,6 +103,24 @@ def test_dropout_survives_a_config(dropout):
     schema = FeatureSchema({"task": ["qa"]}).resolve(dropout=dropout)
     again = FeatureSchema.from_config(schema.get_config())
     assert again == schema and again["task"].dropout == dropout
+
+
+@pytest.mark.parametrize(
+    "dropout, config",
+    [
+        (FeatureDropout(0.5), 0.5),
+        (
+            FeatureDropout(0.5, rescale=True),
+            {"rate": 0.5, "rescale": True, "per_batch": False},
+        ),
+        (
+            FeatureDropout(0.5, per_batch=True),
+            {"rate": 0.5, "rescale": False, "per_batch": True},
+        ),
+    ],
+)
+def test_a_config_is_the_rate_where_all_else_is_as_usual(dropout, config):
+    assert dropout.get_config() == config
 
 
 def test_a_plain_dropout_is_a_number():

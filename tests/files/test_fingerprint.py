@@ -12,8 +12,9 @@ from helpers.models import make_mlp, rows, state
 
 import keras_flix
 from keras_flix import base_fingerprint
-from keras_flix.files.fingerprint import SMALL, BaseFingerprint
+from keras_flix.files.fingerprint import BaseFingerprint
 from keras_flix.files.saving import adapters_of
+from keras_flix.files.weight_digests import SMALL
 
 BACKBONE_DIGEST = "9f164836cf92e3ec"
 
@@ -96,7 +97,7 @@ def test_large_variables_are_sampled_where_they_are(monkeypatch):
     found = base_fingerprint(model)
     assert 1024 < max(pulled) <= 4096
     # A host copy of the same numbers would give the same digest.
-    monkeypatch.setattr("keras_flix.files.fingerprint.SMALL", values.size)
+    monkeypatch.setattr("keras_flix.files.weight_digests.SMALL", values.size)
     assert base_fingerprint(model) == found
     table.embeddings.assign(values * 1.01)
     assert base_fingerprint(model).differences(found) == list(found.variables)

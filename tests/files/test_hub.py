@@ -116,7 +116,7 @@ def test_a_model_there_and_back(folders, place):
         make_mlp(), {**FEATURES, "language": ["en"]}, targets=["hidden"], rank=2
     )
     keras_flix.update_from(other, place)
-    assert other._flix.schema["language"].values == ("en", "sw", "yo")
+    assert other._adaptation.schema["language"].values == ("en", "sw", "yo")
 
 
 def test_a_file_keeps_its_name_and_its_bytes(folders, tmp_path):

@@ -60,7 +60,7 @@ def test_adapter_file_onto_an_adapted_and_a_plain_model(tmp_path):
     plain = seeded_backbone()
     keras_flix.load_adapters(plain, path)
     np.testing.assert_array_equal(outputs(plain), outputs(model))
-    assert plain._flix.schema == model._flix.schema
+    assert plain._adaptation.schema == model._adaptation.schema
     names = {v.path for v in plain.trainable_variables}
     assert names == {v.path for v in model.trainable_variables}
 
@@ -225,7 +225,7 @@ def small_functional():
 
 def assert_same(found, model, inputs):
     assert type(found) is type(model) and found is not model
-    assert found._flix.schema == model._flix.schema
+    assert found._adaptation.schema == model._adaptation.schema
     np.testing.assert_allclose(
         to_numpy(found(inputs)), to_numpy(model(inputs)), atol=1e-6
     )
@@ -243,9 +243,9 @@ def test_keras_file_of_a_functional_model(tmp_path):
     found = keras.models.load_model(tmp_path / "model.keras")
     assert_same(found, model, inputs)
     # The optimizer's state came along: both go on to the same weights.
-    seed = to_numpy(model._flix.dropout_seed.state)
+    seed = to_numpy(model._adaptation.dropout_seed.state)
     for one in (model, found):
-        one._flix.dropout_seed.state.assign(seed)
+        one._adaptation.dropout_seed.state.assign(seed)
         one.fit(inputs, np.zeros((2, 5)), verbose=0)
     assert_same(found, model, inputs)
 

@@ -32,7 +32,7 @@ def tables_of(model):
 
 def row(model, axis, value):
     """All that a value owns, by table."""
-    at = model._flix.schema[axis].id_of(value)
+    at = model._adaptation.schema[axis].id_of(value)
     names = [name for name in tables_of(model) if f"flix_{axis}_" in name]
     return {name: tables_of(model)[name][at] for name in names}
 
@@ -55,7 +55,7 @@ def test_new_values_come_over_bit_by_bit(tmp_path, as_file):
         source = tmp_path / "other.flix.safetensors"
         keras_flix.save_adapters(other, source)
     assert keras_flix.update_from(model, source) is model
-    language = model._flix.schema["language"]
+    language = model._adaptation.schema["language"]
     assert language.values == (*LANGUAGES, "rw", "lg")
     for value in ("rw", "lg"):
         assert_same_value(model, other, "language", value)
@@ -81,7 +81,7 @@ def test_named_values_are_overwritten_and_others_left_out():
     other = adapted(with_languages("sw", "rw", "lg"), seed=5)
     old_task = row(model, "task", "qa")
     keras_flix.update_from(model, other, {"language": ["rw", "sw"]})
-    assert model._flix.schema["language"].values == (*LANGUAGES, "rw")
+    assert model._adaptation.schema["language"].values == (*LANGUAGES, "rw")
     for value in ("sw", "rw"):
         assert_same_value(model, other, "language", value)
     for name, table in row(model, "task", "qa").items():
@@ -98,14 +98,14 @@ def test_values_bring_their_ranks_and_scales():
         Feature("language", ["rw", "lg"], rank={"rw": 3, "*": 1}),
     ]
     other = adapted(features, alpha=4, seed=5)
-    for layer in other._flix.layers.values():
-        a, b = (to_numpy(v).copy() for v in layer._adapter.variables["language"])
+    for layer in other._adaptation.layers.values():
+        a, b = (to_numpy(v).copy() for v in layer._tables.variables["language"])
         # Beyond a value's own rank there are zeros.
         a[1, :, 1:], b[1, 1:] = 0, 0
-        for variable, value in zip(layer._adapter.variables["language"], (a, b)):
+        for variable, value in zip(layer._tables.variables["language"], (a, b)):
             variable.assign(value)
     keras_flix.update_from(model, other)
-    assert model._flix.schema["language"].ranks == (2, 2, 2, 3, 1)
+    assert model._adaptation.schema["language"].ranks == (2, 2, 2, 3, 1)
     combinations = [{"task": None, "language": v} for v in ("rw", "lg")]
     for combination in combinations:
         one, two = (
@@ -143,7 +143,7 @@ def test_the_workflow_of_two_people(tmp_path):
     keras_flix.save_adapters(model, path)
     theirs = keras_flix.load_adapters(make_mlp(), path)
     keras_flix.add_values(theirs, "language", ["rw"], init="sw")
-    theirs._flix.layers["head"]._adapter.variables["language"][1].assign_add(
+    theirs._adaptation.layers["head"]._tables.variables["language"][1].assign_add(
         np.arange(4)[:, None, None] == np.full((4, 2, 4), 3)
     )
     keras_flix.save_adapters(theirs, path)
@@ -205,7 +205,7 @@ def test_the_workflow_of_two_people(tmp_path):
             {"alpha": 8},
             {"language": ["sw"]},
             "The alpha of feature 'language' must be the same in both, since it "
-            "scales the updates. Expected: alpha=None. Received: alpha=8 in "
+            "scales the updates. Expected: alpha=None. Received: alpha=8.0 in "
             "{source}. Adapt both with the same alpha.",
         ),
         (

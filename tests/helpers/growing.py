@@ -58,10 +58,10 @@ def small(optimizer="adam", features=None, trained=True, **kwargs):
         features or FEATURES,
         **{"rank": 2, "targets": "all-linear", "seed": 3, "alpha": 3, **kwargs},
     )
-    for layer in randomize(model)._flix.layers.values():
+    for layer in randomize(model)._adaptation.layers.values():
         for feature in layer.features:
             # As training leaves them: nothing beyond a value's rank.
-            for axis, table in zip((2, 1), layer._flix.variables[feature.name]):
+            for axis, table in zip((2, 1), layer._tables.variables[feature.name]):
                 value = to_numpy(table)
                 for row, rank in enumerate(feature.ranks):
                     np.moveaxis(value[row], axis - 1, 0)[rank:] = 0
@@ -108,8 +108,8 @@ def tables(model):
     """Every table, by path."""
     return {
         f"{path}/{name}": to_numpy(variable)
-        for path, layer in model._flix.layers.items()
-        for name, variable in layer._flix.named_variables.items()
+        for path, layer in model._adaptation.layers.items()
+        for name, variable in layer._tables.named_variables.items()
     }
 
 
@@ -122,7 +122,7 @@ def predicted(model, data=None):
 
 
 def delta(model, **combination):
-    layer = model._flix.layers["hidden"]
+    layer = model._adaptation.layers["hidden"]
     return to_numpy(layer.kernel_delta({"task": None, **combination}))
 
 

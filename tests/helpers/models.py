@@ -1,4 +1,4 @@
-"""Small models that the tests of surgery share, and what must not change in them."""
+"""Small models that the tests of adaptation share, and what must not change in them."""
 
 import keras
 import keras_hub

@@ -53,7 +53,7 @@ def data(seed=3):
 def randomize(layer):
     """Random tables; zero beyond each value's rank, as when they were made."""
     generator = np.random.default_rng(0)
-    for a, b in layer._flix.variables.values():
+    for a, b in layer._tables.variables.values():
         beyond = ops.convert_to_numpy(a)[:, :1, :] == 0
         a.assign(np.where(beyond, 0, generator.normal(size=a.shape) * 0.3))
         b_beyond = np.swapaxes(beyond, 1, 2)
@@ -83,7 +83,7 @@ def test_is_a_drop_in_for_the_plain_layer(make, plain_class):
     layer = make()
     assert isinstance(layer, plain_class)
     plain = plain_class.from_config(
-        {k: v for k, v in layer.get_config().items() if k not in ("features", "alpha")}
+        {k: v for k, v in layer.get_config().items() if k != "features"}
     )
     layer.build(SHAPE)
     plain.build(SHAPE)
@@ -155,7 +155,7 @@ def test_dtype_policies(make, policy, kernel, output):
     layer.build(SHAPE)
     randomize(layer)
     assert layer.kernel.dtype == kernel
-    assert {v.dtype for v in layer._flix.named_variables.values()} == {"float32"}
+    assert {v.dtype for v in layer._tables.named_variables.values()} == {"float32"}
     result = layer(data(), features=IDS)
     assert keras.backend.standardize_dtype(result.dtype) == output
     assert result.shape == layer.compute_output_shape(SHAPE)
@@ -172,7 +172,7 @@ def test_only_tables_and_bias_train(make):
     layer = make()
     model = make_model(layer)
     randomize(layer)
-    tables = list(layer._flix.named_variables.values())
+    tables = list(layer._tables.named_variables.values())
     trainable = {id(v) for v in model.trainable_variables}
     assert trainable == {id(v) for v in [*tables, layer.bias]}
     before = snapshot(model)
@@ -193,7 +193,7 @@ def test_only_the_batchs_values_train(make):
     ids = {"task": np.full(4, 1, "int32"), "style": np.full((4, 2), -1, "int32")}
     model.fit({"x": data(), **ids}, targets, batch_size=4, verbose=0)
     after = snapshot(model)
-    for name, variable in layer._flix.named_variables.items():
+    for name, variable in layer._tables.named_variables.items():
         rows = (after[variable.path] != before[variable.path]).any(axis=(1, 2))
         expected = {
             "task": [False, True, False],
@@ -210,7 +210,7 @@ def test_columns_beyond_a_values_rank_stay_zero(make):
     targets = np.ones((4, *layer.compute_output_shape(SHAPE)[1:]), "float32")
     ids = {**IDS, "task": np.array([0, 1, 1, 2], "int32")}
     model.fit({"x": data(), **ids}, targets, batch_size=2, epochs=4, verbose=0)
-    a, b = map(ops.convert_to_numpy, layer._flix.variables["task"])
+    a, b = map(ops.convert_to_numpy, layer._tables.variables["task"])
     for value, rank in enumerate(layer.features["task"].ranks):
         np.testing.assert_array_equal(a[value][:, rank:], 0.0)
         np.testing.assert_array_equal(b[value][rank:], 0.0)
@@ -222,29 +222,31 @@ def test_initial_tables_are_those_of_the_seed_on_every_backend(make):
     keras.utils.set_random_seed(7)
     layer = make(name="probe")
     layer.build(SHAPE)
-    a, b = map(ops.convert_to_numpy, layer._flix.variables["task"])
+    a, b = map(ops.convert_to_numpy, layer._tables.variables["task"])
     np.testing.assert_array_equal(b, 0.0)
     np.testing.assert_allclose(a[:, 0, 0], FIRST_NUMBERS, rtol=1e-6)
     assert abs(a[:, :, 0].std() - 8**-0.5) < 0.1
     keras.utils.set_random_seed(8)
     other = make(name="probe")
     other.build(SHAPE)
-    assert not np.array_equal(ops.convert_to_numpy(other._flix.variables["task"][0]), a)
+    assert not np.array_equal(
+        ops.convert_to_numpy(other._tables.variables["task"][0]), a
+    )
 
 
 def test_from_layer_adapts_in_place(make, plain_class):
     config = make(name="probe").get_config()
-    del config["features"], config["alpha"]
+    del config["features"]
     layer = plain_class.from_config(config)
     layer.build(SHAPE)
     paths = [v.path for v in layer.variables]
     expected = ops.convert_to_numpy(layer(data()))
-    schema = FeatureSchema(FEATURES).resolve(2)
-    found = type(make()).from_layer(layer, schema, alpha=3, seed=1)
+    schema = FeatureSchema(FEATURES).resolve(2, alpha=3)
+    found = type(make()).from_layer(layer, schema, seed=1)
     assert found is layer and type(layer) is type(make())
     assert [v.path for v in layer.variables][: len(paths)] == paths
     assert {id(v) for v in layer.trainable_variables} == {
-        id(v) for v in layer._flix.named_variables.values()
+        id(v) for v in layer._tables.named_variables.values()
     }
     np.testing.assert_array_equal(call(layer), expected)
     again = type(layer).from_config(layer.get_config())

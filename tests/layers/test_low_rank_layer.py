@@ -43,7 +43,7 @@ def make_layer(equation, features=FEATURES, alpha=ALPHA, **kwargs):
     layer.bias.assign(generator.normal(size=layer.bias.shape))
     for feature in layer.features:
         for axis, name in ((2, "a"), (1, "b")):
-            variable = layer._flix.named_variables[f"flix_{feature.name}_{name}"]
+            variable = layer._tables.named_variables[f"flix_{feature.name}_{name}"]
             value = generator.normal(size=variable.shape)
             for row, rank in enumerate(feature.ranks):
                 # What is beyond a value's rank is zero from the start.
@@ -62,7 +62,7 @@ def reference(equation, layer, x, ids, alpha=ALPHA):
         for feature in layer.features:
             a, b = (
                 ops.convert_to_numpy(
-                    layer._flix.named_variables[f"flix_{feature.name}_{part}"]
+                    layer._tables.named_variables[f"flix_{feature.name}_{part}"]
                 ).astype("float64")
                 for part in "ab"
             )
@@ -162,7 +162,7 @@ def test_kernel_delta_takes_values_and_states_its_dtype():
 def test_absent_features_change_no_bit(equation):
     layer, shape = make_layer(equation, features=FEATURES[:2])
     config = layer.get_config()
-    del config["features"], config["alpha"]
+    del config["features"]
     cls = keras.layers.Dense if "..." == equation[:3] else keras.layers.EinsumDense
     plain = cls.from_config(config)
     plain.build(shape)
@@ -265,7 +265,7 @@ def test_nan_in_one_values_table_stays_with_its_examples():
     layer, shape = make_layer("btd,ndh->btnh")
     x = activations(shape)
     clean = call(layer, x, IDS)
-    a = layer._flix.named_variables["flix_task_a"]
+    a = layer._tables.named_variables["flix_task_a"]
     value = ops.convert_to_numpy(a).copy()
     value[0] = np.nan
     a.assign(value)

@@ -210,4 +210,4 @@ def test_gemma4_bypasses_its_gates():
     assert str(error.value).startswith(IDLE.partition("{")[0])
     assert str(gates) in str(error.value)
     keras_flix.enable_flix(model, {"task": ["qa"]}, rank=2)
-    assert [path.rpartition("/")[2] for path in model._flix.layers] == ATTENTION
+    assert [path.rpartition("/")[2] for path in model._adaptation.layers] == ATTENTION

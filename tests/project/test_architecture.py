@@ -38,7 +38,8 @@ FLOORS = (
 )
 """A room imports only from rooms of the floors before its own, and from itself."""
 IN_MODELS = (
-    ("adapted", "targets", "family_names"),
+    ("adapted", "family_names"),
+    ("targets",),
     ("disable", "enable", "merge", "optimizers", "sharding", "summary"),
     ("growing", "restore"),
 )

@@ -1,15 +1,27 @@
-"""The performance report: its arms, its arithmetic and its tables."""
+"""The benchmarks: their rooms; the cost report's arms, arithmetic and tables."""
 
+import ast
+import collections
+import graphlib
 import json
 import sys
 
 import keras
 import pytest
+from helpers.places import ROOT
 
-from benchmarks import flops, results, table, timing, train_step
-from benchmarks.arms import ArmSpec
-from benchmarks.peers import available_peers
-from benchmarks.workload import Workload
+from benchmarks.cost import cost_tables, step_flops, stored_results, timing, train_step
+from benchmarks.cost.arm import ArmSpec
+from benchmarks.cost.build_arm import build_arm
+from benchmarks.cost.peer_arms import available_peers
+from benchmarks.cost.workload import Workload
+
+BENCHMARKS = ROOT / "benchmarks"
+SOURCES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in sorted(BENCHMARKS.rglob("*.py"))
+}
+ROOMS = {"cost", "quality", "robustness", "shared"}
 
 TINY = Workload(
     layers=2,
@@ -21,6 +33,40 @@ TINY = Workload(
     batch=4,
     length=8,
 )
+
+
+def imports(name):
+    """The files of `benchmarks` that one of them imports, on top or further inside."""
+    found = set()
+    for node in ast.walk(ast.parse(SOURCES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {n if n in SOURCES else node.module for n in names}
+    return {n for n in found if n.partition(".")[0] == "benchmarks"}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_room_imports_from_itself_and_from_shared(name):
+    _, room, _ = name.split(".")
+    assert room in ROOMS
+    for other in imports(name):
+        assert other in SOURCES, f"{name} imports {other}"
+        assert other.split(".")[1] in {room, "shared"}, f"{name} imports {other}"
+
+
+def test_no_two_files_import_each_other():
+    graph = {name: imports(name) for name in SOURCES}
+    assert sum(map(len, graph.values())) > len(graph)
+    graphlib.TopologicalSorter(graph).prepare()  # It raises if there is a circle.
+
+
+def test_no_name_is_that_of_two_files():
+    names = collections.Counter(path.name for path in SOURCES.values())
+    assert {name for name, count in names.items() if count > 1} == set()
+
 
 on_torch = pytest.mark.skipif(
     keras.config.backend() != "torch", reason="only PyTorch has peers outside of Keras"
@@ -48,7 +94,7 @@ def test_one_command_times_all_arms_from_the_same_loss(tmp_path, monkeypatch):
 
 @on_torch
 def test_arms_that_adapt_other_layers_are_no_comparison():
-    arms = {name: ArmSpec(name).build(TINY) for name in ("lora", "peft_lora")}
+    arms = {name: build_arm(ArmSpec(name), TINY) for name in ("lora", "peft_lora")}
     train_step.check_arms(arms, TINY.layers)
     for parameter in arms["peft_lora"].model.model.model.layers[0].parameters():
         parameter.requires_grad_(False)
@@ -59,7 +105,7 @@ def test_arms_that_adapt_other_layers_are_no_comparison():
 @on_torch
 def test_counted_flops_are_those_of_the_formula_for_any_number_of_values():
     floor, few, many = (
-        flops.count(ArmSpec.parse(name).build(TINY))["flops"]
+        step_flops.count(build_arm(ArmSpec.parse(name), TINY))["flops"]
         for name in ("floor", "flix:2", "flix:200")
     )
     width, query, value = TINY.width, TINY.heads * TINY.head_dim, TINY.head_dim
@@ -95,8 +141,8 @@ def test_a_missed_goal_is_bold_and_a_gpu_is_named(tmp_path, monkeypatch, acceler
         },
     }
     (tmp_path / "train_step_torch.json").write_text(json.dumps(result))
-    monkeypatch.setattr(results, "RESULTS", tmp_path)
-    here = table.training_steps(on_accelerator=accelerator is not None)
+    monkeypatch.setattr(stored_results, "RESULTS", tmp_path)
+    here = cost_tables.training_steps(on_accelerator=accelerator is not None)
     assert "| ours | 1.200 | 8 | **1.200** (1.10–1.30) |" in here
     assert ("NVIDIA Nothing" in here) == (accelerator is not None)
-    assert table.training_steps(on_accelerator=accelerator is None) == ""
+    assert cost_tables.training_steps(on_accelerator=accelerator is None) == ""

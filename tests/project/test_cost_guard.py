@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from keras import ops
 
-from benchmarks import flops
-from benchmarks.arms import ArmSpec, keras_arm
-from benchmarks.workload import AXES, Workload
+from benchmarks.cost import step_flops
+from benchmarks.cost.arm import ArmSpec
+from benchmarks.cost.keras_arms import keras_arm
+from benchmarks.cost.workload import AXES, Workload
 from keras_flix.layers import low_rank_layer, low_rank_update
 from keras_flix.models.adapted import generation
 
@@ -135,7 +136,7 @@ def graph_cost(function, *args):
     """Of the traced graph; what its loops run is in functions of their own."""
     graph = traced(function, *args)
     nodes = graph.get_operations()
-    return Cost(sum(map(flops.product_flops, nodes)), operations=len(nodes))
+    return Cost(sum(map(step_flops.product_flops, nodes)), operations=len(nodes))
 
 
 def traced(function, *args):
@@ -160,7 +161,7 @@ def torch_cost(function):
     with Counter() as counter:
         function()
     counted = types.SimpleNamespace(step=function)
-    return Cost(flops.torch_flops(counted), operations=counter.operations)
+    return Cost(step_flops.torch_flops(counted), operations=counter.operations)
 
 
 def decoding_cost(arm):

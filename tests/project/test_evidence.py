@@ -1,7 +1,6 @@
 """The benchmark of the evidence: its splits, its arms, its trials that resume."""
 
 import dataclasses
-import importlib
 import json
 import os
 import re
@@ -19,15 +18,18 @@ if keras.config.backend() != "jax":
 pytest.importorskip("babel")
 pytestmark = pytest.mark.short("jax")
 
-from benchmarks.evidence import (  # noqa: E402
-    arms,
+from benchmarks.quality import (  # noqa: E402
     cldr_mix,
-    flops,
+    evidence,
+    evidence_arms,
+    evidence_tables,
+    few_shot,
     plan,
-    report,
     store,
-    trial as trials,  # noqa: E402
+    training_flops,
+    trial as trials,
 )
+from benchmarks.shared.places import RESULTS  # noqa: E402
 
 CPU, SMOKE = plan.SIZES["cpu"], plan.SIZES["smoke"]
 
@@ -106,7 +108,7 @@ def test_arms_are_compute_matched(name):
 
 def test_shuffled_ids_are_the_same_ids():
     ids = {"task": np.arange(100) % 7, "language": np.arange(100) % 3}
-    found = arms.shuffled(ids, seed=0)
+    found = evidence_arms.shuffled(ids, seed=0)
     for axis in ids:
         np.testing.assert_array_equal(np.sort(found[axis]), np.sort(ids[axis]))
         assert not np.array_equal(found[axis], ids[axis])
@@ -176,7 +178,7 @@ def test_the_stored_results_are_of_the_trials_that_they_name():
 
 @pytest.mark.parametrize("table", ["headline", *plan.variants(CPU)])
 def test_every_table_is_made_of_stored_results(table, tmp_path, monkeypatch):
-    head, _, *rows = report.table(CPU, table).splitlines()
+    head, _, *rows = evidence_tables.table(CPU, table).splitlines()
     assert len(rows) >= 3
     for row in rows:
         scores = [cell for cell in row.split(" | ") if re.fullmatch(r"\d+\.\d", cell)]
@@ -184,7 +186,7 @@ def test_every_table_is_made_of_stored_results(table, tmp_path, monkeypatch):
     # Without results there is no such table.
     monkeypatch.setenv(store.VARIABLE, str(tmp_path))
     try:
-        found = report.table(CPU, table)
+        found = evidence_tables.table(CPU, table)
     except (IndexError, ValueError):
         return
     assert not re.search(r"\| \d+\.\d \|", found)
@@ -199,7 +201,7 @@ def test_arms_are_compared_seed_by_seed():
 
     ours = [result(0, 50.0), result(2, 90.0)]
     theirs = [result(2, 60.0), result(1, 10.0), result(0, 40.0)]
-    assert report.compare(ours, theirs, "held_out").difference == 20.0
+    assert evidence_tables.compare(ours, theirs, "held_out").difference == 20.0
 
 
 def test_flops_are_those_of_the_shapes():
@@ -207,13 +209,13 @@ def test_flops_are_those_of_the_shapes():
     config = {"hidden_dim": 4, "head_dim": 2, "num_query_heads": 2}
     config |= {"num_key_value_heads": 1, "intermediate_dim": 6, "num_layers": 1}
     config["vocabulary_size"] = 10
-    kernels = flops.kernels_of(config)
+    kernels = training_flops.kernels_of(config)
     size = dataclasses.replace(CPU, steps=1, batch_size=1)
-    arm = arms.Arm("lora", {"shared": 1})
+    arm = evidence_arms.Arm("lora", {"shared": 1})
     frozen = 16 + 8 + 8 + 16 + 12 + 12 + 12 + 40
     tables = 8 + 6 + 6 + 8 + 7 + 7 + 7
     expected = 2 * cldr_mix.LENGTH * (2 * frozen + 3 * tables)
-    assert flops.count(kernels, size, arm) == expected
+    assert training_flops.count(kernels, size, arm) == expected
 
 
 @pytest.mark.slow
@@ -237,7 +239,7 @@ def test_a_trial_trains_and_scores():
 
 @pytest.mark.slow
 def test_task_arithmetic_adds_what_was_trained_apart(monkeypatch):
-    arm = arms.Arm("arithmetic", {"task": 1, "language": 1}, apart=True)
+    arm = evidence_arms.Arm("arithmetic", {"task": 1, "language": 1}, apart=True)
     trial = plan.trial_of(SMOKE, arm, 6e-3)
     validation = cldr_mix.validation_examples(SMOKE.data, SMOKE.base)
     # Of three factors, the second is made the best.
@@ -269,10 +271,9 @@ def test_another_folder_takes_the_rates_that_were_found(tmp_path, monkeypatch):
 
 
 def test_the_command_prints_a_table_that_is_complete(monkeypatch, capsys):
-    command = importlib.import_module("benchmarks.evidence.__main__")
     monkeypatch.setattr(sys, "argv", ["evidence", "axes"])
-    command.main()
-    assert capsys.readouterr().out.strip() == report.table(CPU, "axes").strip()
+    evidence.main()
+    assert capsys.readouterr().out.strip() == evidence_tables.table(CPU, "axes").strip()
 
 
 def test_workers_see_the_chosen_folder(tmp_path, monkeypatch):
@@ -290,8 +291,6 @@ def test_schemas_are_the_librarys():
 
 
 def test_the_few_shot_table_is_that_of_the_stored_result():
-    few_shot = importlib.import_module("benchmarks.few_shot")
-    result = json.loads((few_shot.RESULTS / "few_shot_torch.json").read_text())
+    result = json.loads((RESULTS / "few_shot_torch.json").read_text())
     assert {row["language"] for row in result["rows"]} == set(few_shot.NEW)
-    page = (few_shot.RESULTS.parent / "README.md").read_text()
-    assert few_shot.table(result["rows"]) in page
+    assert few_shot.table(result["rows"]) in evidence_tables.README.read_text()

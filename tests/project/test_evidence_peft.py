@@ -20,8 +20,8 @@ for name in ("transformers", "peft"):
 
 torch = pytest.importorskip("torch")
 peft_arms, torch_gemma, torch_training = (
-    importlib.import_module(f"benchmarks.evidence.{name}")
-    for name in ("peft_arms", "torch_gemma", "torch_training")
+    importlib.import_module(f"benchmarks.{name}")
+    for name in ("quality.peft_arms", "shared.torch_gemma", "quality.torch_training")
 )
 
 VOCABULARY, STEPS, BATCH, LENGTH = 40, 12, 6, 8

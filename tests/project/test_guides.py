@@ -16,7 +16,11 @@ jupytext = pytest.importorskip("jupytext")
 
 pytest.importorskip("matplotlib")
 
-from benchmarks.evidence import figures, plan, report  # noqa: E402
+from benchmarks.quality import (  # noqa: E402
+    evidence_figures,
+    evidence_tables,
+    plan,
+)
 
 # Each of these runs in about a minute, and starts from the stored adapters.
 SHORT = (
@@ -206,17 +210,17 @@ def test_does_flix_help_says_what_the_stored_results_say(tmp_path):
     )
     assert result.returncode == 0, result.stdout[-3000:]
     assert "not run" not in result.stdout
-    for name in figures.FIGURES:
+    for name in evidence_figures.FIGURES:
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
 
 
 def test_figures_and_tables_of_the_docs_are_those_of_the_results():
-    page = report.README.read_text()
-    blocks = list(report.BLOCK.finditer(page))
+    page = evidence_tables.README.read_text()
+    blocks = list(evidence_tables.BLOCK.finditer(page))
     assert len(blocks) >= 10
     for block in blocks:
         begin, size, name, end = block.groups()
-        expected = report.table(plan.SIZES[size], name)
+        expected = evidence_tables.table(plan.SIZES[size], name)
         assert block.group(0) == f"{begin}{expected}{end}", name
-    for name in figures.FIGURES:
-        assert (figures.FOLDER / f"{name}.png").stat().st_size > 10_000
+    for name in evidence_figures.FIGURES:
+        assert (evidence_figures.FOLDER / f"{name}.png").stat().st_size > 10_000

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from keras_flix import _compat
-from keras_flix.features.feature import Value
+from keras_flix.models.adapted.adaptation import Choice
 from keras_flix.models.adapted.devices import creation_scope
-
-Choice = Mapping[str, Sequence[Value]] | None
-"""By axis, the values that train, the others being frozen; `None` for all."""
 
 
 class FrozenRows(_compat.Mixin):
@@ -29,11 +25,11 @@ class FrozenRows(_compat.Mixin):
         guard_optimizer(self)
 
 
-def choose(surgery: Any, choice: Choice) -> None:
+def choose(adaptation: Any, choice: Choice) -> None:
     """Makes all layers of a model, and its optimizers, follow a choice of values."""
-    for layer in surgery.layers.values():
-        layer._adapter.trainable = choice
-    for part in surgery.parts:
+    for layer in adaptation.layers.values():
+        layer._tables.trainable = choice
+    for part in adaptation.parts:
         _compat.reset_functions(part)
         guard_optimizer(part)
 
@@ -42,20 +38,19 @@ def guard_optimizer(model: Any) -> None:
     """Makes a model's optimizer, if it has one, leave frozen rows alone."""
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None:
+        rows = frozen_rows(model._adaptation)
         with creation_scope(model):
-            _compat.guard_rows(
-                optimizer, model.trainable_variables, frozen_rows(model._flix)
-            )
+            _compat.guard_rows(optimizer, model.trainable_variables, rows)
 
 
-def frozen_rows(surgery: Any) -> dict[int, np.ndarray]:
+def frozen_rows(adaptation: Any) -> dict[int, np.ndarray]:
     """Which rows of tables are frozen, by id of the variable."""
-    frozen: dict[int, np.ndarray] = {}
-    for layer in surgery.layers.values():
-        adapter = layer._adapter
-        for feature in adapter.schema:
-            trained = adapter.trained(feature)
-            if trained is not None and not all(trained):
-                rows = np.logical_not(trained)
-                frozen.update((id(v), rows) for v in adapter.variables[feature.name])
-    return frozen
+    if adaptation.trainable is None:
+        return {}
+    tables = next(iter(adaptation.layers.values()))._tables
+    trained = {f.name: tables.trained(f) for f in adaptation.schema}
+    return {
+        id(table.variable): np.logical_not(trained[table.feature])
+        for table in adaptation.tables()
+        if trained[table.feature] is not None
+    }

@@ -55,7 +55,7 @@ class RoutedGeneration(_compat.Mixin):
                 for batch in inputs.as_numpy_iterator()
             ]
             return _concatenate([self.generate(b, *args, **kwargs) for b in batches])
-        state = self._flix
+        state = self._adaptation
         own, entries = split_entries(inputs, state.schema)
         if state.disabled:
             ids = {}
@@ -94,7 +94,7 @@ class RoutedGeneration(_compat.Mixin):
         return with_ids
 
     def generate_step(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        state = self._flix
+        state = self._adaptation
         own, entries = split_entries(inputs, state.schema)
         if state.disabled:
             routing = Routing(state.schema, None)
@@ -106,7 +106,9 @@ class RoutedGeneration(_compat.Mixin):
             # Once, not per token: each token would cost more to look up than to adapt.
             for layer in state.layers.values():
                 gathered = gather_tables(
-                    layer._adapter.tables(), routing.active or {}, layer.compute_dtype
+                    layer._tables.by_feature(),
+                    routing.active or {},
+                    layer.compute_dtype,
                 )
                 if gathered is not None:
                     routing.gathered[id(layer)] = gathered

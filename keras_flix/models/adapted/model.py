@@ -7,7 +7,6 @@ out of the input dict inside `call` and put in the routing scope.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -21,67 +20,25 @@ from keras_flix import _compat
 from keras_flix.features.input_entries import (
     batch_length,
     encode_batch,
+    encoded,
     layer_ids,
     put_back,
     split_entries,
     take_inputs,
     tf_errors_as_value_errors,
 )
-from keras_flix.features.schema import FeatureSchema
 from keras_flix.layers.active_scope import Routing, current_routing, routing_scope
-from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.models.adapted import prompts
+from keras_flix.models.adapted.adaptation import Adaptation
 from keras_flix.models.adapted.data_sources import map_batches
 from keras_flix.models.adapted.devices import MirroredBuild
-from keras_flix.models.adapted.frozen_values import Choice, FrozenRows
+from keras_flix.models.adapted.frozen_values import FrozenRows
 from keras_flix.models.adapted.generation import RoutedGeneration
 from keras_flix.models.adapted.plain_view import REGISTERED_NAME, PlainView
 from keras_flix.models.adapted.savedmodel_onnx import Exporting
-from keras_flix.models.adapted.thread_lock import Turns, take_turns
+from keras_flix.models.adapted.thread_lock import take_turns
 from keras_flix.models.adapted.train_step import RowGradients
 from keras_flix.models.adapted.unsupported import Refusals, never_runs
-
-
-@dataclasses.dataclass
-class Surgery:
-    """What `enable_flix` did to a model.
-
-    Attributes:
-        schema: The axes, with ranks and dropout rates resolved.
-        alpha: As given to `enable_flix`.
-        layers: The adapted layers by path.
-        base_class: The model's class before.
-        parts: The models that route: the adapted one, and a task's backbone.
-        seed: As given to `enable_flix`, or the one it drew.
-        dropout_seed: Drives feature dropout; `None` if there is none.
-        takes_training: Whether the model's own `call` takes `training`.
-        unwraps: Whether the model's own input is not a dict.
-        input_keys: The keys of the model's own input dict, if they are known.
-        verified: Whether every adapted layer is known to run.
-        disabled: Whether the adapters are off.
-        no_gradient: Why the model cannot be trained; empty if it can.
-        turns: The threads that use the model or its backbone.
-    """
-
-    schema: FeatureSchema
-    alpha: float | None
-    layers: dict[str, LowRankLayer]
-    base_class: Any
-    parts: list[Any] = dataclasses.field(default_factory=list)
-    seed: int = 0
-    dropout_seed: keras.random.SeedGenerator | None = None
-    takes_training: bool = True
-    unwraps: bool = False
-    input_keys: list[str] | None = None
-    verified: bool = False
-    disabled: bool = False
-    no_gradient: str = ""
-    turns: Turns = dataclasses.field(default_factory=Turns)
-
-    @property
-    def trainable(self) -> Choice:
-        """Which values train, see `set_trainable`."""
-        return next(iter(self.layers.values()))._adapter.trainable
 
 
 @take_turns
@@ -96,26 +53,33 @@ class RoutedModel(
 ):
     """Mixin of adapted models; the model's own class comes after it."""
 
-    _flix: Surgery
+    _adaptation: Adaptation
 
     # Entry points of a forward pass. -------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         name, inputs, args, kwargs = take_inputs(args, kwargs)
-        own, entries = split_entries(inputs, self._flix.schema)
-        if self._flix.disabled:
+        state = self._adaptation
+        own, entries = split_entries(inputs, state.schema)
+        ids: dict[str, Any] = {}
+        if not entries:
+            self._refuse_a_task_around(inputs)
+        if state.disabled:
             inputs = own
-        elif entries and not any(map(_is_symbolic, entries.values())):
-            ids = layer_ids(self._flix.schema, entries, batch_length(own, entries))
+        elif entries and keras.KerasTensor not in map(type, entries.values()):
+            ids = layer_ids(state.schema, entries, batch_length(own, entries))
             # Keras refuses arrays beside tensors in one dict.
             inputs = {**tree.map_structure(_as_tensor, own), **ids}
-        return super().__call__(
-            *put_back(name, inputs, args), **kwargs, **({name: inputs} if name else {})
-        )
+        with encoded(ids):
+            return super().__call__(
+                *put_back(name, inputs, args),
+                **kwargs,
+                **({name: inputs} if name else {}),
+            )
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         name, inputs, args, kwargs = take_inputs(args, kwargs)
-        state = self._flix
+        state = self._adaptation
         if kwargs.get("training") and state.no_gradient:
             raise ValueError(state.no_gradient)
         own, entries = split_entries(inputs, state.schema)
@@ -132,28 +96,31 @@ class RoutedModel(
 
     def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         # Shapes do not depend on the features, but those must be stated.
-        own, entries = split_entries(inputs, self._flix.schema)
-        if current_routing(self._flix.schema) is None and not self._flix.disabled:
-            self._flix.schema.check_entries(entries)
-        if not self._flix.takes_training:
+        own, entries = split_entries(inputs, self._adaptation.schema)
+        if (
+            current_routing(self._adaptation.schema) is None
+            and not self._adaptation.disabled
+        ):
+            self._adaptation.schema.check_entries(entries)
+        if not self._adaptation.takes_training:
             kwargs.pop("training", None)
-        with routing_scope(Routing(self._flix.schema, None)):
+        with routing_scope(Routing(self._adaptation.schema, None)):
             return super().compute_output_spec(self._own_inputs(own), *args, **kwargs)
 
     def _assert_input_compatibility(self, *args: Any) -> None:
-        own, _ = split_entries(args[0], self._flix.schema)
+        own, _ = split_entries(args[0], self._adaptation.schema)
         super()._assert_input_compatibility(self._own_inputs(own), *args[1:])
 
     def _own_inputs(self, own: Any) -> Any:
-        keys = self._flix.input_keys
+        keys = self._adaptation.input_keys
         if keys is not None and isinstance(own, Mapping) and set(own) - set(keys):
             # A functional model would go by the order of the keys.
             raise ValueError(
                 f"The input dict must hold the model's own inputs {keys} and its "
-                f"features {self._flix.schema.names}. Received: entries "
+                f"features {self._adaptation.schema.names}. Received: entries "
                 f"{sorted(set(own) - set(keys))} besides. Remove them."
             )
-        if self._flix.unwraps and isinstance(own, Mapping) and len(own) == 1:
+        if self._adaptation.unwraps and isinstance(own, Mapping) and len(own) == 1:
             return next(iter(own.values()))
         return own
 
@@ -161,7 +128,7 @@ class RoutedModel(
         self, own: Any, entries: Mapping[str, Any], training: bool | None
     ) -> Routing | None:
         """The routing of one call; `None` inherits that of an outer model."""
-        state = self._flix
+        state = self._adaptation
         if state.disabled:
             return Routing(state.schema, None)
         if not entries and current_routing(state.schema) is not None:
@@ -180,7 +147,7 @@ class RoutedModel(
         return layer_call
 
     def _check_all_ran(self, routing: Routing | None) -> None:
-        state = self._flix
+        state = self._adaptation
         if state.verified or routing is None or routing.active is None:
             return
         idle = [p for p, layer in state.layers.items() if id(layer) not in routing.ran]
@@ -227,7 +194,7 @@ class RoutedModel(
     ) -> Any:
         """The seam of KerasHub tasks between raw samples and the model."""
         x = self._encode(x)
-        own, ids = split_entries(x, self._flix.schema)
+        own, ids = split_entries(x, self._adaptation.schema)
         preprocessor = self.preprocessor
         if preprocessor is None:
             outputs = keras.utils.pack_x_y_sample_weight(own, y, sample_weight)
@@ -244,9 +211,9 @@ class RoutedModel(
         return keras.utils.pack_x_y_sample_weight({**own, **ids}, y, sample_weight)
 
     def _encode(self, x: Any) -> Any:
-        if self._flix.disabled:
-            return split_entries(x, self._flix.schema)[0]
-        return encode_batch(self._flix.schema, x)
+        if self._adaptation.disabled:
+            return split_entries(x, self._adaptation.schema)[0]
+        return encode_batch(self._adaptation.schema, x)
 
     def _encode_batch(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self._encode(batch[0]), *batch[1:])
@@ -298,10 +265,6 @@ class RoutedModel(
         return functools.partial(getattr(keras.Model, name), self)
 
 
-def _is_symbolic(x: Any) -> bool:
-    return isinstance(x, keras.KerasTensor)
-
-
 def _as_tensor(x: Any) -> Any:
     is_numeric = isinstance(x, np.ndarray) and x.dtype.kind in "biuf"
     return ops.convert_to_tensor(x) if is_numeric else x
@@ -318,24 +281,3 @@ def routed_class(cls: type) -> type:
     routed = type(cls.__name__, (RoutedModel, cls), names)
     _compat.register_class_name(routed, REGISTERED_NAME)
     return routed
-
-
-def is_adapted(model: Any) -> bool:
-    """Whether `enable_flix` adapted this model."""
-    return isinstance(model, RoutedModel)
-
-
-def not_adapted(model: Any) -> str:
-    """The error for a model that must be adapted."""
-    return (
-        "The model must have been adapted by `enable_flix`. Received: a "
-        f"{type(model).__name__} without adapters. Call `enable_flix(model, ...)` "
-        "first."
-    )
-
-
-def surgery_of(model: Any) -> Surgery:
-    """What `enable_flix` did to a model; raises if it did nothing."""
-    if not is_adapted(model):
-        raise ValueError(not_adapted(model))
-    return model._flix

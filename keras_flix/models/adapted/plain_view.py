@@ -97,19 +97,23 @@ class PlainView(_compat.Mixin):
 
     def get_config(self) -> dict[str, Any]:
         """The plain model's config, and what `enable_flix` did to it."""
-        surgery = self._flix
+        adaptation = self._adaptation
         with plain_view(self):
             base = keras.saving.serialize_keras_object(self)
         # Compiling is left to the adapted model, which has other variables.
         base.pop("compile_config", None)
         return {
             "base": base,
-            "schema": surgery.schema.get_config(),
-            "alpha": surgery.alpha,
+            "schema": adaptation.schema.get_config(),
+            "alpha": adaptation.alpha,
             # By position: paths may change where a model is made again.
-            "layers": layer_positions(self, surgery.layers),
-            "seed": surgery.seed,
-            **({} if surgery.trainable is None else {"trainable": surgery.trainable}),
+            "layers": layer_positions(self, adaptation.layers),
+            "seed": adaptation.seed,
+            **(
+                {}
+                if adaptation.trainable is None
+                else {"trainable": adaptation.trainable}
+            ),
         }
 
 
@@ -134,7 +138,7 @@ def unchanged_if_it_raises(model: Any) -> Iterator[None]:
         raise
 
 
-def linear_layers(model: Any) -> list[Any]:
+def layers_with_kernels(model: Any) -> list[Any]:
     """All layers of a model that have a kernel, adapted or not, in order."""
     kinds = (keras.layers.EinsumDense, keras.layers.Dense)
     return [lyr for lyr in _compat.flatten_layers(model) if isinstance(lyr, kinds)]
@@ -142,7 +146,7 @@ def linear_layers(model: Any) -> list[Any]:
 
 def layer_positions(model: Any, layers: Mapping[str, Any]) -> list[list[Any]]:
     """Position and name of adapted layers among all linear layers of a model."""
-    positions = {id(layer): i for i, layer in enumerate(linear_layers(model))}
+    positions = {id(layer): i for i, layer in enumerate(layers_with_kernels(model))}
     return [[positions[id(layer)], layer.name] for layer in layers.values()]
 
 
@@ -156,18 +160,19 @@ def plain_view(model: Any) -> Iterator[Any]:
     Args:
         model: A model adapted by `enable_flix`.
     """
-    swaps = [(p, type(p), p._flix.base_class) for p in model._flix.parts]
+    swaps = [(p, type(p), p._adaptation.base_class) for p in model._adaptation.parts]
     swaps += [
-        (layer, type(layer), layer.plain_class) for layer in model._flix.layers.values()
+        (layer, type(layer), layer.plain_class)
+        for layer in model._adaptation.layers.values()
     ]
     # To other threads, the adapters would be missing meanwhile.
-    with model._flix.turns.alone():
+    with model._adaptation.turns.alone():
         for instance, _, plain in swaps:
             instance.__class__ = plain
         # A thread that comes now has the plain class's entry points already.
         entries = [
             (part, name)
-            for part in model._flix.parts
+            for part in model._adaptation.parts
             for name in ("call", *USES)
             if hasattr(part, name) and name != "__call__"
         ]

@@ -58,7 +58,7 @@ class Exporting(_compat.Mixin):
             )
         specs = signature_of(self, input_signature)
         if backend == "jax" and "jax2tf_kwargs" not in kwargs:
-            _check_lengths(specs, self._flix.schema.names)
+            _check_lengths(specs, self._adaptation.schema.names)
         if backend == "torch" and format == "onnx":
             return _export_onnx_from_torch(self, filepath, specs, verbose, kwargs)
         if backend == "torch":
@@ -115,7 +115,7 @@ def signature_of(model: Any, given: Any) -> Specs:
         )
         for name, spec in given.items()
     }
-    for feature in model._flix.schema.routed:
+    for feature in model._adaptation.schema.routed:
         specs.setdefault(
             feature.name,
             keras.InputSpec(

@@ -216,7 +216,7 @@ def _in_turn(method: Callable[..., Any], use: Use) -> Callable[..., Any]:
     def in_turn(self: Any, *args: Any, **kwargs: Any) -> Any:
         if reads_variables and _compat.in_replica():
             return method(self, *args, **kwargs)
-        with self._flix.turns.use(use):
+        with self._adaptation.turns.use(use):
             return method(self, *args, **kwargs)
 
     return in_turn

@@ -8,14 +8,19 @@ the batch's rows, instead of the tables.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_flix import _compat
-from keras_flix.features.input_entries import batch_length, layer_ids, split_entries
+from keras_flix.features.input_entries import (
+    batch_length,
+    encoded,
+    layer_ids,
+    split_entries,
+)
 from keras_flix.features.tensor_ids import Tensor
 from keras_flix.layers.low_rank_update import ActiveValues
 from keras_flix.layers.row_scope import RowScope, UsedRows, current_row_scope, row_scope
@@ -29,17 +34,17 @@ def takes_rows(model: Any) -> bool:
     return not (keras.config.backend() == "jax" and distributed)
 
 
-def scope_of_batch(model: Any, values: Sequence[Tensor], inputs: Any) -> RowScope:
+def scope_of_batch(
+    model: Any, values: Sequence[Tensor], ids: Mapping[str, Tensor]
+) -> RowScope:
     """The scope of a step on JAX.
 
     Args:
         model: The adapted model.
         values: Those of its trained variables.
-        inputs: The model's inputs with ids.
+        ids: The ids of the batch, by feature.
     """
-    schema = model._flix.schema
-    own, entries = split_entries(inputs, schema)
-    ids = layer_ids(schema, entries, batch_length(own, entries))
+    schema = model._adaptation.schema
     rows_of = {
         name: ops.reshape(
             ActiveValues.from_ids(one, len(schema[name].values)).rows, (-1,)
@@ -49,16 +54,15 @@ def scope_of_batch(model: Any, values: Sequence[Tensor], inputs: Any) -> RowScop
     }
     at = {id(v): i for i, v in enumerate(model.trainable_variables)}
     used = {}
-    for layer in model._flix.layers.values():
-        for name, pair in layer._adapter.variables.items():
-            for table in pair:
-                rows, position = rows_of.get(name), at.get(id(table))
-                if rows is None or position is None:
-                    continue
-                # Of as many rows as the table has, a dense gradient is smaller.
-                if rows.shape[0] < table.shape[0]:
-                    zeros = ops.zeros((*rows.shape, *table.shape[1:]), table.dtype)
-                    used[id(table)] = UsedRows(position, values[position], rows, zeros)
+    for one in model._adaptation.tables():
+        table, rows = one.variable, rows_of.get(one.feature)
+        position = at.get(id(table))
+        if rows is None or position is None:
+            continue
+        # Of as many rows as the table has, a dense gradient is smaller.
+        if rows.shape[0] < table.shape[0]:
+            zeros = ops.zeros((*rows.shape, *table.shape[1:]), table.dtype)
+            used[id(table)] = UsedRows(position, values[position], rows, zeros)
     return RowScope(used)
 
 
@@ -66,16 +70,21 @@ class RowGradients(_compat.Mixin):
     """The part of an adapted model that trains without dense gradients of tables."""
 
     def train_step(self, *args: Any) -> Any:
-        if self._flix.disabled or not takes_rows(self):
+        if self._adaptation.disabled or not takes_rows(self):
             return super().train_step(*args)
         if keras.config.backend() != "jax":
             with row_scope(RowScope()):
                 return super().train_step(*args)
         state, data = args
         trained, *rest = state
-        inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        scope = scope_of_batch(self, trained, inputs)
-        with row_scope(scope):
+        inputs, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        schema = self._adaptation.schema
+        own, entries = split_entries(inputs, schema)
+        ids = layer_ids(schema, entries, batch_length(own, entries))
+        if isinstance(inputs, Mapping):
+            data = keras.utils.pack_x_y_sample_weight({**own, **ids}, y, sample_weight)
+        scope = scope_of_batch(self, trained, ids)
+        with row_scope(scope), encoded(ids):
             return super().train_step((scope.with_zeros(trained), *rest), data)
 
     def compute_loss_and_updates(self, trained: Any, *args: Any, **kwargs: Any) -> Any:

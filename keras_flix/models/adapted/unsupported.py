@@ -10,7 +10,6 @@ import keras_hub
 from keras import tree
 
 from keras_flix import _compat
-from keras_flix.features.input_entries import split_entries
 from keras_flix.layers.active_scope import current_routing
 
 ADAPT_THE_TASK = (
@@ -32,18 +31,15 @@ class Refusals(_compat.Mixin):
             "`merge_features(model, ...)` for a plain model."
         )
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def _refuse_a_task_around(self, inputs: Any) -> None:
+        """Raises where inputs without features are those of a task in the making."""
         if (
             isinstance(self, keras_hub.models.Backbone)
-            and self._flix.schema.routed
-            and current_routing(self._flix.schema) is None
+            and self._adaptation.schema.routed
+            and current_routing(self._adaptation.schema) is None
+            and any(isinstance(x, keras.KerasTensor) for x in tree.flatten(inputs))
         ):
-            inputs = args[0] if args else next(iter(kwargs.values()), None)
-            _, entries = split_entries(inputs, self._flix.schema)
-            leaves = tree.flatten(inputs)
-            if not entries and any(isinstance(x, keras.KerasTensor) for x in leaves):
-                raise ValueError(ADAPT_THE_TASK.format(type(self).__name__))
-        return super().__call__(*args, **kwargs)
+            raise ValueError(ADAPT_THE_TASK.format(type(self).__name__))
 
     def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         if str(filepath).endswith((".h5", ".hdf5")):

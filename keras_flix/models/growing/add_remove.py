@@ -12,8 +12,8 @@ from keras_flix.features.schema import FeatureSchema
 from keras_flix.models.enable import check_names, checked_seed
 from keras_flix.models.growing.resize import (
     Start,
-    add_axis,
-    changeable_surgery,
+    add_tables,
+    changeable,
     check_fits,
     resize,
     set_schema,
@@ -80,23 +80,23 @@ def add_values(
     >>> model.predict({"x": np.ones((2, 8)), "language": ["rw", "en"]}, verbose=0).shape
     (2, 4)
     """
-    surgery = changeable_surgery(model)
-    feature = checked_axis(surgery.schema, axis)
+    adaptation = changeable(model)
+    feature = checked_axis(adaptation.schema, axis)
     copied = None if isinstance(init, Mapping) else init
     start = Start(
         checked_init(feature, init),
         copies=copied is not None,
-        seed=surgery.seed if seed is None else checked_seed(seed),
+        seed=adaptation.seed if seed is None else checked_seed(seed),
     )
     grown = with_values(feature, values, rank, copied)
-    schema = replaced(surgery.schema, grown)
-    check_fits(surgery, schema)
+    schema = replaced(adaptation.schema, grown)
+    check_fits(adaptation, schema)
     old, new = len(feature.values), len(grown.values)
     tables = {
         path: [start.tables(layer, path, grown, row) for row in range(old, new)]
-        for path, layer in surgery.layers.items()
+        for path, layer in adaptation.layers.items()
     }
-    resize(surgery, schema, grown, range(old), tables)
+    resize(adaptation, schema, grown, range(old), tables)
     return model
 
 
@@ -130,11 +130,11 @@ def remove_values(
     >>> tuple(model({"x": np.ones((1, 8)), "language": "sw"}).shape)
     (1, 4)
     """
-    surgery = changeable_surgery(model)
-    feature = checked_axis(surgery.schema, axis)
+    adaptation = changeable(model)
+    feature = checked_axis(adaptation.schema, axis)
     fewer = without_values(feature, values)
     rows = [feature.id_of(value) for value in fewer.values]
-    resize(surgery, replaced(surgery.schema, fewer), fewer, rows, {})
+    resize(adaptation, replaced(adaptation.schema, fewer), fewer, rows, {})
     return model
 
 
@@ -165,12 +165,12 @@ def rename_value(model: keras.Model, axis: str, old: Value, new: Value) -> keras
     >>> tuple(model({"x": np.ones((1, 8)), "language": "he"}).shape)
     (1, 4)
     """
-    surgery = changeable_surgery(model)
-    renamed = with_name(checked_axis(surgery.schema, axis), old, new)
-    choice = surgery.trainable
+    adaptation = changeable(model)
+    renamed = with_name(checked_axis(adaptation.schema, axis), old, new)
+    choice = adaptation.trainable
     if choice is not None and axis in choice:
         choice = {**choice, axis: [new if v == old else v for v in choice[axis]]}
-    set_schema(surgery, replaced(surgery.schema, renamed), choice)
+    set_schema(adaptation, replaced(adaptation.schema, renamed), choice)
     return model
 
 
@@ -217,14 +217,14 @@ def add_feature(
     >>> tuple(model(batch).shape)
     (2, 4)
     """
-    surgery = changeable_surgery(model)
+    adaptation = changeable(model)
     (feature,) = FeatureSchema([feature])
     by_name = {feature.name: rank} if isinstance(rank, Mapping) else rank
-    (feature,) = FeatureSchema([feature]).resolve(by_name, dropout)
-    schema = FeatureSchema([*surgery.schema, feature])
-    for part in surgery.parts:
+    (feature,) = FeatureSchema([feature]).resolve(by_name, dropout, adaptation.alpha)
+    schema = FeatureSchema([*adaptation.schema, feature])
+    for part in adaptation.parts:
         check_names(part, schema)
-    check_fits(surgery, schema)
-    seed = surgery.seed if seed is None else checked_seed(seed)
-    add_axis(surgery, schema, feature, seed)
+    check_fits(adaptation, schema)
+    seed = adaptation.seed if seed is None else checked_seed(seed)
+    add_tables(adaptation, schema, feature, seed)
     return model

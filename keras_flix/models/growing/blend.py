@@ -19,8 +19,8 @@ from keras_flix.features.input_entries import split_entries
 from keras_flix.features.tensor_ids import Tensor
 from keras_flix.layers.active_scope import Routing, routing_scope
 from keras_flix.layers.low_rank_update import ActiveValues
+from keras_flix.models.adapted.adaptation import Adaptation, adaptation_of
 from keras_flix.models.adapted.data_sources import to_numpy
-from keras_flix.models.adapted.model import Surgery, surgery_of
 from keras_flix.models.growing.add_remove import add_values
 from keras_flix.models.growing.resize import check_fits
 from keras_flix.models.growing.schema_changes import (
@@ -112,14 +112,14 @@ def fit_blend(
     >>> tuple(model({"x": x, "language": "rw"}).shape)
     (6, 4)
     """
-    surgery = surgery_of(model)
-    axis = checked_axis(surgery.schema, feature)
+    adaptation = adaptation_of(model)
+    axis = checked_axis(adaptation.schema, feature)
     weights = checked_init(axis, init) or dict.fromkeys(
         range(len(axis.values)), 1.0 / len(axis.values)
     )
     grown = with_values(axis, [value], rank, None)
-    check_fits(surgery, replaced(surgery.schema, grown))
-    _check_trainable(model, surgery)
+    check_fits(adaptation, replaced(adaptation.schema, grown))
+    _check_trainable(model, adaptation)
     x, y, sample_weight = _prepared(model, axis, data)
     with _frozen(model):
         blended = _Blended(model, axis, weights)
@@ -144,7 +144,11 @@ def fit_blend(
     learned = {axis.values[row]: float(w) for row, w in zip(weights, found)}
     add_values(model, feature, [value], init=learned, rank=rank)
     return Blend(
-        feature, value, learned, history.history["loss"], _kept(surgery, axis, learned)
+        feature,
+        value,
+        learned,
+        history.history["loss"],
+        _kept(adaptation, axis, learned),
     )
 
 
@@ -164,7 +168,7 @@ class _Blended(keras.Model):
         self.blend.assign(np.asarray(list(weights.values()), "float32"))
 
     def call(self, inputs: Any) -> Tensor:
-        schema = surgery_of(self.inner).schema
+        schema = adaptation_of(self.inner).schema
         own, ids = split_entries(inputs, schema)
         routing = Routing.from_ids(schema, ids)
         assert routing.active is not None
@@ -195,9 +199,9 @@ def _frozen(model: keras.Model) -> Iterator[None]:
             variable.trainable = True
 
 
-def _check_trainable(model: keras.Model, surgery: Surgery) -> None:
-    if surgery.no_gradient:
-        raise ValueError(surgery.no_gradient)
+def _check_trainable(model: keras.Model, adaptation: Adaptation) -> None:
+    if adaptation.no_gradient:
+        raise ValueError(adaptation.no_gradient)
     if not getattr(model, "loss", None):
         raise ValueError(
             "The model must be compiled with a loss. Received: a "
@@ -230,13 +234,15 @@ def _prepared(model: Any, axis: Feature, data: Any) -> tuple[Any, Any, Any]:
     return to_numpy(x), to_numpy(y), to_numpy(sample_weight)
 
 
-def _kept(surgery: Surgery, axis: Feature, learned: Mapping[Value, float]) -> float:
+def _kept(
+    adaptation: Adaptation, axis: Feature, learned: Mapping[Value, float]
+) -> float:
     weights = np.zeros(len(axis.values) + 1)
     for value, weight in learned.items():
         weights[axis.id_of(value)] = weight
     lost = total = 0.0
-    for layer in surgery.layers.values():
-        products = layer._adapter.factors(axis.name).products()
+    for layer in adaptation.layers.values():
+        products = layer._tables.factors(axis.name).products()
         total += weights @ products @ weights
         rest = weights - np.eye(len(weights))[-1]
         lost += rest @ products @ rest

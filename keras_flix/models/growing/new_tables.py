@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from keras_flix.layers.factors import side_by_side
 from keras_flix.layers.tables import initial_a
 
 DEAD = 1e-10
@@ -31,13 +32,11 @@ class KnownTables:
         self, weights: Mapping[int, float]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Factors, side by side, of the sum of values' updates, by their ids."""
-        scaled = [
-            w * self.scales[row] * self.a[row].astype("float64")
-            for row, w in weights.items()
-        ]
-        a = np.concatenate(scaled, axis=1)
-        b = np.concatenate([self.b[row] for row in weights], axis=0).astype("float64")
-        return a, b
+        a, b = self.a.astype("float64"), self.b.astype("float64")
+        return side_by_side(
+            (weight * self.scales[row] * a[row], b[row])
+            for row, weight in weights.items()
+        )
 
 
 def fresh_tables(

@@ -14,9 +14,9 @@ from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.layers.checks import check_ranks
 from keras_flix.layers.low_rank_layer import LowRankLayer
+from keras_flix.models.adapted.adaptation import Adaptation, Choice, adaptation_of
 from keras_flix.models.adapted.devices import check_devices, creation_scope
-from keras_flix.models.adapted.frozen_values import Choice, choose
-from keras_flix.models.adapted.model import Surgery, surgery_of
+from keras_flix.models.adapted.frozen_values import choose
 from keras_flix.models.enable import add_dropout_seed
 from keras_flix.models.growing.new_tables import (
     KnownTables,
@@ -28,10 +28,10 @@ from keras_flix.models.growing.schema_changes import narrowed
 Pair = tuple[np.ndarray, np.ndarray]
 
 
-def changeable_surgery(model: Any) -> Surgery:
+def changeable(model: Any) -> Adaptation:
     """What `enable_flix` did to a model whose tables can be changed now."""
-    surgery = surgery_of(model)
-    for part in surgery.parts:
+    adaptation = adaptation_of(model)
+    for part in adaptation.parts:
         if _compat.is_running(part):
             raise ValueError(
                 "A model's values, and which of them train, must not change while "
@@ -39,27 +39,27 @@ def changeable_surgery(model: Any) -> Surgery:
                 "from a callback. Call it before or after `fit`."
             )
         check_devices(part)
-    return surgery
+    return adaptation
 
 
-def check_fits(surgery: Surgery, schema: FeatureSchema) -> None:
+def check_fits(adaptation: Adaptation, schema: FeatureSchema) -> None:
     """Raises if an adapted layer is too small for the ranks of a schema."""
-    for layer in surgery.layers.values():
+    for layer in adaptation.layers.values():
         check_ranks(layer, schema)
 
 
-def set_schema(surgery: Surgery, schema: FeatureSchema, choice: Choice) -> None:
+def set_schema(adaptation: Adaptation, schema: FeatureSchema, choice: Choice) -> None:
     """Makes all that holds a model's schema, and what trains, hold other ones."""
-    for layer in surgery.layers.values():
-        layer._adapter.schema = schema
-    for part in surgery.parts:
-        part._flix.schema = schema
-    choose(surgery, choice)
+    for layer in adaptation.layers.values():
+        layer._tables.schema = schema
+    for part in adaptation.parts:
+        part._adaptation.schema = schema
+    choose(adaptation, choice)
 
 
-def optimizers_of(surgery: Surgery) -> dict[int, tuple[Any, Any]]:
+def optimizers_of(adaptation: Adaptation) -> dict[int, tuple[Any, Any]]:
     """The built optimizers of a model and its backbone, with the model, by id."""
-    pairs = [(getattr(part, "optimizer", None), part) for part in surgery.parts]
+    pairs = [(getattr(part, "optimizer", None), part) for part in adaptation.parts]
     return {id(o): (o, part) for o, part in pairs if o is not None and o.built}
 
 
@@ -79,7 +79,7 @@ class Start:
 
     def tables(self, layer: LowRankLayer, key: str, grown: Feature, row: int) -> Pair:
         """The tables of the value in that row of a grown feature, in one layer."""
-        adapter = layer._adapter
+        adapter = layer._tables
         old = adapter.schema[grown.name]
         a, b = (ops.convert_to_numpy(v.value) for v in adapter.variables[grown.name])
         rank = grown.ranks[row]
@@ -90,78 +90,72 @@ class Start:
         name = f"{key}/{grown.name}/{grown.values[row]}"
         new_a, new_b = fresh_tables(a.shape[1], b.shape[2], rank, (self.seed, name))
         if self.weights:
-            factors, others = KnownTables(a, b, adapter.scales(old)).weighted_sum(
-                self.weights
-            )
+            factors, others = KnownTables(a, b, old.scales).weighted_sum(self.weights)
             if not np.isfinite(factors).all() or not np.isfinite(others).all():
                 raise ValueError(
                     "The values that `init` names must have finite tables. Received: "
                     f"NaN or infinity in layer {key!r}. Load better weights, or name "
                     "other values."
                 )
-            product = factors / adapter.scales(grown)[row], others
+            product = factors / grown.scales[row], others
             fill_with_product(new_a, new_b, product)
         return new_a, new_b
 
 
 def resize(
-    surgery: Surgery,
+    adaptation: Adaptation,
     schema: FeatureSchema,
     feature: Feature,
     rows: Sequence[int],
     added: Mapping[str, Sequence[Pair]],
 ) -> None:
     """Gives the tables of an axis their old `rows` and then new ones, by layer."""
-    tables = [
-        table
-        for layer in surgery.layers.values()
-        for table in layer._adapter.variables[feature.name]
-    ]
-    choice = narrowed(surgery.trainable, feature)
-    optimizers = optimizers_of(surgery)
+    tables = list(adaptation.tables(feature.name))
+    choice = narrowed(adaptation.trainable, feature)
+    optimizers = optimizers_of(adaptation)
     for optimizer, _ in optimizers.values():
-        _compat.check_growable(optimizer, tables)
+        _compat.check_growable(optimizer, [table.variable for table in tables])
     count, width = len(feature.values), max(feature.ranks)
     values = []
-    for path, layer in surgery.layers.items():
-        for part, table in enumerate(layer._adapter.variables[feature.name]):
-            old = ops.convert_to_numpy(table.value)
-            shape = (old.shape[1], width) if part == 0 else (width, old.shape[2])
-            value = np.zeros((count, *shape), "float32")
-            for row, pair in enumerate(added.get(path, ()), start=len(rows)):
-                m, n = pair[part].shape
-                value[row, :m, :n] = pair[part]
-            values.append(_compat.carried_rows(old, value, rows))
-    with creation_scope(surgery.parts[-1]):
+    for table in tables:
+        old = ops.convert_to_numpy(table.variable.value)
+        place = "ab".index(table.part)
+        shape = (old.shape[1], width) if place == 0 else (width, old.shape[2])
+        value = np.zeros((count, *shape), "float32")
+        for row, pair in enumerate(added.get(table.layer, ()), start=len(rows)):
+            m, n = pair[place].shape
+            value[row, :m, :n] = pair[place]
+        values.append(_compat.carried_rows(old, value, rows))
+    with creation_scope(adaptation.parts[-1]):
         for table, value in zip(tables, values, strict=True):
-            _compat.resize_variable(table, value)
+            _compat.resize_variable(table.variable, value)
         for optimizer, _ in optimizers.values():
             _compat.regrow_optimizer(
-                optimizer, None, {id(table): rows for table in tables}
+                optimizer, None, {id(table.variable): rows for table in tables}
             )
-    set_schema(surgery, schema, choice)
-    for part in surgery.parts:
-        _compat.track_torch_parameters(part)
+    set_schema(adaptation, schema, choice)
+    for part in adaptation.parts:
+        _compat.track_torch_parameters([*_compat.flatten_layers(part), part])
 
 
-def add_axis(
-    surgery: Surgery, schema: FeatureSchema, feature: Feature, seed: int
+def add_tables(
+    adaptation: Adaptation, schema: FeatureSchema, feature: Feature, seed: int
 ) -> None:
     """Gives all layers the tables of one more axis, the last one of the schema."""
     optimizers = [
         (optimizer, part)
-        for optimizer, part in optimizers_of(surgery).values()
+        for optimizer, part in optimizers_of(adaptation).values()
         if _compat.optimizer_knows(part, part.trainable_variables)
     ]
     for optimizer, _ in optimizers:
         _compat.check_growable(optimizer, [])
-    with creation_scope(surgery.parts[-1]):
-        for path, layer in surgery.layers.items():
-            layer.add_axis(feature, seed, path)
-        if feature.dropout and surgery.dropout_seed is None:
-            add_dropout_seed(surgery.parts, surgery.seed)
+    with creation_scope(adaptation.parts[-1]):
+        for path, layer in adaptation.layers.items():
+            layer.add_tables(feature, seed, path)
+        if feature.dropout and adaptation.dropout_seed is None:
+            add_dropout_seed(adaptation.parts, adaptation.seed)
         for optimizer, part in optimizers:
             _compat.regrow_optimizer(optimizer, part.trainable_variables, {})
-    set_schema(surgery, schema, surgery.trainable)
-    for part in surgery.parts:
-        _compat.track_torch_parameters(part)
+    set_schema(adaptation, schema, adaptation.trainable)
+    for part in adaptation.parts:
+        _compat.track_torch_parameters([*_compat.flatten_layers(part), part])

@@ -11,7 +11,7 @@ from typing import Any
 from keras_flix._utils.near_names import hint
 from keras_flix.features.feature import Feature, Value
 from keras_flix.features.schema import FeatureSchema
-from keras_flix.models.adapted.frozen_values import Choice
+from keras_flix.models.adapted.adaptation import Choice
 
 
 def checked_axis(schema: FeatureSchema, axis: str) -> Feature:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import keras
-
 from keras_flix.features.feature import Value
+from keras_flix.models.adapted.adaptation import Model
 from keras_flix.models.adapted.frozen_values import choose
-from keras_flix.models.growing.resize import changeable_surgery
+from keras_flix.models.growing.resize import changeable
 from keras_flix.models.growing.schema_changes import checked_axis, checked_values
 
 
-def set_trainable(
-    model: keras.Model, values: Mapping[str, Sequence[Value]] | None
-) -> keras.Model:
+def set_trainable(model: Model, values: Mapping[str, Sequence[Value]] | None) -> Model:
     """Makes only some values of an adapted model train.
 
     All others stay bit-identical, and so does what the optimizer holds of them:
@@ -54,19 +51,19 @@ def set_trainable(
     >>> batch = {"x": np.ones((3, 8)), "language": ["en", "sw", "rw"]}
     >>> history = model.fit(batch, np.zeros((3, 4)), verbose=0)
     """
-    surgery = changeable_surgery(model)
+    adaptation = changeable(model)
     if values is None:
-        choose(surgery, None)
+        choose(adaptation, None)
         return model
     if not isinstance(values, Mapping) or not values:
         raise ValueError(
             "`values` must be a dict from features to values that train, or None for "
             f"all. Received: values={values!r}. Write such as "
-            f"{{{surgery.schema.names[0]!r}: [...]}}."
+            f"{{{adaptation.schema.names[0]!r}: [...]}}."
         )
     choice = {
-        axis: list(checked_values(checked_axis(surgery.schema, axis), chosen))
+        axis: list(checked_values(checked_axis(adaptation.schema, axis), chosen))
         for axis, chosen in values.items()
     }
-    choose(surgery, choice)
+    choose(adaptation, choice)
     return model

@@ -36,7 +36,7 @@ def test_keras_file_holds_everything(tmp_path):
     model.save(tmp_path / "model.keras")
     found = keras.models.load_model(tmp_path / "model.keras")
     assert type(found) is type(model)
-    assert found._flix.schema == model._flix.schema
+    assert found._adaptation.schema == model._adaptation.schema
     np.testing.assert_array_equal(to_numpy(found(DATA)), to_numpy(model(DATA)))
     assert_goes_on_alike(found, model)
 

@@ -118,7 +118,7 @@ def adapted(request):
 
 def merged_outputs(model, plain, example, combination):
     """Outputs of a model whose kernels hold one combination's updates."""
-    layers = model._flix.layers.values()
+    layers = model._adaptation.layers.values()
     kernels = [layer._kernel for layer in layers]
     before = [to_numpy(kernel) for kernel in kernels]
     for layer, kernel in zip(layers, kernels):

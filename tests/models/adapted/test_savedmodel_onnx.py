@@ -8,6 +8,9 @@ import pytest
 from helpers.gemma import FEATURES, make_backbone, randomize, to_numpy
 
 import keras_flix
+from keras_flix.models.adapted.savedmodel_onnx import (
+    _check_onnx_inputs as check_onnx_inputs,
+)
 
 BACKEND = keras.config.backend()
 NO_SAVED_MODEL = (
@@ -266,3 +269,25 @@ def test_subclassed_models_must_be_given_a_signature(tmp_path):
     model.export(tmp_path / "model", verbose=False, input_signature=signature)
     run = load_saved_model(tmp_path / "model")
     assert_same(run, model, [small_batch(n) for n in (5, 1)])
+
+
+def test_an_onnx_file_with_other_inputs_is_removed(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    number = onnx.TensorProto.FLOAT
+    x, y, found = (
+        onnx.helper.make_tensor_value_info(name, number, [2])
+        for name in ("x", "y", "z")
+    )
+    add = onnx.helper.make_node("Add", ["x", "y"], ["z"])
+    graph = onnx.helper.make_graph([add], "sum", [x, y], [found])
+    path = tmp_path / "sum.onnx"
+    onnx.save(onnx.helper.make_model(graph), path)
+    check_onnx_inputs(path, {"y": None, "x": None})
+    assert path.exists()
+    with pytest.raises(ValueError) as error:
+        check_onnx_inputs(path, {"x": None})
+    assert str(error.value).startswith(
+        "The ONNX file must have the inputs ['x']. Received: ['x', 'y'] from the "
+        "converter,"
+    )
+    assert not path.exists()

@@ -106,13 +106,11 @@ def test_gradients_are_scaled_by_the_weights():
     for name, entry in {"whole": "sw", "half": {"sw": 0.5}}.items():
         model = adapted()
         hidden = model.get_layer("hidden")
-        head_b = model.get_layer("head")._adapter.variables["language"][1]
+        head_b = model.get_layer("head")._tables.variables["language"][1]
         before = to_numpy(head_b).copy()
-        for variable in hidden._adapter.named_variables.values():
+        for variable in hidden._tables.named_variables.values():
             variable.assign(np.zeros(variable.shape))
-        model.get_layer("head")._adapter.variables["task"][1].assign(
-            np.zeros((2, 2, 4))
-        )
+        model.get_layer("head")._tables.variables["task"][1].assign(np.zeros((2, 2, 4)))
         x = {**rows(2), "task": "qa", "language": entry}
         # The same gradient at the outputs for both, yet one that depends on them:
         # with a constant one, a compiled step of TensorFlow may update a variable
@@ -134,9 +132,9 @@ def test_ids_beside_weights_stay_exact_in_low_precision():
     )
     x = np.ones((1, 8), "float32")
     layer(x, features={"language": "v0"})
-    b = np.zeros(layer._adapter.variables["language"][1].shape, "float32")
+    b = np.zeros(layer._tables.variables["language"][1].shape, "float32")
     b[2_051] = 1.0
-    layer._adapter.variables["language"][1].assign(b)
+    layer._tables.variables["language"][1].assign(b)
     one = layer(x, features={"language": "v2051"})
     weighted = layer(x, features={"language": {"v2051": 1.0}})
     other = layer(x, features={"language": {"v2048": 0.5, "v2052": 0.5}})
@@ -149,7 +147,7 @@ def test_ids_beside_weights_stay_exact_in_low_precision():
 def test_a_nan_reaches_only_those_who_count_it():
     model = adapted()
     for name in ("hidden", "head"):
-        table = model.get_layer(name)._adapter.variables["language"][0]
+        table = model.get_layer(name)._tables.variables["language"][0]
         value = to_numpy(table).copy()
         value[2] = np.nan
         table.assign(value)

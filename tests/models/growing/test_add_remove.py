@@ -51,7 +51,7 @@ def test_a_fresh_value_changes_nothing():
     objects = [id(v) for v in [*model.variables, *model.optimizer.variables]]
     assert keras_flix.add_values(model, "language", ["rw", "lg"]) is model
     np.testing.assert_array_equal(predicted(model), before)
-    assert model._flix.schema["language"].values == ("en", "sw", "rw", "lg")
+    assert model._adaptation.schema["language"].values == ("en", "sw", "rw", "lg")
     assert [v.path for v in model.variables] == paths
     found = [id(v) for v in [*model.variables, *model.optimizer.variables]]
     assert found == objects
@@ -124,9 +124,9 @@ def test_factored_state_is_kept():
 @pytest.mark.support("Life of an adapter", "`add_values` after training")
 def test_fit_goes_on_without_compiling_again():
     model = small(dropout=0.3)
-    seed = to_numpy(model._flix.dropout_seed.state)
+    seed = to_numpy(model._adaptation.dropout_seed.state)
     keras_flix.add_values(model, "language", ["rw"])
-    np.testing.assert_array_equal(to_numpy(model._flix.dropout_seed.state), seed)
+    np.testing.assert_array_equal(to_numpy(model._adaptation.dropout_seed.state), seed)
     model.fit({**DATA, "language": ["rw", "en"] * 3}, Y, verbose=0)
     assert (delta(model, language="rw") != 0).any()
 

@@ -47,7 +47,7 @@ def test_a_lower_rank_says_what_it_lost():
     x, y = few_examples(model)
     blend = keras_flix.fit_blend(model, "language", "rw", (x, y), epochs=3)
     lost = total = 0.0
-    for layer in model._flix.layers.values():
+    for layer in model._adaptation.layers.values():
         parts = [
             weight * to_numpy(layer.kernel_delta({"task": None, "language": value}))
             for value, weight in blend.weights.items()
@@ -118,7 +118,7 @@ def test_bad_arguments_raise_and_change_nothing():
     def refusal(*args, **kwargs):
         with pytest.raises(ValueError) as error:
             keras_flix.fit_blend(model, *args, **kwargs)
-        assert model._flix.schema["language"].values == ("en", "sw", "yo")
+        assert model._adaptation.schema["language"].values == ("en", "sw", "yo")
         for variable, old in zip(model.variables, before, strict=True):
             np.testing.assert_array_equal(to_numpy(variable), old)
         return str(error.value)

@@ -34,7 +34,7 @@ def test_a_copy_is_bit_exact():
         if "language" in path:
             np.testing.assert_array_equal(value[2], value[0])
             np.testing.assert_array_equal(value[3], value[1])
-    assert model._flix.schema["language"].ranks == (3, 2, 3, 2)
+    assert model._adaptation.schema["language"].ranks == (3, 2, 3, 2)
 
 
 def test_weights_are_exact_where_the_rank_allows():
@@ -43,7 +43,7 @@ def test_weights_are_exact_where_the_rank_allows():
     weights = {"sw": 0.7, "en": -0.2}
     keras_flix.add_values(model, "language", ["rw"], init=weights, rank=4)
     np.testing.assert_allclose(delta(model, language="rw"), expected, atol=1e-6)
-    assert model._flix.schema["language"].rank == {"*": 2, "rw": 4}
+    assert model._adaptation.schema["language"].rank == {"*": 2, "rw": 4}
 
 
 def test_weights_give_the_closest_matrix_of_the_rank():
@@ -82,7 +82,7 @@ def test_removing_equals_a_model_enabled_without(tmp_path):
     np.testing.assert_allclose(predicted(model, data), known, atol=1e-6)
     features["language"].remove("en")
     plain = small(features=features, rank={"language": 2}, trained=False)
-    assert model._flix.schema == plain._flix.schema
+    assert model._adaptation.schema == plain._adaptation.schema
     assert [v.path for v in model.variables] == [v.path for v in plain.variables]
     for path, value in tables(model).items():
         kept = state[path][[0, 2]] if "language" in path else state[path]
@@ -106,7 +106,7 @@ def test_adding_and_removing_again_changes_nothing():
         np.testing.assert_array_equal(value, values[path])
     for old, new in zip(past, slots(model), strict=True):
         np.testing.assert_array_equal(new, old)
-    assert model._flix.schema == small(trained=False)._flix.schema
+    assert model._adaptation.schema == small(trained=False)._adaptation.schema
 
 
 @pytest.mark.support("Life of an adapter", "`remove_values`, `rename_value`")
@@ -117,7 +117,7 @@ def test_a_renamed_value_is_the_same_one():
     keras_flix.rename_value(model, "language", "sw", "swh")
     renamed = {**DATA, "language": ["swh", "en", None] * 2}
     np.testing.assert_array_equal(predicted(model, renamed), before)
-    assert model._flix.schema["language"].ranks == (2, 3)
+    assert model._adaptation.schema["language"].ranks == (2, 3)
     with pytest.raises(ValueError, match="The nearest known value is 'swh'"):
         model.predict(named, verbose=0)
 
@@ -132,7 +132,7 @@ def test_a_new_feature_changes_nothing():
     keras_flix.add_feature(grown, Feature("shared", always=True, rank=3))
     data = {**DATA, "domain": ["web", None, "news"] * 2}
     np.testing.assert_allclose(predicted(grown, data), before, atol=1e-7)
-    assert grown._flix.schema["domain"].rank == 1
+    assert grown._adaptation.schema["domain"].rank == 1
     assert grown.optimizer is optimizer
     assert optimizer.iterations == 3
     shapes = {v.path: v.shape for v in alone.trainable_variables}
@@ -160,7 +160,7 @@ def test_a_new_feature_trains_and_is_saved(tmp_path):
     assert (tables(model)["hidden/flix_domain_b"] != 0).any()
     model.save(tmp_path / "model.keras")
     found = keras.models.load_model(tmp_path / "model.keras")
-    assert found._flix.schema == model._flix.schema
+    assert found._adaptation.schema == model._adaptation.schema
     for one in (model, found):
         train(one, 1, data)
     for old, new in zip(slots(model), slots(found), strict=True):
@@ -192,10 +192,10 @@ def test_a_task_and_its_backbone_change_together(make_gemma):
     keras_flix.add_values(gemma.backbone, "language", ["rw"], init="sw")
     keras_flix.add_feature(gemma, Feature("shared", always=True, dropout=0.1))
     for part in (gemma, gemma.backbone):
-        assert part._flix.schema["language"].values == ("en", "sw", "rw")
-        assert part._flix.dropout_seed is not None
-    for layer in gemma._flix.layers.values():
-        assert layer.features == gemma._flix.schema
+        assert part._adaptation.schema["language"].values == ("en", "sw", "rw")
+        assert part._adaptation.dropout_seed is not None
+    for layer in gemma._adaptation.layers.values():
+        assert layer.features == gemma._adaptation.schema
         one, other = (
             layer.kernel_delta({"task": None, "language": value})
             for value in ("sw", "rw")
@@ -287,11 +287,11 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(change, message):
         Feature("shared", always=True),
     ]
     model = keras_flix.enable_flix(make_mlp(), features, rank=2, targets="all-linear")
-    schema, before = model._flix.schema, state(model, DATA)
+    schema, before = model._adaptation.schema, state(model, DATA)
     with pytest.raises(ValueError) as error:
         change(model)
     assert message in str(error.value)
-    assert model._flix.schema is schema
+    assert model._adaptation.schema is schema
     assert state(model, DATA) == before
 
 
@@ -299,7 +299,7 @@ def test_state_that_cannot_be_kept_is_refused():
     model = small(trained=False)
     model.compile(Odd(0.1), loss="mse")
     step(model, [v.shape for v in model.trainable_variables], 1)
-    schema, before = model._flix.schema, tables(model)
+    schema, before = model._adaptation.schema, tables(model)
     for change in (
         lambda: keras_flix.add_values(model, "language", ["rw"]),
         lambda: keras_flix.add_feature(model, Feature("domain", ["news"])),
@@ -308,7 +308,7 @@ def test_state_that_cannot_be_kept_is_refused():
             ValueError, match="Compile the model with a fresh optimizer"
         ):
             change()
-    assert model._flix.schema is schema
+    assert model._adaptation.schema is schema
     assert all((value == before[path]).all() for path, value in tables(model).items())
 
 
@@ -321,4 +321,4 @@ def test_values_must_not_change_while_fit_runs():
 
     with pytest.raises(ValueError, match="a call from within `fit`"):
         model.fit(DATA, Y, verbose=0, callbacks=[Grow()])
-    assert model._flix.schema["language"].values == ("en", "sw")
+    assert model._adaptation.schema["language"].values == ("en", "sw")

@@ -143,7 +143,7 @@ def test_files_keep_the_choice(tmp_path):
     train(model, 1)
     model.save(tmp_path / "model.keras")
     found = keras.models.load_model(tmp_path / "model.keras")
-    assert found._flix.trainable == {"language": ["sw"]}
+    assert found._adaptation.trainable == {"language": ["sw"]}
     for one, other in zip(
         found.optimizer.variables, model.optimizer.variables, strict=True
     ):
@@ -230,10 +230,10 @@ def test_the_choice_follows_names_and_values():
     keras_flix.rename_value(model, "language", "sw", "swh")
     keras_flix.add_values(model, "language", ["rw"])
     keras_flix.remove_values(model, "language", ["en"])
-    assert model._flix.trainable == {"language": ["swh"]}
+    assert model._adaptation.trainable == {"language": ["swh"]}
     with pytest.raises(ValueError, match="One of the values that train must stay"):
         keras_flix.remove_values(model, "language", ["swh"])
-    assert model._flix.schema["language"].values == ("swh", "rw")
+    assert model._adaptation.schema["language"].values == ("swh", "rw")
 
 
 @pytest.mark.parametrize(
@@ -251,4 +251,4 @@ def test_what_is_not_the_models_is_refused(values, message):
     with pytest.raises(ValueError) as error:
         keras_flix.set_trainable(model, values)
     assert message in str(error.value)
-    assert model._flix.trainable is None
+    assert model._adaptation.trainable is None

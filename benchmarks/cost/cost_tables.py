@@ -1,0 +1,207 @@
+"""The tables of the README, from the stored results."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from benchmarks.cost.stored_results import (
+    BACKENDS,
+    OPTIMIZER_TITLES,
+    clock,
+    in_order,
+    load,
+    load_one,
+)
+
+README = pathlib.Path(__file__).parent / "README.md"
+END = "<!-- table: end -->\n"
+FLOOR_GOAL, PEER_GOAL, VALUES_GOAL = 1.1, 1.0, 1.1
+"""The highest medians that are no misses; that of values holds up to 512."""
+
+PEER_COLUMNS = ["Step, s", "Tokens/s", "Over its floor", "FLix / arm"]
+VALUES = (2, 8, 64, 512, 1024, 4096)
+FLOOR_OF = {"lora": "floor", "flix": "floor"}
+KERNELS = (
+    *("per_axis", "materialized", "grouped", "sorted_loop"),
+    *("checked_one_combination", "one_combination"),
+)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+
+
+def ratio(ratios: dict[str, Any], name: str, goal: float | None = None) -> str:
+    """A median and its quartiles, bold where it misses its goal, or a dash."""
+    found = ratios.get(name)
+    if found is None:
+        return "–"
+    low, high = found["quartiles"]
+    median = f"{found['median']:.3f}"
+    if goal is not None and found["median"] > goal:
+        median = f"**{median}**"
+    return f"{median} ({low:.2f}–{high:.2f})"
+
+
+def training_step(result: dict[str, Any], footprint: dict[str, Any]) -> list[list[str]]:
+    """A row per arm of one result."""
+    time = result["time"][clock(result)]
+    tokens = result["workload"]["batch"] * result["workload"]["length"]
+    rows = []
+    for name, facts in result["arms"].items():
+        seconds, ratios = time["seconds"][name], time["ratios"]
+        floor = FLOOR_OF.get(name, "hf_floor")
+        over_floor = f"{name}_over_{floor}"
+        over_arm = f"flix_over_{name}"
+        goal = None if name.endswith("floor") else PEER_GOAL
+        cost = footprint.get("arms", {}).get(name, {})
+        rows.append(
+            [
+                facts["what"],
+                f"{seconds:.3f}",
+                f"{tokens / seconds:.0f}",
+                ratio(ratios, over_floor, FLOOR_GOAL if name == "flix" else None),
+                ratio(ratios, over_arm, goal),
+                ratio(ratios, f"{over_arm}_over_floors", goal),
+                f"{cost['step']:.0f}" if "step" in cost else "–",
+                f"{cost['flops'] / 1e9:.1f}" if "flops" in cost else "–",
+            ]
+        )
+    return rows
+
+
+def training_steps(on_accelerator: bool) -> str:
+    """All results of `train_step`, those of a CPU or the others."""
+    head = ["Backend", "Arm", *PEER_COLUMNS, "the same, each over its floor"]
+    head += ["Peak of a step, MiB", "GFLOP"]
+    rows = []
+    for result in load("train_step_*"):
+        device = result["environment"].get("accelerator")
+        if (device is not None) != on_accelerator:
+            continue
+        backend = result["environment"]["backend"]
+        label = BACKENDS[backend]
+        if device:
+            label += f", {device}, {result['workload']['length']} tokens"
+        name = result["file"].replace("train_step", "footprint").removesuffix(".json")
+        footprint = load_one(name) or {}
+        rows += [[label, *row] for row in training_step(result, footprint)]
+    return table(head, rows) if rows else ""
+
+
+def values() -> str:
+    """All sweeps over the number of values."""
+    rows: list[list[str]] = []
+    for backend, title in BACKENDS.items():
+        footprint = load_one(f"footprint_{backend}") or {"arms": {}}
+        for result in in_order(load(f"values_{backend}_*")):
+            optimizer, held = result["optimizer"], footprint["arms"]
+            counts = [int(name) for name in result["arms"]]
+            cells = sweep(result["time"][clock(result)], counts)
+            cells.append(memory(held, counts, optimizer))
+            rows.append([title, OPTIMIZER_TITLES[optimizer], *cells])
+            without = result["time"].get("cpu_without_optimizer")
+            if without is not None:
+                label = f"{OPTIMIZER_TITLES[optimizer]}, its own time left out"
+                rows.append([title, label, *sweep(without, counts), "–"])
+    head = ["Backend", "Optimizer", "2 values, s", *(f"{c} / 2" for c in VALUES[1:])]
+    head.append("Peak of a step, MiB (values)")
+    return table(head, rows) if rows else ""
+
+
+def sweep(time: dict[str, Any], counts: list[int]) -> list[str]:
+    """Seconds of the lowest number of values, and the others over it."""
+    first = counts[0]
+    cells = [f"{time['seconds'][str(first)]:.3f}"]
+    for count in VALUES[1:]:
+        goal = VALUES_GOAL if count <= 512 else None
+        cells.append(ratio(time["ratios"], f"{count}_over_{first}", goal))
+    return cells
+
+
+def memory(arms: dict[str, Any], counts: list[int], optimizer: str) -> str:
+    """Peak memory for the numbers of values that were measured."""
+    found = {count: arms.get(f"flix:{count}:{optimizer}") for count in counts}
+    if optimizer == "adam":
+        found[8] = found.get(8) or arms.get("flix")
+    cells = [f"{arm['step']:.0f} ({count})" for count, arm in found.items() if arm]
+    return ", ".join(cells) or "–"
+
+
+def generation() -> str:
+    """All arms of `generation`, over their merged models and PEFT over FLix."""
+    rows: list[list[str]] = []
+    for backend, title in BACKENDS.items():
+        result = load_one(f"generation_{backend}")
+        found = result[clock(result)] if result else {"tokens_per_second": {}}
+        for name, speed in found["tokens_per_second"].items():
+            arm, _, count = name.partition("_")
+            floor = "hf_merged" if arm == "peft" else "merged"
+            # JAX is where the goal is; a second merged model has none.
+            goal = FLOOR_GOAL if (backend, arm) == ("jax", "flix") else None
+            over_merged = ratio(found["ratios"], f"{name} / {floor}", goal)
+            over_flix = ratio(found["ratios"], f"{name} / flix_{count}")
+            rows.append([f"{title} `{name}`", f"{speed:.0f}", over_merged, over_flix])
+    head = ["Arm", "tokens per second", "time over its merged model", "time over FLix"]
+    return table(head, rows) if rows else ""
+
+
+def kernels() -> str:
+    """All kernels, relative to the library's own."""
+    rows: list[list[str]] = []
+    for backend, title in BACKENDS.items():
+        result = load_one(f"kernels_{backend}") or {"cases": []}
+        for measured in result["cases"]:
+            case = measured["case"]
+            for direction in ("forward", "backward"):
+                found = measured[direction]
+                cells = [
+                    ratio(found["over_gathered"], kernel, None) for kernel in KERNELS
+                ]
+                own = f"{found['milliseconds']['gathered']:.2f}"
+                share = f"{100 * found['roofline_share']['gathered']:.0f} %"
+                shape = f"{case['length']} × {case['combinations']}"
+                rows.append([title, shape, direction, own, share, *cells])
+    head = ["Backend", "Positions × combinations", "Pass", "`gathered`, ms", "roofline"]
+    return table(head + [f"`{name}`" for name in KERNELS], rows) if rows else ""
+
+
+def environments() -> str:
+    """One line per result on what it was measured with."""
+    lines = []
+    names = ("train_step_*", "values_*", "footprint_*", "generation_*", "kernels_*")
+    for result in (r for name in names for r in load(name)):
+        header = result["environment"]
+        versions = ", ".join(f"{k} {v}" for k, v in header["versions"].items())
+        lines.append(
+            f"- `{result['file']}`: {header['date'][:10]}, commit {header['commit']}, "
+            f"{header.get('accelerator') or header['cpu']}, "
+            f"{len(header['cores_used'])} of {header['cores']} cores, "
+            f"load {header['load_average'][0]}, {versions}\n"
+        )
+    return "".join(lines)
+
+
+TABLES = {
+    "train_step": lambda: training_steps(on_accelerator=False),
+    "values": values,
+    "generation": generation,
+    "kernels": kernels,
+    "gpu": lambda: (
+        training_steps(on_accelerator=True) or "Not run: no GPU was at hand.\n"
+    ),
+    "environments": environments,
+}
+
+
+def write() -> None:
+    """Writes the tables between the README's markers."""
+    text = README.read_text()
+    for name, make in TABLES.items():
+        before, marker, rest = text.partition(f"<!-- table: {name} -->\n")
+        _, _, after = rest.partition(END)
+        text = before + marker + make() + END + after
+    README.write_text(text)

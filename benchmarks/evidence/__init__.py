@@ -1,1 +1,0 @@
-"""What FLix gains over LoRA on CLDR-mix: trials, tables and figures."""

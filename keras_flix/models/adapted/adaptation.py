@@ -1,0 +1,114 @@
+"""`Adaptation`: what `enable_flix` did to a model, for all that works on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from keras_flix.features.feature import Value
+from keras_flix.features.schema import FeatureSchema
+
+if TYPE_CHECKING:
+    import keras
+
+    from keras_flix.layers.low_rank_layer import LowRankLayer
+    from keras_flix.models.adapted.thread_lock import Turns
+
+Model = TypeVar("Model", bound="keras.Model")
+"""Functions that change a model in place, or copy it, keep its class."""
+
+Choice = Mapping[str, Sequence[Value]] | None
+"""By feature, the values that train, the others being frozen; `None` for all."""
+
+
+class Table(NamedTuple):
+    """One table of an adapted model.
+
+    Attributes:
+        layer: The path of its layer.
+        feature: The name of its feature.
+        part: `"a"` or `"b"`.
+        variable: `(values, d_in, rank)` or `(values, rank, d_out)`.
+    """
+
+    layer: str
+    feature: str
+    part: str
+    variable: keras.Variable
+
+    @property
+    def name(self) -> str:
+        """What the table is called in an adapter file."""
+        return f"{self.layer}/flix_{self.feature}_{self.part}"
+
+
+@dataclasses.dataclass
+class Adaptation:
+    """What `enable_flix` did to a model.
+
+    Attributes:
+        schema: The axes, with ranks, dropout rates and alphas resolved.
+        alpha: As given to `enable_flix`, for features that are added later.
+        layers: The adapted layers by path.
+        base_class: The model's class before.
+        parts: The models that route: the adapted one, and a task's backbone.
+        seed: As given to `enable_flix`, or the one it drew.
+        dropout_seed: Drives feature dropout; `None` if there is none.
+        takes_training: Whether the model's own `call` takes `training`.
+        unwraps: Whether the model's own input is not a dict.
+        input_keys: The keys of the model's own input dict, if they are known.
+        verified: Whether every adapted layer is known to run.
+        disabled: Whether the adapters are off.
+        no_gradient: Why the model cannot be trained; empty if it can.
+        turns: The threads that use the model or its backbone.
+    """
+
+    schema: FeatureSchema
+    alpha: float | None
+    layers: dict[str, LowRankLayer]
+    base_class: Any
+    turns: Turns
+    parts: list[Any] = dataclasses.field(default_factory=list)
+    seed: int = 0
+    dropout_seed: keras.random.SeedGenerator | None = None
+    takes_training: bool = True
+    unwraps: bool = False
+    input_keys: list[str] | None = None
+    verified: bool = False
+    disabled: bool = False
+    no_gradient: str = ""
+
+    @property
+    def trainable(self) -> Choice:
+        """Which values train, see `set_trainable`."""
+        return next(iter(self.layers.values()))._tables.trainable
+
+    def tables(self, feature: str | None = None) -> Iterator[Table]:
+        """The tables of all layers, or those of one feature, layer by layer."""
+        for path, layer in self.layers.items():
+            for name, pair in layer._tables.variables.items():
+                if feature in (None, name):
+                    for part, variable in zip("ab", pair):
+                        yield Table(path, name, part, variable)
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether `enable_flix` adapted this model."""
+    return isinstance(getattr(model, "_adaptation", None), Adaptation)
+
+
+def not_adapted(model: Any) -> str:
+    """The error for a model that must be adapted."""
+    return (
+        "The model must have been adapted by `enable_flix`. Received: a "
+        f"{type(model).__name__} without adapters. Call `enable_flix(model, ...)` "
+        "first."
+    )
+
+
+def adaptation_of(model: Any) -> Adaptation:
+    """What `enable_flix` did to a model; raises if it did nothing."""
+    if not is_adapted(model):
+        raise ValueError(not_adapted(model))
+    return model._adaptation

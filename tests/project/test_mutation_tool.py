@@ -1,0 +1,150 @@
+"""The mutants of the mutation run: what is changed, what never is, what is drawn."""
+
+import ast
+import collections
+from pathlib import Path
+
+import pytest
+from tools.mutants import ROOMS, changes, draw, mutants_of, shares
+
+import keras_flix
+
+ROOT = Path(keras_flix.__file__).parents[1]
+
+
+def mutations(source):
+    """What each operator makes of a source, by operator."""
+    made = collections.defaultdict(list)
+    text = source.encode()
+    for mutant in mutants_of("keras_flix/models/a.py", text):
+        assert changes(mutant, text)
+        made[mutant.operator].append(mutant.apply(text).decode())
+    return dict(made)
+
+
+@pytest.mark.parametrize(
+    "operator, source, expected",
+    [
+        ("comparison", "a < b", ["a <= b"]),
+        ("comparison", "a <= b < c", ["a < b < c", "a <= b <= c"]),
+        ("comparison", "a > b", ["a >= b"]),
+        ("comparison", "a >= b", ["a > b"]),
+        ("comparison", "a == b", ["a != b"]),
+        ("comparison", "a != (b)", ["a == (b)"]),
+        ("comparison", "a is b", ["a is not b"]),
+        ("comparison", "a is not b", ["a is b"]),
+        ("comparison", "inner in b", ["inner not in b"]),
+        ("comparison", "a not in b", ["a in b"]),
+        ("and/or", "a and b and c", ["a or b and c", "a and b or c"]),
+        ("and/or", "(a) or b", ["(a) and b"]),
+        ("not", "a = not b", ["a = b"]),
+        ("not", "a = not(b)", ["a = (b)"]),
+        ("arithmetic", "a + b", ["a - b"]),
+        ("arithmetic", "a - b", ["a + b"]),
+        ("arithmetic", "a * b", ["a / b"]),
+        ("arithmetic", "a / b", ["a * b"]),
+        ("arithmetic", "a // b", ["a * b"]),
+        ("arithmetic", "a % b", ["a * b"]),
+        ("arithmetic", "a += b", ["a -= b"]),
+        ("number + 1", "a = 2", ["a = 3"]),
+        ("number - 1", "a = 0.5", ["a = -0.5"]),
+        ("boolean", "a = True", ["a = False"]),
+        ("return", "def f():\n    return g(\n        1)", None),
+        ("call", "f(a)(\n    b)\nc = 1", ["pass\nc = 1"]),
+        ("if True", "if a: b", ["if True: b"]),
+        ("if False", "a if b else c", ["a if False else c"]),
+        ("if True", "[a for a in b if c]", ["[a for a in b if True]"]),
+        ("default", "def f(a='b'): pass", ['def f(a="mutant"): pass']),
+        ("default", "def f(*, a=(b, c)): pass", ["def f(*, a=()): pass"]),
+        ("keyword", "f(a, b=c, **d)", ["f(a, **d)"]),
+        ("keyword", "f(a, b=c)", ["f(a)"]),
+        ("keyword", "f(\n    b=(c),\n)", ["f(\n    \n)"]),
+        ("slice", "a[b:c]", ["a[:c]", "a[b:]"]),
+    ],
+)
+def test_what_an_operator_makes(operator, source, expected):
+    if operator == "return":
+        expected = ["def f():\n    return None"]
+    assert mutations(source)[operator] == expected
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        '"""One, 2 and not 3."""',
+        "def f(a: Literal[1] = None) -> Literal[2]:\n    'a < b'",
+        "class A(B, metaclass=C):\n    a: Literal[1]",
+        "if TYPE_CHECKING:\n    a = 1",
+        "if typing.TYPE_CHECKING:\n    a = 1",
+        "@decorated(frozen=True)\ndef f(): pass",
+        "raise ValueError(a + 1, b=not c)",
+        "a = f'{b + 1} {c[1:]}'",
+        "assert a, b + 1",
+        "__all__ = sorted(a, key=b)",
+        "a = 'b' + c",
+        "def f():\n    return None",
+        "return_ = zip(a, b, strict=c)",
+    ],
+)
+def test_what_is_never_changed(source):
+    assert mutations(source) == {}
+
+
+def test_a_mutant_tells_its_place():
+    source = "# é\ndef f(a):\n    é = 'é'; return a < 1\n".encode()
+    by_operator = {m.operator: m for m in mutants_of("keras_flix/files/b.py", source)}
+    mutant = by_operator["comparison"]
+    assert mutant.id == "keras_flix/files/b.py:3:24:comparison"
+    assert mutant.room == "files"
+    assert mutant.function == "keras_flix/files/b.py:2"
+    assert mutant.diff(source) == "é = 'é'; return a < 1 -> é = 'é'; return a <= 1"
+
+
+def test_what_runs_on_import_is_of_no_function():
+    source = b"A = 1\nclass B:\n    c = 2\n    def d(self, e=3): return 4\n"
+    functions = {
+        source[m.start : m.end]: m.function for m in mutants_of("a/b/c.py", source)
+    }
+    method = "a/b/c.py:4"
+    assert functions == {
+        b"1": None,
+        b"2": None,
+        b"3": method,
+        b"return 4": method,
+        b"4": method,
+    }
+
+
+@pytest.mark.parametrize("count", [20, 90, 160, 1000])
+def test_every_room_has_its_share(count):
+    lines = {"a": 1000, "b": 10, "c": 100}
+    found = shares(lines, count)
+    assert sum(found.values()) == count
+    assert min(found.values()) >= min(15, count // 3)
+    assert found["a"] >= found["c"] >= found["b"]
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return draw(ROOT, 160, seed=0)
+
+
+def test_all_rooms_are_drawn_from(drawn):
+    by_room = collections.Counter(mutant.room for mutant in drawn)
+    assert sum(by_room.values()) == len({mutant.id for mutant in drawn}) == 160
+    assert set(by_room) == set(ROOMS)
+    assert min(by_room.values()) >= 15
+
+
+def test_drawn_mutants_are_other_programs(drawn):
+    for mutant in drawn:
+        before = (ROOT / mutant.path).read_bytes()
+        after = mutant.apply(before)
+        compile(after, mutant.path, "exec")
+        assert ast.dump(ast.parse(after)) != ast.dump(ast.parse(before))
+
+
+def test_a_seed_draws_the_same():
+    first, again, other = (draw(ROOT, 18, seed) for seed in (0, 0, 1))
+    assert first == again
+    assert {m.id for m in first} != {m.id for m in other}
