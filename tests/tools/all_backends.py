@@ -85,7 +85,9 @@ def main() -> int:
     """Runs all checks; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     extent = parser.add_mutually_exclusive_group()
-    extent.add_argument("--daily", action="store_true", help="leave slow tests out")
+    extent.add_argument(
+        "--daily", "--fast", action="store_true", help="leave slow tests out"
+    )
     extent.add_argument("--full", action="store_true", help="the whole matrix")
     extent.add_argument(
         "--write-support", action="store_true", help="write the table of a full run"
