@@ -160,6 +160,7 @@ def test_refusals(compiled):
         generate(compiled, tasks=np.array([0, 3, 0]))
 
 
+@pytest.mark.short("torch", "jax")
 @pytest.mark.slow
 def test_generates_after_training(model):
     before = generate(model)
