@@ -107,6 +107,20 @@ def _seed():
     keras.utils.set_random_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _eager(request):
+    """Tests marked `eager` trace nothing on TensorFlow, where that takes longest."""
+    full = request.config.getoption("--full")
+    if BACKEND != "tensorflow" or full or not request.node.get_closest_marker("eager"):
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 @pytest.fixture
 def load(request) -> int:
     """By how much a test multiplies its cases; 1 in the daily run and in CI."""
@@ -123,7 +137,7 @@ def record_fault(request):
     return record
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_gemma(spm_proto):
     """Builds a small random `GemmaCausalLM`; every call gives the same weights."""
     import keras

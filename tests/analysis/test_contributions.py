@@ -11,6 +11,8 @@ from helpers.models import make_mlp, rows
 import keras_flix
 from keras_flix.analysis import AxisContributions, axis_contributions
 
+pytestmark = pytest.mark.eager
+
 SCHEMA = [
     keras_flix.Feature("task", ["qa", "parse"]),
     keras_flix.Feature("domain", ["news", "web", "chat"], multiple=True),

@@ -13,6 +13,8 @@ from helpers.gemma import to_numpy
 from helpers.places import TESTS
 from helpers.training import DATA, Y, small_model, state_of
 
+pytestmark = pytest.mark.eager
+
 EPOCHS, BATCHES = 4, 4
 
 SCRIPT = """

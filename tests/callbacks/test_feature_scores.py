@@ -13,6 +13,8 @@ from keras_flix.callbacks import FeatureScores, FeatureTensorBoard
 from keras_flix.evaluation import evaluate, forced_exact_match
 from keras_flix.mixtures import Dataset, Mixture
 
+pytestmark = pytest.mark.eager
+
 MIXTURE = Mixture(
     [
         Dataset(
@@ -55,6 +57,8 @@ def train(gemma, callbacks=()):
     ).history  # fmt: skip
 
 
+@pytest.mark.short("torch", "jax")
+@pytest.mark.slow
 def test_scores_within_fit_are_those_after_it(gemma, tmp_path):
     gemma.optimizer.build(gemma.trainable_variables)
     state = [*gemma.variables, *gemma.optimizer.variables]

@@ -19,6 +19,8 @@ from keras_flix.evaluation import (
 from keras_flix.mixtures import Dataset, Mixture
 from keras_flix.text_metrics import exact_match, span_f1, token_f1
 
+pytestmark = pytest.mark.eager
+
 PRESET = GUIDES / "cldr_gemma"
 
 

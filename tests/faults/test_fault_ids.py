@@ -227,6 +227,7 @@ def test_ids_out_of_range_give_an_error_or_nan_in_their_example(load, record_fau
 NONE = pytest.param(None, marks=pytest.mark.skip(reason="JAX has no compiler but XLA"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", COMPILERS[BACKEND][1:] or [NONE])
 def test_other_compilers_keep_to_the_formula_and_the_range(
     compiler, load, record_fault

@@ -72,6 +72,7 @@ class Measure(keras.callbacks.Callback):
         self.rows.append({**memory(), "traces": self.traces.count})
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # pytest keeps what is warned of.
 def test_training_grows_nothing_and_compiles_nothing_again(load, record_fault):
     """Combinations change with every batch, and each epoch ends with a remainder."""

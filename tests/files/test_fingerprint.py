@@ -204,6 +204,7 @@ def test_a_fingerprint_of_another_form(tmp_path, base):
         keras_flix.load_adapters(make_mlp(), path)
 
 
+@pytest.mark.slow
 @pytest.mark.short("torch")
 def test_a_quantized_copy_is_the_same_base(tmp_path):
     path = saved(tmp_path)

@@ -13,6 +13,8 @@ from helpers.places import TESTS
 
 import keras_flix
 
+pytestmark = pytest.mark.eager
+
 INPUTS = {
     "token_ids": np.arange(15).reshape(3, 5).astype("int32"),
     "padding_mask": np.ones((3, 5), "int32"),

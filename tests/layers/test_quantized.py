@@ -10,6 +10,8 @@ from helpers.gemma import FEATURES, make_backbone, randomize, to_numpy
 
 import keras_flix
 
+pytestmark = pytest.mark.eager
+
 MODES = {"int8": {"mode": "int8"}, "int4": {"mode": "int4"}}
 CALIBRATED = {"gptq": keras.quantizers.GPTQConfig}
 # Keras 3.13 has neither blocks of int4 kernels nor AWQ.

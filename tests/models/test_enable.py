@@ -17,6 +17,8 @@ from keras import ops
 import keras_flix
 from keras_flix import Feature
 
+pytestmark = pytest.mark.eager
+
 TARGETS = {"targets": "all-linear", "rank": 2}
 
 REFUSALS = {

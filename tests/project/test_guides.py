@@ -1,4 +1,7 @@
-"""The guides run, reach their numbers, and equal their notebooks."""
+"""The guides run, reach their numbers, and equal their notebooks.
+
+Three that train run with `--full` only: the quickstart trains as they do.
+"""
 
 import os
 import re
@@ -115,6 +118,7 @@ def test_preset_and_its_adapters_are_small():
     assert (GUIDES / "cldr_adapters.flix.safetensors").stat().st_size <= 2e6
 
 
+@pytest.mark.short("jax")
 @pytest.mark.slow
 @pytest.mark.guide
 def test_quickstart_reaches_its_numbers(tmp_path):
@@ -126,6 +130,7 @@ def test_quickstart_reaches_its_numbers(tmp_path):
         assert (tmp_path / "output" / name).stat().st_size > 10_000
 
 
+@pytest.mark.short()
 @pytest.mark.slow
 @pytest.mark.guide
 def test_own_tasks_reaches_its_numbers(tmp_path):
@@ -134,6 +139,7 @@ def test_own_tasks_reaches_its_numbers(tmp_path):
     assert "Received: task='full_dates'" in text
 
 
+@pytest.mark.short()
 @pytest.mark.slow
 @pytest.mark.guide
 def test_few_shot_languages_reaches_its_numbers(tmp_path):
@@ -145,6 +151,7 @@ def test_few_shot_languages_reaches_its_numbers(tmp_path):
     assert before == after
 
 
+@pytest.mark.short()
 @pytest.mark.slow
 @pytest.mark.guide
 def test_quantized_reaches_its_numbers(tmp_path):
@@ -157,6 +164,7 @@ def test_quantized_reaches_its_numbers(tmp_path):
     assert "Only floating-point kernels can be merged" in text
 
 
+@pytest.mark.short("jax")
 @pytest.mark.slow
 @pytest.mark.guide
 def test_many_devices_compute_the_same(tmp_path):
@@ -169,6 +177,7 @@ def test_many_devices_compute_the_same(tmp_path):
     assert "under the same distribution" in text
 
 
+@pytest.mark.short("jax")
 @pytest.mark.slow
 @pytest.mark.guide
 def test_serving_writes_what_peft_reads(tmp_path):
@@ -178,6 +187,7 @@ def test_serving_writes_what_peft_reads(tmp_path):
     assert (tmp_path / "output" / "serving" / "loras" / "index.json").is_file()
 
 
+@pytest.mark.short("jax")
 @pytest.mark.slow
 @pytest.mark.guide
 def test_reading_adapters_finds_families(tmp_path):

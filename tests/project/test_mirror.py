@@ -14,7 +14,7 @@ OWN_ROOMS = {
 OTHER_TESTS = {
     "command_line/test_commands.py": "the commands of all modules, as they are typed",
     "exports/test_loras.py": "`export_loras`, the grid, is the other half of lora.py",
-    "files/test_stored_files.py": "files of all kinds, of an earlier version",
+    "files/test_stored_files.py": "files of all kinds that 0.1 wrote, which must load",
     "models/adapted/test_bad_input.py": "one list of entries, refused by every module",
     "models/adapted/test_keras_saving.py": "what Keras saves: keras_files, plain_view",
     "models/adapted/test_training_modes.py": "every way to train gives the same tables",

@@ -85,7 +85,9 @@ def main() -> int:
     """Runs all checks; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     extent = parser.add_mutually_exclusive_group()
-    extent.add_argument("--daily", action="store_true", help="leave slow tests out")
+    extent.add_argument(
+        "--daily", "--fast", action="store_true", help="leave slow tests out"
+    )
     extent.add_argument("--full", action="store_true", help="the whole matrix")
     extent.add_argument(
         "--write-support", action="store_true", help="write the table of a full run"
@@ -98,7 +100,6 @@ def main() -> int:
     results = [
         check("ruff check", ["-m", "ruff", "check", "."]),
         check("ruff format", ["-m", "ruff", "format", "--check", "."]),
-        check("mypy", ["-m", "mypy"]),
     ]
     chosen = "not slow and not guide" if options.daily else "not guide"
     with (
@@ -120,9 +121,10 @@ def main() -> int:
             guides = [*pytest, "-m", "guide", "-s"]
             environment = {"KERAS_BACKEND": "jax", **ONE_CORE}
             runs.append(pool.submit(check, "guides on jax", guides, **environment))
-            # The shortest last: it fills what is left of one core's time.
+            # The short ones last: they fill what is left of one core's time.
             oldest = ["tests/tools/oldest_versions.py"]
             runs.append(pool.submit(check, "oldest versions", oldest, **ONE_CORE))
+        runs.append(pool.submit(check, "mypy", ["-m", "mypy"]))
         results += [run.result() for run in runs]
         if full and set(reports) == set(BACKENDS):
             write = options.write_support

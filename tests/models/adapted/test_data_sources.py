@@ -202,6 +202,7 @@ def test_ids_out_of_range_in_a_source_raise(backbone, start, source):
         backbone.predict(x, verbose=0)
 
 
+@pytest.mark.eager
 @pytest.mark.pairs("a task")
 @pytest.mark.parametrize("source", [*SOURCES])
 def test_task_with_its_preprocessor_trains(make_gemma, source):
@@ -218,6 +219,7 @@ def test_task_with_its_preprocessor_trains(make_gemma, source):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.eager
 @pytest.mark.pairs("a task")
 @pytest.mark.parametrize("source", [*SOURCES])
 def test_task_without_its_preprocessor_predicts(make_gemma, source):
@@ -300,6 +302,7 @@ def test_several_values_per_example_from_ragged_strings():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.eager
 @pytest.mark.slow
 @pytest.mark.parametrize("source", [as_arrays, pytest.param(as_tf, marks=needs_tf)])
 def test_task_without_grain(make_gemma, monkeypatch, source):

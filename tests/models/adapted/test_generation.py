@@ -32,14 +32,24 @@ def rows(names):
     return [mark(name) for name in names]
 
 
-@pytest.fixture
-def model(make_gemma):
+def adapted(make_gemma):
     model = make_gemma()
     # Embeddings of unit size let the next token depend on more than the last.
     embedding = model.backbone.token_embedding.embeddings
     generator = np.random.default_rng(1)
     embedding.assign(generator.normal(size=embedding.shape) * 0.3)
     return randomize(keras_flix.enable_flix(model, FEATURES, rank=2), scale=0.8)
+
+
+@pytest.fixture
+def model(make_gemma):
+    return adapted(make_gemma)
+
+
+@pytest.fixture(scope="module")
+def compiled(make_gemma):
+    """A model for the tests that neither train it nor compile it anew."""
+    return adapted(make_gemma)
 
 
 def generate(model, tasks=TASKS, languages=LANGUAGES, prompts=PROMPTS, **kwargs):
@@ -92,64 +102,65 @@ def test_no_stale_ids(model, name):
 
 
 @pytest.mark.support("Paths", "`generate`, ragged prompts, features per example")
-def test_inputs_of_all_forms(model):
-    expected = generate(model)
+def test_inputs_of_all_forms(compiled):
+    expected = generate(compiled)
     ids = {"task": np.array([0, -1, 2]), "language": np.array([1, 2, 0])}
-    assert generate(model, ids["task"], ids["language"]) == expected
+    assert generate(compiled, ids["task"], ids["language"]) == expected
     inputs = {"text": PROMPTS, "task": TASKS, "language": LANGUAGES}
-    assert model.generate(inputs, max_length=20) == expected
+    assert compiled.generate(inputs, max_length=20) == expected
     # One prompt, whichever key comes last in the dict.
     for order in (["prompts", "task", "language"], ["task", "language", "prompts"]):
         one = {"prompts": PROMPTS[0], "task": "qa", "language": "sw"}
         one = {key: one[key] for key in order}
         before = dict(one)
-        assert model.generate(one, max_length=20) == expected[0]
+        assert compiled.generate(one, max_length=20) == expected[0]
         assert one == before
-    assert generate(model, "qa", "sw") == generate(model, ["qa"] * 3, ["sw"] * 3)
+    assert generate(compiled, "qa", "sw") == generate(compiled, ["qa"] * 3, ["sw"] * 3)
 
 
 @pytest.mark.slow
 @pytest.mark.support("Paths", "`generate` from a `tf.data.Dataset`")
-def test_tf_dataset(model):
+def test_tf_dataset(compiled):
     tf = pytest.importorskip("tensorflow")
     features = {"task": ["qa", "", "list"], "language": LANGUAGES}
     features["task"][1] = "parse"
     data = {"prompts": PROMPTS, **features}
-    expected = model.generate(dict(data), max_length=20)
+    expected = compiled.generate(dict(data), max_length=20)
     batches = tf.data.Dataset.from_tensor_slices(data).batch(2)
-    assert model.generate(batches, max_length=20) == expected
+    assert compiled.generate(batches, max_length=20) == expected
 
 
-def test_without_preprocessor(model):
-    expected = generate(model)
-    preprocessor = model.preprocessor
+def test_without_preprocessor(compiled, monkeypatch):
+    expected = generate(compiled)
+    preprocessor = compiled.preprocessor
     tokens = preprocessor.generate_preprocess(PROMPTS, sequence_length=20)
-    model.preprocessor = None
-    outputs = model.generate(
+    monkeypatch.setattr(compiled, "preprocessor", None)
+    outputs = compiled.generate(
         {**tokens, "task": TASKS, "language": LANGUAGES},
         stop_token_ids=(preprocessor.tokenizer.end_token_id,),
     )
     assert preprocessor.generate_postprocess(outputs) == expected
 
 
-def test_strip_prompt(model):
-    stripped = generate(model, strip_prompt=True)
-    assert [p + s for p, s in zip(PROMPTS, stripped)] == generate(model)
+def test_strip_prompt(compiled):
+    stripped = generate(compiled, strip_prompt=True)
+    assert [p + s for p, s in zip(PROMPTS, stripped)] == generate(compiled)
 
 
-def test_refusals(model):
+def test_refusals(compiled):
     with pytest.raises(ValueError, match="no entry 'language'"):
-        model.generate({"prompts": PROMPTS, "task": TASKS}, max_length=20)
+        compiled.generate({"prompts": PROMPTS, "task": TASKS}, max_length=20)
     with pytest.raises(ValueError, match="no entry 'task'"):
-        model.generate(PROMPTS, max_length=20)
+        compiled.generate(PROMPTS, max_length=20)
     with pytest.raises(ValueError, match="nearest known value is 'sw'"):
-        generate(model, languages="swa")
+        generate(compiled, languages="swa")
     with pytest.raises(ValueError, match="2 entries of 'task' for a batch of 3"):
-        generate(model, tasks=["qa", "qa"])
+        generate(compiled, tasks=["qa", "qa"])
     with pytest.raises(ValueError, match=r"must be in \[0, 3\)"):
-        generate(model, tasks=np.array([0, 3, 0]))
+        generate(compiled, tasks=np.array([0, 3, 0]))
 
 
+@pytest.mark.short("torch", "jax")
 @pytest.mark.slow
 def test_generates_after_training(model):
     before = generate(model)

@@ -21,6 +21,8 @@ from helpers.training import (
 
 import keras_flix
 
+pytestmark = pytest.mark.eager
+
 OWN = {
     "token_ids": np.arange(15).reshape(3, 5).astype("int32"),
     "padding_mask": np.ones((3, 5), "int32"),

@@ -366,6 +366,7 @@ def test_always_feature_needs_no_entry():
     np.testing.assert_allclose(model.predict(own, verbose=0), found, atol=1e-5)
 
 
+@pytest.mark.eager
 @pytest.mark.slow
 def test_feature_dropout_only_in_training_and_reproducible():
     def losses(dropout, seed):

@@ -218,6 +218,7 @@ def test_other_formats_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.short("torch")
 @pytest.mark.slow
 def test_onnx_that_would_want_more_inputs_is_refused(tmp_path):
     if BACKEND != "tensorflow":

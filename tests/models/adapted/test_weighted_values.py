@@ -11,6 +11,8 @@ from keras_flix import Feature, FeatureSchema
 from keras_flix.features.tensor_ids import weights_of_all
 from keras_flix.layers.low_rank_update import ActiveValues
 
+pytestmark = pytest.mark.eager
+
 MIX = {"sw": 0.6, "yo": 0.4}
 
 

@@ -8,6 +8,8 @@ from helpers.models import make_mlp, rows
 
 import keras_flix
 
+pytestmark = pytest.mark.eager
+
 TRUE = {"en": 0.7, "sw": -0.4, "yo": 0.0}
 
 

@@ -21,6 +21,8 @@ from helpers.models import make_mlp, state
 import keras_flix
 from keras_flix import Feature
 
+pytestmark = pytest.mark.eager
+
 # What values start as. ------------------------------------------------------
 
 
