@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 ORIGINS = {
     "Analysis": "keras_flix.analysis.html_report",
-    "AxisContributions": "keras_flix.analysis.contributions",
+    "FeatureContributions": "keras_flix.analysis.contributions",
     "EffectiveRank": "keras_flix.analysis.updates",
     "UpdateNorms": "keras_flix.analysis.updates",
     "ValueSimilarity": "keras_flix.analysis.updates",
     "analyze": "keras_flix.analysis.html_report",
-    "axis_contributions": "keras_flix.analysis.contributions",
+    "feature_contributions": "keras_flix.analysis.contributions",
     "effective_rank": "keras_flix.analysis.updates",
     "report": "keras_flix.analysis.html_report",
     "update_norms": "keras_flix.analysis.updates",

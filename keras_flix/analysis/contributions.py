@@ -1,4 +1,4 @@
-"""What each axis does to the loss of an example."""
+"""What each feature does to the loss of an example."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AxisContributions:
-    """Losses with and without each axis: what `axis_contributions` returns.
+    """Losses with and without each feature: what `feature_contributions` returns.
 
     All arrays have the shape `(examples,)`. A contribution is negative where the
-    axis lowers the loss.
+    feature lowers the loss.
 
     Attributes:
         full: The loss of each example with all of its values.
         base: The loss of the base model.
-        without: By axis, the loss with that axis absent.
-        alone: By axis, the loss with all other axes absent.
-        values: By axis, the value of each example: a value, `None`, or a tuple.
+        without: By feature, the loss with that feature absent.
+        alone: By feature, the loss with all other features absent.
+        values: By feature, the value of each example: a value, `None`, or a tuple.
     """
 
     full: np.ndarray
@@ -54,16 +54,16 @@ class AxisContributions:
 
     @property
     def leave_one_out(self) -> dict[str, np.ndarray]:
-        """By axis, the loss with all axes minus that without this one."""
+        """By feature, the loss with all features minus that without this one."""
         return {name: self.full - loss for name, loss in self.without.items()}
 
     @property
     def over_base(self) -> dict[str, np.ndarray]:
-        """By axis, the loss with this axis alone minus that of the base."""
+        """By feature, the loss with this feature alone minus that of the base."""
         return {name: loss - self.base for name, loss in self.alone.items()}
 
     def means(self) -> dict[str, dict[str, float]]:
-        """By axis, the means of `"leave_one_out"` and `"over_base"`.
+        """By feature, the means of `"leave_one_out"` and `"over_base"`.
 
         Examples whose loss is NaN do not count.
         """
@@ -74,10 +74,10 @@ class AxisContributions:
         }
 
     def by_value(self, axis: str) -> dict[Any, dict[str, float]]:
-        """Means of an axis' contributions for the examples of each of its values.
+        """Means of a feature's contributions for the examples of each of its values.
 
         Args:
-            axis: The axis' name.
+            feature: The feature's name.
 
         Returns:
             By value (`None` for examples without), a dict with the number of
@@ -101,7 +101,7 @@ class AxisContributions:
         }
 
     def table(self, axis: str | None = None) -> str:
-        """Mean contributions as a text: of all axes, or by the values of one."""
+        """Mean contributions as a text: of all features, or by the values of one."""
         if axis is not None:
             rows = [[axis, "examples", "leave one out", "alone over base"]]
             for value, means in self.by_value(axis).items():
@@ -112,7 +112,7 @@ class AxisContributions:
         rows = [["axis", "leave one out", "alone over base"]]
         for name, mean in self.means().items():
             rows.append([name, *map(number, mean.values())])
-        rows.append(["all axes", "", number(_mean(self.full - self.base))])
+        rows.append(["all features", "", number(_mean(self.full - self.base))])
         return aligned(rows)
 
     def __str__(self) -> str:
@@ -132,12 +132,12 @@ def axis_contributions(
     loss: Any = None,
     batch_size: int = 32,
 ) -> AxisContributions:
-    """How much each axis lowers or raises the loss of each example.
+    """How much each feature lowers or raises the loss of each example.
 
-    Two numbers per axis: what is lost by leaving it out, the others being there,
-    and what it does to the base model alone. Where axes stand in for each other,
+    Two numbers per feature: what is lost by leaving it out, the others being there,
+    and what it does to the base model alone. Where features stand in for each other,
     the first is small and the second large. The model runs forward only, and is not
-    changed. `always` axes are left out in the same way.
+    changed. `always` features are left out in the same way.
 
     Args:
         model: A model adapted by `enable_flix`.
@@ -151,11 +151,11 @@ def axis_contributions(
             returns losses of shape `(batch, ...)`. By default the cross entropy of
             the next token in nats for causal LMs, and what the model was compiled
             with for others.
-        batch_size: Examples per forward pass, of which there are two for each axis
+        batch_size: Examples per forward pass, of which there are two for each feature
             and two more.
 
     Returns:
-        The `AxisContributions`.
+        The `FeatureContributions`.
 
     Raises:
         ValueError: If targets or the loss are missing, or shapes do not fit.
@@ -163,7 +163,7 @@ def axis_contributions(
     Example:
 
     ```python
-    contributions = axis_contributions(gemma, mixture.inputs())
+    contributions = feature_contributions(gemma, mixture.inputs())
     print(contributions)
     print(contributions.table("language"))
     ```
@@ -214,9 +214,9 @@ def axis_contributions(
 
 
 class _Probe(keras.Model):
-    """A model's losses, with ids for all axes: for those that always act, too.
+    """A model's losses, with ids for all features: for those that always act, too.
 
-    A model takes no entry for an `always` axis. But where a scope is open already
+    A model takes no entry for an `always` feature. But where a scope is open already
     and there are no entries, it follows that scope.
     """
 

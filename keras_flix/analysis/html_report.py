@@ -46,9 +46,9 @@ class Analysis:
     Attributes:
         name: The name of the model, or where its adapters come from.
         norms: What `update_norms` returned.
-        similarities: What `value_similarity` returned, for axes of several values.
+        similarities: What `value_similarity` returned, for features of several values.
         ranks: What `effective_rank` returned.
-        contributions: What `axis_contributions` returned; `None` without data.
+        contributions: What `feature_contributions` returned; `None` without data.
     """
 
     name: str
@@ -88,7 +88,7 @@ def analyze(
         model: An adapted model, or what `read_adapters` read of a file.
         path: An HTML file to write the report to, see `report`. An existing one is
             replaced.
-        data: Examples for `axis_contributions`: a `Mixture`, inputs, or a tuple of
+        data: Examples for `feature_contributions`: a `Mixture`, inputs, or a tuple of
             inputs, targets and sample weights. `None` leaves that part out.
         groups: As for `report`.
         batch_size: Examples per forward pass.
@@ -150,12 +150,12 @@ def report(
     Args:
         analysis: What `analyze` returned.
         path: The file. An existing one is replaced only once this one is complete.
-        groups: By axis, a dict from values to the names of their groups, such as
+        groups: By feature, a dict from values to the names of their groups, such as
             `{"language": {"sw": "Bantu"}}`: labels are coloured by them.
 
     Raises:
         ImportError: If matplotlib or scipy is not installed.
-        ValueError: If the folder does not exist, or `groups` names no axis.
+        ValueError: If the folder does not exist, or `groups` names no feature.
     """
     target, groups = _checked(path, groups), groups or {}
     for name in groups:
@@ -181,7 +181,7 @@ def _page(analysis: Analysis, groups: Mapping[str, Groups]) -> str:
     if contributions is not None:
         parts += _section(
             "Contributions",
-            f"Losses of {len(contributions)} examples. Negative numbers: the axis "
+            f"Losses of {len(contributions)} examples. Negative numbers: the feature "
             "lowers the loss, when it is added to all others, or to the base alone.",
             contributions.table(),
             plots.plot_contributions(contributions),

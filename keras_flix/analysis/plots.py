@@ -100,11 +100,11 @@ def plot_norms(
     relative: bool = False,
     groups: Groups | None = None,
 ) -> Figure:
-    """The norms of an axis' updates, by value and layer.
+    """The norms of a feature's updates, by value and layer.
 
     Args:
         norms: What `update_norms` returned.
-        axis: The axis' name.
+        feature: The feature's name.
         relative: Whether over the norm of the base's kernel.
         groups: By value, the name of its group, which colours its label.
 
@@ -129,7 +129,7 @@ def plot_ranks(ranks: EffectiveRank, axis: str, groups: Groups | None = None) ->
 
     Args:
         ranks: What `effective_rank` returned.
-        axis: The axis' name.
+        feature: The feature's name.
         groups: By value, the name of its group, which colours its label.
 
     Returns:
@@ -151,15 +151,15 @@ def plot_contributions(
     axis: str | None = None,
     groups: Groups | None = None,
 ) -> Figure:
-    """What axes do to the loss: mean bars, to the left where they lower it.
+    """What features do to the loss: mean bars, to the left where they lower it.
 
     Args:
-        contributions: What `axis_contributions` returned.
-        axis: The axis whose values are compared; `None` compares the axes.
+        contributions: What `feature_contributions` returned.
+        feature: The feature whose values are compared; `None` compares the features.
         groups: By value, the name of its group, which colours its label.
 
     Returns:
-        A figure with two bars per row: leave one out, and alone over the base. Axes
+        A figure with two bars per row: leave one out, and alone over the base. Features
         are in the order of the model, values in that of the first bar.
 
     Raises:
@@ -167,7 +167,7 @@ def plot_contributions(
     """
     if axis is None:
         means = contributions.means()
-        title, groups = "What each axis does to the loss", None
+        title, groups = "What each feature does to the loss", None
     else:
         by_value = contributions.by_value(axis)
         means = dict(
@@ -186,7 +186,7 @@ def plot_contributions(
     places = np.arange(len(names))
     for i, (kind, label, colour) in enumerate(
         (
-            ("leave_one_out", "all axes, over all but this one", "#4c72b0"),
+            ("leave_one_out", "all features, over all but this one", "#4c72b0"),
             ("over_base", "this one alone, over the base", "#dd8452"),
         )
     ):

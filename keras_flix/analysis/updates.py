@@ -35,8 +35,8 @@ class UpdateNorms:
 
     Attributes:
         layers: The paths of the adapted layers.
-        values: The values of each axis.
-        norms: By axis, Frobenius norms of shape `(values, layers)`.
+        values: The values of each feature.
+        norms: By feature, Frobenius norms of shape `(values, layers)`.
         kernel_norms: Those of the base's kernels, `(layers,)`; NaN where there is
             no kernel in floating point.
     """
@@ -48,16 +48,16 @@ class UpdateNorms:
 
     @property
     def relative(self) -> dict[str, np.ndarray]:
-        """The norms over those of the kernels, by axis."""
+        """The norms over those of the kernels, by feature."""
         return {name: norms / self.kernel_norms for name, norms in self.norms.items()}
 
     @property
     def total(self) -> dict[str, np.ndarray]:
-        """By axis, the norm of each value over all layers, `(values,)`."""
+        """By feature, the norm of each value over all layers, `(values,)`."""
         return {name: _over_layers(norms) for name, norms in self.norms.items()}
 
     def table(self, axis: str) -> str:
-        """The values of an axis as a text, one line each."""
+        """The values of a feature as a text, one line each."""
         check_axis(axis, self.values, "A table")
         kernels = _over_layers(self.kernel_norms)
         rows = [[axis, "norm", "relative", "largest in"]]
@@ -79,10 +79,10 @@ class UpdateNorms:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ValueSimilarity:
-    """How alike the updates of an axis' values are: see `value_similarity`.
+    """How alike the updates of a feature's values are: see `value_similarity`.
 
     Attributes:
-        axis: The axis' name.
+        feature: The feature's name.
         values: Its values.
         layers: The paths of the layers that count.
         matrix: Cosines of shape `(values, values)`, NaN for values without update.
@@ -120,13 +120,13 @@ class EffectiveRank:
 
     Attributes:
         layers: The paths of the adapted layers.
-        values: The values of each axis.
-        allotted: The rank of each value by axis, `(values,)`.
+        values: The values of each feature.
+        allotted: The rank of each value by feature, `(values,)`.
         energy: The share of the squared singular values that counts.
-        singular_values: By axis and layer, of shape `(values, rank)`, falling.
-        energy_ranks: By axis, `(values, layers)`: how many singular values hold
+        singular_values: By feature and layer, of shape `(values, rank)`, falling.
+        energy_ranks: By feature, `(values, layers)`: how many singular values hold
             that share; 0 without update.
-        entropy_ranks: By axis, `(values, layers)`: `exp` of the entropy of the
+        entropy_ranks: By feature, `(values, layers)`: `exp` of the entropy of the
             singular values as shares of their sum (Roy and Vetterli, 2007); a
             number between 1 and the rank, 0 without update.
     """
@@ -141,14 +141,14 @@ class EffectiveRank:
 
     @property
     def used(self) -> dict[str, np.ndarray]:
-        """`energy_ranks` over the allotted ranks, by axis."""
+        """`energy_ranks` over the allotted ranks, by feature."""
         return {
             name: ranks / self.allotted[name][:, None]
             for name, ranks in self.energy_ranks.items()
         }
 
     def table(self, axis: str) -> str:
-        """The values of an axis as a text: means over the layers."""
+        """The values of a feature as a text: means over the layers."""
         check_axis(axis, self.values, "A table")
         rows = [[axis, "rank", f"for {self.energy:.0%}", "by entropy", "used"]]
         for value, *numbers, used in zip(
@@ -198,7 +198,7 @@ def update_norms(source: keras.Model | Adapters) -> UpdateNorms:
 def value_similarity(
     source: keras.Model | Adapters, axis: str, layers: Sequence[str] | None = None
 ) -> ValueSimilarity:
-    """Cosines between the updates of an axis' values.
+    """Cosines between the updates of a feature's values.
 
     The updates of a value in all layers count as one long vector. Each value starts
     from a random `A` of its own: cosines of unlike values are near 0, and those of
@@ -206,7 +206,7 @@ def value_similarity(
 
     Args:
         source: An adapted model, or what `read_adapters` read of a file.
-        axis: The axis' name.
+        feature: The feature's name.
         layers: Paths, names, or regexes that match a whole path, of the layers to
             count; `None` counts all.
 
@@ -216,7 +216,7 @@ def value_similarity(
         of a value with a table that is not finite.
 
     Raises:
-        ValueError: If there is no such axis, or nothing matches a layer.
+        ValueError: If there is no such feature, or nothing matches a layer.
     """
     schema, adapters = updates_of(source)
     check_axis(axis, schema.names, "A similarity")

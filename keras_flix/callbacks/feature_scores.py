@@ -31,7 +31,7 @@ class FeatureScores(keras.callbacks.Callback):
 
     - `exact_match/language=sw`: the examples of a value,
     - `exact_match/task=qa,language=sw`: those of a combination,
-    - `exact_match/language`: the mean over the values of an axis, and
+    - `exact_match/language`: the mean over the values of a feature, and
       `exact_match/task,language` over combinations,
     - `exact_match/all`: all examples.
 
@@ -41,8 +41,8 @@ class FeatureScores(keras.callbacks.Callback):
 
     Args:
         data: A `Mixture`, or datasets, as for `evaluate`.
-        by: What to score by: names of axes, and tuples of them for combinations.
-            `None` takes each axis of the data.
+        by: What to score by: names of features, and tuples of them for combinations.
+            `None` takes each feature of the data.
         metrics: As for `evaluate`; `exact_match` by default.
         forced: Whether to score with `forced_exact_match`: one forward pass per
             batch, instead of one for each token. For adapted models only.

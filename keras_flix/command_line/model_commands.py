@@ -59,9 +59,9 @@ def parse_features(schema: FeatureSchema, entries: list[str] | None) -> dict[str
     """The combination that entries such as `task=qa` name.
 
     Args:
-        schema: The axes.
+        schema: The features.
         entries: `axis=value`; on a `multiple` axis `axis=one,two`; `axis=` where
-            there is none. An axis of one value that is always active has no entry.
+            there is none. A feature of one value that is always active has no entry.
 
     Example:
 

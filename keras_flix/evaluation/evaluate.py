@@ -35,7 +35,7 @@ def evaluate(
 
     Args:
         model: A KerasHub causal LM with its preprocessor. An adapted model gets
-            its features; axes that it does not have are left out, as all are for
+            its features; features that it does not have are left out, as all are for
             a plain model.
         mixture: A `Mixture`, or datasets, with the columns `"prompts"` and
             `"responses"`. A response may be a list of several that are right.

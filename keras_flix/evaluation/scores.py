@@ -20,7 +20,7 @@ class Scores:
     """Predictions with their references and features: what `evaluate` returns.
 
     Args:
-        features: By axis, the value of each example: a string, `None`, or a
+        features: By feature, the value of each example: a string, `None`, or a
             list of strings.
         predictions: One text per example.
         references: One text per example, or a list of several.
@@ -78,12 +78,12 @@ class Scores:
         """The scores of groups of examples.
 
         Args:
-            *axes: Which features tell the groups apart. With none, all examples
+            *features: Which features tell the groups apart. With none, all examples
                 are one group.
 
         Returns:
             The score of each group, in order of first occurrence, by the value of
-            the one axis or the tuple of the values of several. `None` stands for
+            the one feature or the tuple of the values of several. `None` stands for
             absence. An example with several values belongs to several groups.
         """
         return {key: self._score(rows) for key, rows in self._groups(axes).items()}
@@ -104,7 +104,7 @@ class Scores:
         """The groups of `by` as a text, one line each, and all examples last."""
         counts, scores = self.counts(*axes), self.by(*axes)
         rows = [["/".join(axes), "examples", *self.metrics]]
-        # Without axes, the one group is that of the last line.
+        # Without features, the one group is that of the last line.
         for key, score in scores.items() if axes else ():
             label = "/".join(_label(v) for v in (key if len(axes) > 1 else (key,)))
             rows.append([label, str(counts[key]), *_numbers(score)])
@@ -121,8 +121,8 @@ class Scores:
             examples: Whether to add every example under `"examples"`.
 
         Returns:
-            A dict with `"count"`, the `"overall"` score, the scores `"by"` axis and
-            value (where `""` is absence), and a list of the `"cells"` of all axes.
+            A dict with `"count"`, the `"overall"` score, the scores `"by"` feature and
+            value (where `""` is absence), and a list of the `"cells"` of all features.
         """
         axes = tuple(self.features)
         counts = self.counts(*axes)
@@ -184,7 +184,7 @@ def check_metrics(metrics: Mapping[str, Metric]) -> None:
 
 
 def _keys(entries: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    """The groups of an example: each choice of one of its values per axis."""
+    """The groups of an example: each choice of one of its values per feature."""
     return itertools.product(*[values_of(entry) or (None,) for entry in entries])
 
 

@@ -94,7 +94,7 @@ def export_loras(
     Args:
         model: As for `export_lora`.
         combinations: A list of combinations. `None` takes all of them: each value of
-            an axis with each of the others, one of each axis and none absent.
+            a feature with each of the others, one of each feature and none absent.
         directory: Where the index and one directory per combination go: a new or
             empty directory in an existing folder.
         base_model: As for `export_lora`.

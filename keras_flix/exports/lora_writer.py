@@ -26,7 +26,7 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM can make room for."""
 
 Ids = Mapping[str, np.ndarray]
-"""Ids of one example by axis, as `FeatureSchema.encode_one` gives them."""
+"""Ids of one example by feature, as `FeatureSchema.encode_one` gives them."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,16 +51,16 @@ def drop_features(
     batch_size: Tensor,
     seed: keras.random.SeedGenerator,
 ) -> dict[str, Tensor]:
-    """Feature dropout: makes axes absent at random, see `FeatureDropout`.
+    """Feature dropout: makes features absent at random, see `FeatureDropout`.
 
     Args:
-        features: The axes of `ids`, and those that are always active.
-        ids: Ids by axis, as the layers get them.
+        features: The features of `ids`, and those that are always active.
+        ids: Ids by feature, as the layers get them.
         batch_size: The number of examples.
         seed: Drawn from.
 
     Returns:
-        The ids, -1 where an axis is dropped.
+        The ids, -1 where a feature is dropped.
     """
     kept = dict(ids)
     for feature in features:

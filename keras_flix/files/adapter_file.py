@@ -45,7 +45,7 @@ class Adapters:
         schema: The features, with ranks, dropout rates and alphas resolved.
         alpha: As given to `enable_flix`, for features that are added later.
         layers: The keys of the adapted layers.
-        tables: By `layer/flix_<axis>_<a or b>`, arrays of shape `(values, d_in,
+        tables: By `layer/flix_<feature>_<a or b>`, arrays of shape `(values, d_in,
             rank)` and `(values, rank, d_out)`.
         base: The fingerprint of the base; `None` in files that have none.
     """
@@ -58,7 +58,7 @@ class Adapters:
     base: BaseFingerprint | None = None
 
     def pair(self, layer: str, axis: str) -> tuple[np.ndarray, np.ndarray]:
-        """The tables of an axis in a layer; raises if they are not as it says."""
+        """The tables of a feature in a layer; raises if they are not as it says."""
         feature = self.schema[axis]
         count, rank = len(feature.values), max(feature.ranks)
         names = table_names(layer, axis)
@@ -83,7 +83,7 @@ class Adapters:
 
 
 def table_names(layer: str, axis: str) -> tuple[str, str]:
-    """What the tables of an axis in a layer are called in an adapter file."""
+    """What the tables of a feature in a layer are called in an adapter file."""
     return f"{layer}/flix_{axis}_a", f"{layer}/flix_{axis}_b"
 
 

@@ -13,7 +13,7 @@ from keras_flix.files.hub_handles import INDEX_FILE, Handle
 from keras_flix.version import __version__
 
 SHOWN = 40
-"""So many values of an axis are listed, and so many layers."""
+"""So many values of a feature are listed, and so many layers."""
 
 
 def adapter_card(

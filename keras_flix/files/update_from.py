@@ -44,16 +44,16 @@ def update_from(
     """Takes over values that were trained elsewhere, on the same base.
 
     Their tables come over bit by bit, with their ranks; all others stay as they
-    are, bit by bit. A value's update was trained beside those of the other axes: it
+    are, bit by bit. A value's update was trained beside those of the other features: it
     means the same here if these are the same, as when both models began from one
     adapter file and the new values were trained alone.
 
     Args:
         model: A model adapted by `enable_flix`. It is changed in place.
         other: An adapter file (or its handle on a hub), or an adapted model, with
-            the same adapted layers and the same alpha. Other axes of it do not
+            the same adapted layers and the same alpha. Other features of it do not
             matter.
-        values: Which values, by axis, such as `{"language": ["rw"]}`. Those that
+        values: Which values, by feature, such as `{"language": ["rw"]}`. Those that
             the model has are overwritten, and must have the same rank; new ones are
             appended, as by `add_values`. `None`: all that the model does not have.
         check_base: Whether to compare the base weights of both, as in
@@ -116,7 +116,7 @@ def _is_model(other: Any) -> bool:
 
 
 def _chosen(own: FeatureSchema, theirs: Adapters, values: Any) -> Chosen:
-    """The values to take over, by axis."""
+    """The values to take over, by feature."""
     if values is None:
         for feature in theirs.schema:
             if feature.name not in own:
@@ -203,7 +203,7 @@ def _check_overwritten(own: Feature, ranks: Mapping[Value, int], source: str) ->
 
 
 def _check_growth(adaptation: Adaptation, grown: Mapping[str, Feature]) -> None:
-    """Raises for all that could keep the tables of one of several axes from growing."""
+    """Raises for all that could keep the tables of one of several features from growing."""
     for feature in grown.values():
         check_fits(adaptation, replaced(adaptation.schema, feature))
     tables = [table.variable for axis in grown for table in adaptation.tables(axis)]

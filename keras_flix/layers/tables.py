@@ -129,7 +129,7 @@ class Constant(keras.initializers.Initializer):
 
 
 def initial_a(ranks: tuple[int, ...], d_in: int, seed: tuple[int, str]) -> np.ndarray:
-    """Initial `A` of one axis, `(values, d_in, rank)`: normal, std `d_in**-0.5`.
+    """Initial `A` of one feature, `(values, d_in, rank)`: normal, std `d_in**-0.5`.
 
     Columns beyond a value's own rank are zero, and as `B` starts at zero too,
     they never get a gradient.

@@ -28,7 +28,7 @@ __all__ = ["Dataset", "Mixture"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mixture:
-    """Several datasets with the same axes and columns, drawn from together.
+    """Several datasets with the same features and columns, drawn from together.
 
     Args:
         datasets: The `Dataset`s.
@@ -92,9 +92,9 @@ class Mixture:
         | Mapping[str, float | FeatureDropout]
         | None = None,
     ) -> FeatureSchema:
-        """The axes, with the values that occur in the order they first do.
+        """The features, with the values that occur in the order they first do.
 
-        An axis on which a dataset has several values gets `multiple=True`.
+        A feature on which a dataset has several values gets `multiple=True`.
 
         Args:
             rank: As for `enable_flix`: a number, or a dict by feature. What it
@@ -238,7 +238,7 @@ class Mixture:
         """Holds datasets out.
 
         Args:
-            *combinations: Values of some axes each: `{"task": "qa", "language":
+            *combinations: Values of some features each: `{"task": "qa", "language":
                 "sw"}` holds one cell out, `{"language": "rw"}` a language.
 
         Returns:

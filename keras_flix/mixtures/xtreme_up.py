@@ -115,8 +115,8 @@ def load_xtreme_up(
             taken from all tasks that have it. `None` (default) takes every file
             there is, also of languages that are not in `LANGUAGES`.
         code_switched: Whether to take the sets that mix languages too, which are
-            left out by default. The entry of every dataset on the language axis is
-            then a list (`["hi", "en"]` for `hi_cs`, `["sw"]` for `sw`), and the axis
+            left out by default. The entry of every dataset on the language feature is
+            then a list (`["hi", "en"]` for `hi_cs`, `["sw"]` for `sw`), and the feature
             is `multiple`.
         temperature: Of the mixture: 1.0 (default) draws datasets in proportion to
             their sizes, `float("inf")` evenly.

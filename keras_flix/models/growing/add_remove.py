@@ -51,7 +51,7 @@ def add_values(
 
     Args:
         model: A model adapted by `enable_flix`. It is changed in place.
-        axis: Name of the feature.
+        feature: Name of the feature.
         values: The new values. Their ids follow those of the old ones.
         init: What the new values start as. `None`: like all values, with no effect.
             A value the feature has: its copy, bit by bit. Weights by value, such as
@@ -111,7 +111,7 @@ def remove_values(
 
     Args:
         model: A model adapted by `enable_flix`. It is changed in place.
-        axis: Name of the feature.
+        feature: Name of the feature.
         values: Which values; at least one other must stay.
 
     Returns:
@@ -145,7 +145,7 @@ def rename_value(model: keras.Model, axis: str, old: Value, new: Value) -> keras
 
     Args:
         model: A model adapted by `enable_flix`. It is changed in place.
-        axis: Name of the feature.
+        feature: Name of the feature.
         old: The value as it is called.
         new: The value as it is to be called.
 

@@ -36,7 +36,7 @@ class Blend:
     """What `fit_blend` learned.
 
     Attributes:
-        feature: The axis.
+        feature: The feature.
         value: The new value.
         weights: Weight of each known value. As an entry of the model's input,
             `{feature: weights}` is the blend itself.
@@ -77,7 +77,7 @@ def fit_blend(
 
     Args:
         model: A trained model adapted by `enable_flix`, compiled with a loss.
-        feature: The axis, such as `"language"`.
+        feature: The feature, such as `"language"`.
         value: The new value, such as `"rw"`.
         data: What `fit` takes as `x`, such as `{"prompts": [...], "responses":
             [...], "task": [...]}`, or a tuple `(x, y)` or `(x, y, sample_weight)`,
@@ -172,7 +172,7 @@ class _Blended(keras.Model):
         own, ids = split_entries(inputs, schema)
         routing = Routing.from_ids(schema, ids)
         assert routing.active is not None
-        # Of the axis itself, the inputs have absent ids: one for every example.
+        # Of the feature itself, the inputs have absent ids: one for every example.
         shape = (routing.active[self.axis_name].batch_size, len(self.rows))
         blend = ActiveValues(
             rows=ops.broadcast_to(np.asarray(self.rows, "int32"), shape),
@@ -210,7 +210,7 @@ def _check_trainable(model: keras.Model, adaptation: Adaptation) -> None:
 
 
 def _prepared(model: Any, axis: Feature, data: Any) -> tuple[Any, Any, Any]:
-    """The data as arrays, preprocessed, with absent ids of the axis."""
+    """The data as arrays, preprocessed, with absent ids of the feature."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     if not isinstance(x, Mapping) or axis.name in x:
         raise ValueError(

@@ -109,7 +109,7 @@ def resize(
     rows: Sequence[int],
     added: Mapping[str, Sequence[Pair]],
 ) -> None:
-    """Gives the tables of an axis their old `rows` and then new ones, by layer."""
+    """Gives the tables of a feature their old `rows` and then new ones, by layer."""
     tables = list(adaptation.tables(feature.name))
     choice = narrowed(adaptation.trainable, feature)
     optimizers = optimizers_of(adaptation)
@@ -141,7 +141,7 @@ def resize(
 def add_tables(
     adaptation: Adaptation, schema: FeatureSchema, feature: Feature, seed: int
 ) -> None:
-    """Gives all layers the tables of one more axis, the last one of the schema."""
+    """Gives all layers the tables of one more feature, the last one of the schema."""
     optimizers = [
         (optimizer, part)
         for optimizer, part in optimizers_of(adaptation).values()

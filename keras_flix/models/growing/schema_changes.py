@@ -65,7 +65,7 @@ def with_values(
         raise ValueError(
             f"Feature {feature.name!r} must not have always=True to get more "
             "values: it has exactly one. Received: values="
-            f"{values!r}. Use `add_feature` for one more axis."
+            f"{values!r}. Use `add_feature` for one more feature."
         )
     new = Feature(feature.name, values).values
     known = [value for value in new if value in feature.values]
