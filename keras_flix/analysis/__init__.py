@@ -7,8 +7,8 @@ from keras_flix._utils.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from keras_flix.analysis.contributions import (
-        AxisContributions as AxisContributions,
-        axis_contributions as axis_contributions,
+        FeatureContributions as FeatureContributions,
+        feature_contributions as feature_contributions,
     )
     from keras_flix.analysis.html_report import (
         Analysis as Analysis,
@@ -38,4 +38,11 @@ ORIGINS = {
     "value_similarity": "keras_flix.analysis.updates",
 }
 __all__ = sorted(ORIGINS)
-__getattr__, __dir__ = lazy_names(__name__, ORIGINS)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    ORIGINS,
+    renamed={
+        "AxisContributions": "FeatureContributions",
+        "axis_contributions": "feature_contributions",
+    },
+)

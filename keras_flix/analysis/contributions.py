@@ -12,16 +12,16 @@ import keras_hub
 import numpy as np
 from keras import ops, tree
 
+from keras_flix._utils.renamed import renamed_keyword
 from keras_flix._utils.text_tables import aligned, number, plain
-from keras_flix.evaluation.evaluate import batches, rows_of
+from keras_flix.evaluation.evaluate import equal_batches, rows_of
 from keras_flix.features.encoding import ABSENT
 from keras_flix.features.feature import Feature
 from keras_flix.features.host_values import host_value
 from keras_flix.features.input_entries import TEXT_KEYS, encode_batch, split_entries
-from keras_flix.features.schema import FeatureSchema
+from keras_flix.features.schema import FeatureSchema, check_feature
 from keras_flix.features.tensor_ids import Tensor
 from keras_flix.layers.active_scope import Routing, routing_scope
-from keras_flix.mixtures.dataset import check_axis
 from keras_flix.models.adapted.adaptation import adaptation_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -29,7 +29,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class AxisContributions:
+class FeatureContributions:
     """Losses with and without each feature: what `feature_contributions` returns.
 
     All arrays have the shape `(examples,)`. A contribution is negative where the
@@ -73,7 +73,8 @@ class AxisContributions:
             for name in self.without
         }
 
-    def by_value(self, axis: str) -> dict[Any, dict[str, float]]:
+    @renamed_keyword("axis", "feature")
+    def by_value(self, feature: str) -> dict[Any, dict[str, float]]:
         """Means of a feature's contributions for the examples of each of its values.
 
         Args:
@@ -84,11 +85,11 @@ class AxisContributions:
             `"examples"`, `"leave_one_out"` and `"over_base"`. An example with
             several values counts for each. Examples whose loss is NaN do not.
         """
-        check_axis(axis, self.without, "Contributions")
-        left, over = self.leave_one_out[axis], self.over_base[axis]
+        check_feature(feature, self.without, "Contributions")
+        left, over = self.leave_one_out[feature], self.over_base[feature]
         rows: dict[Any, list[int]] = {}
         for i in np.flatnonzero(~np.isnan(self.full)):
-            entry = self.values[axis][i]
+            entry = self.values[feature][i]
             for value in (entry or (None,)) if isinstance(entry, tuple) else (entry,):
                 rows.setdefault(value, []).append(int(i))
         return {
@@ -100,16 +101,17 @@ class AxisContributions:
             for value, chosen in rows.items()
         }
 
-    def table(self, axis: str | None = None) -> str:
+    @renamed_keyword("axis", "feature")
+    def table(self, feature: str | None = None) -> str:
         """Mean contributions as a text: of all features, or by the values of one."""
-        if axis is not None:
-            rows = [[axis, "examples", "leave one out", "alone over base"]]
-            for value, means in self.by_value(axis).items():
+        if feature is not None:
+            rows = [[feature, "examples", "leave one out", "alone over base"]]
+            for value, means in self.by_value(feature).items():
                 label = "(none)" if value is None else str(value)
                 pair = [number(means[x]) for x in ("leave_one_out", "over_base")]
                 rows.append([label, str(means["examples"]), *pair])
             return aligned(rows)
-        rows = [["axis", "leave one out", "alone over base"]]
+        rows = [["feature", "leave one out", "alone over base"]]
         for name, mean in self.means().items():
             rows.append([name, *map(number, mean.values())])
         rows.append(["all features", "", number(_mean(self.full - self.base))])
@@ -123,7 +125,7 @@ class AxisContributions:
         return plain(dataclasses.asdict(self))
 
 
-def axis_contributions(
+def feature_contributions(
     model: keras.Model,
     x: Any,
     y: Any = None,
@@ -131,7 +133,7 @@ def axis_contributions(
     *,
     loss: Any = None,
     batch_size: int = 32,
-) -> AxisContributions:
+) -> FeatureContributions:
     """How much each feature lowers or raises the loss of each example.
 
     Two numbers per feature: what is lost by leaving it out, the others being there,
@@ -194,7 +196,7 @@ def axis_contributions(
             for name, value in ids.items()
         }
         parts = []
-        for rows, kept in batches(count, batch_size):
+        for rows, kept in equal_batches(count, batch_size):
             batch = tree.map_structure(
                 lambda leaf, rows=rows: rows_of(leaf, rows),
                 {"own": own, "ids": chosen, "targets": y},
@@ -204,7 +206,7 @@ def axis_contributions(
         return _weighted(np.concatenate(parts), sample_weight, count)
 
     names = set(ids)
-    return AxisContributions(
+    return FeatureContributions(
         full=losses(names),
         base=losses(set()),
         without={f.name: losses(names - {f.name}) for f in schema},

@@ -15,7 +15,10 @@ import keras
 
 from keras_flix._utils.atomic_files import check_folder, write_whole
 from keras_flix.analysis import plots
-from keras_flix.analysis.contributions import AxisContributions, axis_contributions
+from keras_flix.analysis.contributions import (
+    FeatureContributions,
+    feature_contributions,
+)
 from keras_flix.analysis.figure_page import Groups, library
 from keras_flix.analysis.updates import (
     EffectiveRank,
@@ -25,8 +28,8 @@ from keras_flix.analysis.updates import (
     update_norms,
     value_similarity,
 )
+from keras_flix.features.schema import check_feature
 from keras_flix.files.adapter_file import Adapters
-from keras_flix.mixtures.dataset import check_axis
 from keras_flix.mixtures.mixture import Mixture
 
 if TYPE_CHECKING:
@@ -55,7 +58,7 @@ class Analysis:
     norms: UpdateNorms
     similarities: Mapping[str, ValueSimilarity]
     ranks: EffectiveRank
-    contributions: AxisContributions | None = None
+    contributions: FeatureContributions | None = None
 
     def __str__(self) -> str:
         parts = [self.norms, *self.similarities.values(), self.ranks]
@@ -120,7 +123,7 @@ def analyze(
     if data is not None:
         data = data.inputs() if isinstance(data, Mixture) else data
         data = data if isinstance(data, tuple) else (data,)
-        contributions = axis_contributions(model, *data, batch_size=batch_size)
+        contributions = feature_contributions(model, *data, batch_size=batch_size)
     analysis = Analysis(
         name=model.source if isinstance(model, Adapters) else model.name,
         norms=norms,
@@ -159,7 +162,7 @@ def report(
     """
     target, groups = _checked(path, groups), groups or {}
     for name in groups:
-        check_axis(name, analysis.norms.values, "`groups`")
+        check_feature(name, analysis.norms.values, "`groups`")
     write_whole(target, _page(analysis, groups).encode())
 
 
@@ -186,11 +189,11 @@ def _page(analysis: Analysis, groups: Mapping[str, Groups]) -> str:
             contributions.table(),
             plots.plot_contributions(contributions),
         )
-    for axis, values in norms.values.items():
-        own = groups.get(axis)
-        parts.append(f"<h2>{html.escape(axis)}</h2>")
-        if axis in analysis.similarities:
-            similarity = analysis.similarities[axis]
+    for feature, values in norms.values.items():
+        own = groups.get(feature)
+        parts.append(f"<h2>{html.escape(feature)}</h2>")
+        if feature in analysis.similarities:
+            similarity = analysis.similarities[feature]
             parts += _section(
                 "Similarity",
                 "Cosines between the updates of values, over all layers; grey where "
@@ -202,23 +205,23 @@ def _page(analysis: Analysis, groups: Mapping[str, Groups]) -> str:
             "Norms",
             "Frobenius norms of updates, and relative to those of the base's "
             "kernels, over all layers; by layer in the figure.",
-            norms.table(axis),
-            plots.plot_norms(norms, axis, groups=own),
+            norms.table(feature),
+            plots.plot_norms(norms, feature, groups=own),
         )
         parts += _section(
             "Ranks",
             f"How many singular values hold {ranks.energy:.0%} of the energy, how "
             "many there are by their entropy, and the share of the rank in use: "
             "means over the layers.",
-            ranks.table(axis),
-            plots.plot_ranks(ranks, axis, own),
+            ranks.table(feature),
+            plots.plot_ranks(ranks, feature, own),
         )
         if contributions is not None and len(values) > 1:
             parts += _section(
                 "Contributions by value",
                 "As above, for the examples of each value.",
-                contributions.table(axis),
-                plots.plot_contributions(contributions, axis, own),
+                contributions.table(feature),
+                plots.plot_contributions(contributions, feature, own),
             )
     return "\n".join([*parts, "</body></html>"])
 

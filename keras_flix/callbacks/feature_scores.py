@@ -18,7 +18,8 @@ from keras_flix.evaluation.evaluate import (
 )
 from keras_flix.evaluation.metrics import Metric, exact_match
 from keras_flix.evaluation.scores import Scores, check_metrics
-from keras_flix.mixtures.dataset import Dataset, check_axis
+from keras_flix.features.schema import check_feature
+from keras_flix.mixtures.dataset import Dataset
 from keras_flix.mixtures.mixture import Mixture
 from keras_flix.models.adapted.adaptation import adaptation_of
 
@@ -107,7 +108,7 @@ class FeatureScores(keras.callbacks.Callback):
         self.groups = [(group,) if isinstance(group, str) else group for group in by]
         for group in self.groups:
             for name in group:
-                check_axis(name, names, "`by`")
+                check_feature(name, names, "`by`")
         if self.forced:
             adaptation_of(self.model)
             self.tokens = self._tokens(names)
@@ -153,8 +154,8 @@ class FeatureScores(keras.callbacks.Callback):
             for key, score in scores.by(*group).items():
                 values = key if len(group) > 1 else (key,)
                 label = ",".join(
-                    f"{axis}={'(none)' if value is None else value}"
-                    for axis, value in zip(group, values)
+                    f"{feature}={'(none)' if value is None else value}"
+                    for feature, value in zip(group, values)
                 )
                 named |= {f"{name}/{label}": value for name, value in score.items()}
         return named

@@ -1,4 +1,4 @@
-"""`Feature`: one feature of a mixture, with its values, ranks and dropout."""
+"""`Feature`: what examples differ in, with its values, ranks and dropout."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """One feature of a mixture, such as its tasks or its languages.
+    """One way in which examples differ, such as their task or their language.
 
     Args:
         name: The feature's name, which is also its key in a model's input dict.
@@ -40,7 +40,7 @@ class Feature:
             given where the schema is used.
         multiple: Whether an example may have several values of this feature.
         always: Whether the feature is active in every example. It then has one
-            value and no entry in the input dict. A schema with only such an
+            value and no entry in the input dict. A schema with only such a
             feature is LoRA; next to other features it is what they share.
         alpha: The scale of this feature's updates is `alpha / rank`. `None` takes
             the alpha given where the schema is used.

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_flix._utils.near_names import hint
 from keras_flix.features import encoding
 from keras_flix.features.dropout import FeatureDropout
 from keras_flix.features.feature import Feature, Rank, Value
@@ -272,3 +273,13 @@ class FeatureSchema:
     def from_config(cls, config: Mapping[str, Any]) -> FeatureSchema:
         """The schema that `get_config` described."""
         return cls(Feature.from_config(feature) for feature in config["features"])
+
+
+def check_feature(name: str, known: Iterable[str], what: str) -> None:
+    """Raises unless `name` is that of a known feature; `what` asks for it."""
+    names = list(known)
+    if name not in names:
+        raise ValueError(
+            f"{what} must name one of the features {names}. Received: {name!r}."
+            f"{hint(name, names)}"
+        )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from keras_flix._utils.near_names import hint
+from keras_flix.features.schema import check_feature
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,14 +93,14 @@ class Dataset:
         )
 
     def has(self, combination: Mapping[str, str | None]) -> bool:
-        """Whether the features include a combination of some of the features.
+        """Whether these examples have the values of a combination.
 
         >>> dataset = Dataset({"task": "qa", "language": "sw"}, {"prompts": ["a?"]})
         >>> dataset.has({"task": "qa"}), dataset.has({"language": "yo"})
         (True, False)
         """
         for name in combination:
-            check_axis(name, self.features, "A combination")
+            check_feature(name, self.features, "A combination")
         return all(
             value in values_of(self.features[name])
             if value is not None
@@ -114,15 +114,6 @@ def values_of(entry: Any) -> tuple[str, ...]:
     if entry is None:
         return ()
     return (entry,) if isinstance(entry, str) else tuple(entry)
-
-
-def check_axis(name: str, axes: Iterable[str], what: str) -> None:
-    """Raises unless `name` is one of the features."""
-    if name not in axes:
-        raise ValueError(
-            f"{what} must name features of the mixture. Received: {name!r}, which is "
-            f"none of {list(axes)}.{hint(name, axes)}"
-        )
 
 
 def _checked_value(name: str, value: Any) -> str | list[str] | None:

@@ -13,11 +13,10 @@ import numpy as np
 
 from keras_flix.features.dropout import FeatureDropout
 from keras_flix.features.feature import Feature
-from keras_flix.features.schema import FeatureSchema
+from keras_flix.features.schema import FeatureSchema, check_feature
 from keras_flix.mixtures.dataset import (
     Dataset,
     check_alike,
-    check_axis,
     gathered,
     values_of,
 )
@@ -104,12 +103,12 @@ class Mixture:
         Returns:
             A `FeatureSchema`.
         """
-        axes = list(self.datasets[0].features)
+        names = list(self.datasets[0].features)
         for label, option in (("rank", rank), ("dropout", dropout)):
             for name in option if isinstance(option, Mapping) else ():
-                check_axis(name, axes, f"`{label}` by feature")
+                check_feature(name, names, f"`{label}` by feature")
         features = []
-        for name in axes:
+        for name in names:
             entries = [dataset.features[name] for dataset in self.datasets]
             values = dict.fromkeys(v for entry in entries for v in values_of(entry))
             features.append(
