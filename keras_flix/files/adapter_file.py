@@ -280,7 +280,7 @@ def _stand_in(file: Any, name: str, count: int, axis: int, rank: int) -> np.ndar
     if dtype != "F32" or len(shape) != 3 or (shape[0], shape[axis]) != (count, rank):
         raise ValueError(
             "Adapter weights must be F32, of shape (values, d_in, rank) and (values, "
-            f"rank, d_out). Received: {dtype} of shape {shape} at {name!r}, for {count} "
-            f"values and rank {rank}."
+            f"rank, d_out). Received: {dtype} of shape {shape} at {name!r}, for "
+            f"{count} values and rank {rank}."
         )
     return np.broadcast_to(np.float32(0), shape)

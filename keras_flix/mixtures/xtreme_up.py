@@ -23,6 +23,7 @@ PromptFormat = Callable[[str, str, str], str]
 """From task, language and the example's own text to the prompt."""
 
 SPLITS = ("train", "validation", "test")
+"""What `load_xtreme_up` takes as `split`."""
 DELIMITER = " $$ "
 """Between the entities of a response in `ner`."""
 
@@ -58,6 +59,7 @@ LANGUAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """The published languages of each task, as its files are named."""
 
 TASKS = tuple(LANGUAGES)
+"""What `load_xtreme_up` takes as `tasks`."""
 
 CODE_SWITCHED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"bn_cs": ("bn", "en"), "hi_cs": ("hi", "en"), "ta_cs": ("ta", "en")}

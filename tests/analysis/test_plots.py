@@ -10,7 +10,7 @@ import pytest
 
 from keras_flix import plots
 from keras_flix.analysis import (
-    AxisContributions,
+    FeatureContributions,
     EffectiveRank,
     UpdateNorms,
     ValueSimilarity,
@@ -202,7 +202,7 @@ def test_ranks():
     assert "holds 99% of a task update" in figure.texts[0].get_text()
 
 
-CONTRIBUTIONS = AxisContributions(
+CONTRIBUTIONS = FeatureContributions(
     full=np.array([1.0, 1.0, np.nan]),
     base=np.array([3.0, 3.0, np.nan]),
     without={"task": np.array([1.5, 2.5, np.nan]), "shared": np.array([0.0, 1.0, 2.0])},
@@ -240,7 +240,7 @@ def large(count):
 
 def test_no_labels_overlap():
     similar, groups = large(40)
-    many = AxisContributions(
+    many = FeatureContributions(
         *(np.arange(40.0), np.zeros(40), {"language": np.ones(40)}),
         *({"language": np.ones(40)}, {"language": similar.values}),
     )
