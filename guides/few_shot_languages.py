@@ -212,8 +212,8 @@ figure.savefig(OUTPUT / "few_shot_languages.png", dpi=110)
 # win.
 #
 # What was tried may be removed again, and the rest kept. (The file grows beyond the
-# 1.8 MB of before, as the adapter weights of all languages in a layer are as wide as the
-# highest of their ranks.)
+# 1.8 MB of before, as the adapter weights of all languages in a layer are as wide as
+# the highest of their ranks.)
 
 # %%
 keras_flix.set_trainable(gemma, None)

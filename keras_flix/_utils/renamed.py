@@ -20,7 +20,7 @@ def renamed_keyword(old: str, new: str) -> Callable[[Callable[P, R]], Callable[P
     >>> with warnings.catch_warnings(record=True) as found:
     ...     warnings.simplefilter("always")
     ...     shown(axis="task"), str(found[0].message)
-    ('task', "`axis=` of `shown` is called `feature=` now.")
+    ('task', '`axis=` of `shown` is called `feature=` now.')
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:

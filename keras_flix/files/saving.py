@@ -159,8 +159,8 @@ def _check_tables(
         if expected.get(name) != found.get(name):
             raise ValueError(
                 "The adapter weights of a file must fit those of the model. At "
-                f"{name!r}, expected: shape {expected.get(name, 'nothing')}. "
-                f"Received: {found.get(name, 'nothing')} in {str(path)!r}. Use "
+                f"{name!r}, expected: shape {expected.get(name, 'none')}. "
+                f"Received: {found.get(name, 'none')} in {str(path)!r}. Use "
                 "the base model and the targets it was trained with."
             )
 

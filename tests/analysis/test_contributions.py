@@ -57,7 +57,7 @@ def gone(model, *axes):
         table.assign(value)
 
 
-def test_losses_without_each_axis_and_with_it_alone():
+def test_losses_without_each_feature_and_with_it_alone():
     model = adapted()
     found = feature_contributions(model, INPUTS, TARGETS, batch_size=2)
     close = {"rtol": 1e-5, "atol": 1e-7}
@@ -94,7 +94,7 @@ def test_the_model_is_not_changed():
     np.testing.assert_array_equal(model.predict(INPUTS, verbose=0), before)
 
 
-def test_only_an_axis_that_always_acts():
+def test_only_a_feature_that_always_acts():
     schema = [keras_flix.Feature("shared", always=True)]
     model = keras_flix.enable_flix(make_mlp(), schema, targets=["head"])
     randomize(model)
@@ -140,7 +140,8 @@ def test_by_value():
         ["(none)", "1", "0", "-1"],
     ]
     lines = [line.split() for line in found.table().splitlines()]
-    assert lines[1:] == [["task", "-1.67", "-2"], ["all", "axes", "-2.67"]]
+    assert lines[0][0] == "feature"
+    assert lines[1:] == [["task", "-1.67", "-2"], ["all", "features", "-2.67"]]
     assert found.to_dict()["full"] == [1.0, 2.0, None, 4.0]
     assert "'tasks'" in refusal(lambda: found.by_value("tasks"))
 

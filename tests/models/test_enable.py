@@ -24,7 +24,7 @@ REFUSALS = {
         {},
         TARGETS,
         "A feature schema must have at least one feature. Received: features=[]. Name "
-        'the axes of the mixture, such as {"task": ["qa", "parse"]}.',
+        'the features of the mixture, such as {"task": ["qa", "parse"]}.',
     ),
     "duplicate values": (
         {"task": ["qa", "qa"]},

@@ -267,7 +267,7 @@ def new_feature(*args, **kwargs):
         (add("language", ["rw"], rank=7), "must be at most 6"),
         (add("language", ["rw"], rank=0), "must be at least 1"),
         (add("language", ["rw"], seed=-1), "`seed` must be a non-negative integer"),
-        (add("shared", ["two"]), "Use `add_feature` for one more axis"),
+        (add("shared", ["two"]), "Use `add_feature` for one more feature"),
         (add("task", ["list"]), "Pass rank="),
         (remove("language", ["en", "sw"]), "At least one value of feature 'language'"),
         (remove("language", ["swa"]), "The nearest known value is 'sw'"),
