@@ -211,7 +211,7 @@ def feature_contributions(
         base=losses(set()),
         without={f.name: losses(names - {f.name}) for f in schema},
         alone={f.name: losses({f.name}) for f in schema},
-        values={f.name: _values_of(f, ids[f.name]) for f in schema},
+        values={f.name: _decoded(f, ids[f.name]) for f in schema},
     )
 
 
@@ -288,7 +288,7 @@ def _weighted(losses: np.ndarray, weights: Any, count: int) -> np.ndarray:
     return np.where(totals > 0, sums / np.where(totals > 0, totals, 1.0), np.nan)
 
 
-def _values_of(feature: Feature, ids: np.ndarray) -> tuple[Any, ...]:
+def _decoded(feature: Feature, ids: np.ndarray) -> tuple[Any, ...]:
     """The values of each example: a tuple of them where it may have several."""
     entries = feature.decode(ids)
     return tuple(entries if ids.ndim == 1 else map(tuple, entries))

@@ -148,7 +148,7 @@ def load_xtreme_up(
     >>> mixture.datasets[0].columns["responses"]
     ['[IN:CREATE_ALARM ]']
     """
-    check_names("split", [split], SPLITS)
+    check_known("split", [split], SPLITS)
     folders = _folders(Path(directory), split, tasks)
     files = {task: _files(task, folder) for task, folder in folders.items()}
     if languages is not None:
@@ -180,7 +180,7 @@ def load_xtreme_up(
     return Mixture(datasets, temperature=temperature)
 
 
-def check_names(
+def check_known(
     label: str, names: Sequence[str], known: Sequence[str], those: str = ""
 ) -> None:
     """Raises unless all names are known."""
@@ -203,7 +203,7 @@ def _check_list(label: str, names: Any) -> None:
 def _folders(root: Path, split: str, tasks: Sequence[str] | None) -> dict[str, Path]:
     if tasks is not None:
         _check_list("tasks", tasks)
-        check_names("task", tasks, TASKS)
+        check_known("task", tasks, TASKS)
     folders = {task: root / task / split for task in tasks or TASKS}
     missing = [folder for folder in folders.values() if not folder.is_dir()]
     # Without a choice of tasks, those that were downloaded are taken.
@@ -242,7 +242,7 @@ def _check_languages(
     known = sorted({language for names in files.values() for language in names})
     for language in languages:
         # Only names that were found are ever made into paths.
-        check_names("language", [language], known, ", the files of this split")
+        check_known("language", [language], known, ", the files of this split")
         if language in CODE_SWITCHED and not switched:
             raise ValueError(
                 "Code-switched sets must be asked for. Received: languages="
