@@ -88,7 +88,9 @@ ORIGINS = {
     "xtreme_up": "keras_flix.xtreme_up",
 }
 __all__ = sorted(ORIGINS)
-__getattr__, __dir__ = lazy_names(__name__, ORIGINS)
+if not TYPE_CHECKING:
+    # Type checkers would take any name for one of the package.
+    __getattr__, __dir__ = lazy_names(__name__, ORIGINS)
 
 register(
     {

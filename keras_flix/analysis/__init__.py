@@ -38,11 +38,13 @@ ORIGINS = {
     "value_similarity": "keras_flix.analysis.updates",
 }
 __all__ = sorted(ORIGINS)
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    ORIGINS,
-    renamed={
-        "AxisContributions": "FeatureContributions",
-        "axis_contributions": "feature_contributions",
-    },
-)
+if not TYPE_CHECKING:
+    # Type checkers would take any name for one of the package.
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        ORIGINS,
+        renamed={
+            "AxisContributions": "FeatureContributions",
+            "axis_contributions": "feature_contributions",
+        },
+    )

@@ -19,6 +19,10 @@ from keras_flix.features.dropout import FeatureDropout
 from keras_flix.features.feature import Feature, Rank, Value
 
 FeatureIds = dict[str, np.ndarray]
+Ranks = int | Mapping[str, Rank]
+"""One rank for all features, or by feature: a rank, or ranks by value."""
+Dropouts = float | FeatureDropout | Mapping[str, float | FeatureDropout]
+"""Feature dropout for all features, or by feature."""
 
 
 class FeatureSchema:
@@ -37,10 +41,7 @@ class FeatureSchema:
     {'task': array([ 0, -1], dtype=int32), 'language': array([1, 1], dtype=int32)}
     """
 
-    def __init__(
-        self,
-        features: FeatureSchema | Iterable[Feature] | Mapping[str, Sequence[Value]],
-    ) -> None:
+    def __init__(self, features: Features) -> None:
         if isinstance(features, Mapping):
             features = [Feature(name, values) for name, values in features.items()]
         elif isinstance(features, (str, bytes, Feature)) or not isinstance(
@@ -108,8 +109,8 @@ class FeatureSchema:
 
     def resolve(
         self,
-        rank: int | Mapping[str, Rank] = 4,
-        dropout: float | FeatureDropout | Mapping[str, float | FeatureDropout] = 0.0,
+        rank: Ranks = 4,
+        dropout: Dropouts = 0.0,
         alpha: float | None = None,
     ) -> FeatureSchema:
         """The same features with every rank, dropout rate and alpha filled in.
@@ -273,6 +274,10 @@ class FeatureSchema:
     def from_config(cls, config: Mapping[str, Any]) -> FeatureSchema:
         """The schema that `get_config` described."""
         return cls(Feature.from_config(feature) for feature in config["features"])
+
+
+Features = FeatureSchema | Iterable[Feature] | Mapping[str, Sequence[Value]]
+"""What a schema is made of: itself, a list of `Feature`, or values by name."""
 
 
 def check_feature(name: str, known: Iterable[str], what: str) -> None:

@@ -15,4 +15,6 @@ ORIGINS = {
     "read_adapters": "keras_flix.files.adapter_file",
 }
 __all__ = sorted(ORIGINS)
-__getattr__, __dir__ = lazy_names(__name__, ORIGINS)
+if not TYPE_CHECKING:
+    # Type checkers would take any name for one of the package.
+    __getattr__, __dir__ = lazy_names(__name__, ORIGINS)

@@ -21,7 +21,7 @@ from keras_flix.files.adapter_file import (
 from keras_flix.files.fingerprint import BaseFingerprint
 from keras_flix.files.weight_digests import base_fingerprint
 from keras_flix.layers.checks import matrix_shape
-from keras_flix.models.adapted.adaptation import adaptation_of, is_adapted
+from keras_flix.models.adapted.adaptation import Model, adaptation_of, is_adapted
 from keras_flix.models.enable import adapt_layers
 from keras_flix.models.targets import keyed_layers
 
@@ -45,8 +45,8 @@ def save_adapters(model: keras.Model, path: str | os.PathLike[str]) -> None:
 
 
 def load_adapters(
-    model: keras.Model, path: str | os.PathLike[str], *, check_base: bool = True
-) -> keras.Model:
+    model: Model, path: str | os.PathLike[str], *, check_base: bool = True
+) -> Model:
     """Loads adapters into a model.
 
     Args:

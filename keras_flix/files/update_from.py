@@ -16,7 +16,7 @@ from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_file import Adapters, read_adapters
 from keras_flix.files.saving import adapters_of, check_same_base
 from keras_flix.files.weight_digests import base_fingerprint
-from keras_flix.models.adapted.adaptation import Adaptation
+from keras_flix.models.adapted.adaptation import Adaptation, Model
 from keras_flix.models.growing.resize import (
     Pair,
     changeable,
@@ -35,12 +35,12 @@ Chosen = dict[str, tuple[Value, ...]]
 
 
 def update_from(
-    model: keras.Model,
+    model: Model,
     other: keras.Model | str | os.PathLike[str],
     values: Mapping[str, Sequence[Value]] | None = None,
     *,
     check_base: bool = True,
-) -> keras.Model:
+) -> Model:
     """Takes over values that were trained elsewhere, on the same base.
 
     Their adapter weights come over bit by bit, with their ranks; those of all others

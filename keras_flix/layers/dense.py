@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_flix.features.schema import Dropouts, Features, Ranks
 from keras_flix.features.tensor_ids import Tensor
 from keras_flix.layers.checks import DENSE_EQUATION
 from keras_flix.layers.low_rank_layer import LowRankLayer
@@ -46,10 +47,10 @@ class FlixDense(LowRankLayer, keras.layers.Dense):
         self,
         units: int,
         *,
-        features: Any,
-        rank: Any = 4,
+        features: Features,
+        rank: Ranks = 4,
         alpha: float | None = None,
-        dropout: Any = 0.0,
+        dropout: Dropouts = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(units, **kwargs)

@@ -13,7 +13,7 @@ from keras import ops, tree
 from keras_flix import _compat
 from keras_flix.features.feature import Feature, check_alpha
 from keras_flix.features.input_entries import layer_ids
-from keras_flix.features.schema import FeatureSchema
+from keras_flix.features.schema import Dropouts, Features, FeatureSchema, Ranks
 from keras_flix.features.tensor_ids import Tensor
 from keras_flix.layers.active_scope import Routing, current_routing
 from keras_flix.layers.checks import (
@@ -45,10 +45,10 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
 
     def _configure_features(
         self,
-        features: Any,
-        rank: Any,
+        features: Features,
+        rank: Ranks,
         alpha: float | None,
-        dropout: Any,
+        dropout: Dropouts,
     ) -> None:
         schema = FeatureSchema(features).resolve(rank, dropout, check_alpha(alpha))
         if self.lora_rank:

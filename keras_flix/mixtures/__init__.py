@@ -13,4 +13,6 @@ ORIGINS = {
     "Mixture": "keras_flix.mixtures.mixture",
 }
 __all__ = sorted(ORIGINS)
-__getattr__, __dir__ = lazy_names(__name__, ORIGINS)
+if not TYPE_CHECKING:
+    # Type checkers would take any name for one of the package.
+    __getattr__, __dir__ = lazy_names(__name__, ORIGINS)

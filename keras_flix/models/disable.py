@@ -6,14 +6,12 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import keras
-
 from keras_flix import _compat
-from keras_flix.models.adapted.adaptation import adaptation_of
+from keras_flix.models.adapted.adaptation import Model, adaptation_of
 
 
 @contextlib.contextmanager
-def adapters_disabled(model: keras.Model) -> Iterator[keras.Model]:
+def adapters_disabled(model: Model) -> Iterator[Model]:
     """Within the block, the model is exactly its base model.
 
     Feature entries may then be left out of the inputs. What other models or

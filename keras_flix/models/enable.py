@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import keras_hub
 
 from keras_flix import _compat
-from keras_flix.features.feature import Feature, check_alpha
+from keras_flix.features.feature import check_alpha
 from keras_flix.features.input_entries import TEXT_KEYS
-from keras_flix.features.schema import FeatureSchema
+from keras_flix.features.schema import Dropouts, Features, FeatureSchema, Ranks
 from keras_flix.layers import FlixDense, FlixEinsumDense
 from keras_flix.layers.active_scope import carry_routing
 from keras_flix.layers.checks import check_ranks
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.layers.quantized import check_quantized_layers, rounded_logits
-from keras_flix.models.adapted.adaptation import Adaptation, is_adapted
+from keras_flix.models.adapted.adaptation import Adaptation, Model, is_adapted
 from keras_flix.models.adapted.devices import check_devices, creation_scope
 from keras_flix.models.adapted.model import routed_class
 from keras_flix.models.adapted.thread_lock import Turns
@@ -32,15 +32,15 @@ ADAPTED_CLASSES: dict[type, type[LowRankLayer]] = {
 
 
 def enable_flix(
-    model: keras.Model,
-    features: FeatureSchema | Sequence[Feature] | Mapping[str, Sequence[Any]],
+    model: Model,
+    features: Features,
     *,
-    rank: Any = 4,
+    rank: Ranks = 4,
     alpha: float | None = None,
-    dropout: Any = 0.0,
+    dropout: Dropouts = 0.0,
     targets: str | Sequence[str] | None = None,
     seed: int | None = None,
-) -> keras.Model:
+) -> Model:
     """Gives every feature value a low-rank update of the model's layers.
 
     The model is changed in place and stays the same object; its layer names,
@@ -99,14 +99,14 @@ def enable_flix(
 
 
 def adapt_layers(
-    model: keras.Model,
+    model: Model,
     schema: FeatureSchema,
     layers: dict[str, Any],
     *,
     alpha: float | None,
     seed: int | None,
     walk: Sequence[Placed] | None = None,
-) -> keras.Model:
+) -> Model:
     """`enable_flix` for layers that are known, with a schema that is resolved.
 
     `walk` is what `_checked_walk` gave, if it has run.

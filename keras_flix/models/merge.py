@@ -6,16 +6,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import keras
 import keras_hub
 from keras import ops
 
 from keras_flix import _compat
-from keras_flix.models.adapted.adaptation import adaptation_of
+from keras_flix.models.adapted.adaptation import Model, adaptation_of
 from keras_flix.models.adapted.plain_view import plain_view
 
 
-def merge_features(model: keras.Model, combination: Mapping[str, Any]) -> keras.Model:
+def merge_features(model: Model, combination: Mapping[str, Any]) -> Model:
     """A plain model that computes what the adapted one does for one combination.
 
     Args:

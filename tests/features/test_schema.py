@@ -195,3 +195,31 @@ def test_encode_one_takes_one_example_only():
         "'task' for a batch of 1. Pass one value for the whole batch, or one per "
         "example."
     )
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"task": ["qa", None, "parse"], "language": [["en"], [], ["yo", "en"]]},
+        {"task": [None] * 3, "language": [["sw"], ["en", "sw", "yo"], []]},
+        {"task": ["qa"] * 3, "language": [{"en": 0.5, "yo": 0.25}, {}, {"sw": 1.0}]},
+        {"task": [{"qa": 0.5}, {"parse": 2.0}, {}], "language": [["sw"], ["yo"], []]},
+    ],
+)
+def test_decode_is_the_inverse_of_encode(entries):
+    schema = FeatureSchema(
+        [
+            Feature("task", ["qa", "parse"]),
+            Feature("language", ["en", "sw", "yo"], multiple=True),
+        ]
+    )
+    assert schema.decode(schema.encode(entries)) == entries
+
+
+def test_decode_refuses_ids_of_another_schema():
+    schema = FeatureSchema({"year": [2019, 2020]})
+    assert schema.decode({"year": np.array([1, 0, -1])}) == {"year": [2020, 2019, None]}
+    with pytest.raises(ValueError, match=r"must be in \[0, 2\), or -1 .*year=\[0, 2\]"):
+        schema.decode({"year": np.array([0, 2])})
+    with pytest.raises(KeyError, match="No feature is called 'month'"):
+        schema.decode({"month": np.array([0])})

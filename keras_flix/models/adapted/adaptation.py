@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from keras_flix.features.feature import Value
 from keras_flix.features.schema import FeatureSchema
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from keras_flix.layers.low_rank_layer import LowRankLayer
     from keras_flix.models.adapted.thread_lock import Turns
+
+Model = TypeVar("Model", bound="keras.Model")
+"""Functions that change a model in place, or copy it, keep its class."""
 
 Choice = Mapping[str, Sequence[Value]] | None
 """By feature, the values that train, the others being frozen; `None` for all."""

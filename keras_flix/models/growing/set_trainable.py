@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import keras
-
 from keras_flix.features.feature import Value
+from keras_flix.models.adapted.adaptation import Model
 from keras_flix.models.adapted.frozen_values import choose
 from keras_flix.models.growing.resize import changeable
 from keras_flix.models.growing.schema_changes import checked_feature, checked_values
 
 
-def set_trainable(
-    model: keras.Model, values: Mapping[str, Sequence[Value]] | None
-) -> keras.Model:
+def set_trainable(model: Model, values: Mapping[str, Sequence[Value]] | None) -> Model:
     """Makes only some values of an adapted model train.
 
     All others stay bit-identical, and so does what the optimizer holds of them:

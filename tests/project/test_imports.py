@@ -1,0 +1,120 @@
+"""What importing the package imports, and that nothing is lost by importing late."""
+
+import importlib
+import json
+import subprocess
+import sys
+
+import keras
+import pytest
+from helpers.places import GUIDES, ROOT, TESTS
+
+import keras_flix
+
+HEAVY = ("keras", "keras_hub", "jax", "tensorflow", "torch")
+LAZY = ("", ".analysis", ".files", ".layers", ".mixtures")
+"""Packages whose names come out of their modules on first use."""
+STORED = TESTS / "files" / "saved_by_0_1"
+
+
+def python(code, *arguments):
+    """What a fresh process printed last."""
+    run = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    return run.stdout.splitlines()[-1]
+
+
+REPORT = (
+    "import json, sys, time; "
+    f"print(json.dumps([[m for m in {HEAVY} if m in sys.modules], "
+    "time.process_time()]))"
+)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--version"],
+        ["--help"],
+        ["inspect", "--help"],
+        ["inspect", str(GUIDES / "cldr_adapters.flix.safetensors")],
+        ["diff", *[str(STORED / f"{n}.flix.safetensors") for n in ("mlp", "gemma")]],
+    ],
+)
+def test_the_command_line_needs_no_keras_for_files(arguments):
+    code = (
+        "import sys; sys.argv[0] = 'keras-flix'\n"
+        "from keras_flix.command_line.main import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+    )
+    heavy, seconds = json.loads(python(code + REPORT, *arguments))
+    assert heavy == []
+    assert seconds < 1.0
+
+
+def test_importing_the_package_imports_no_keras():
+    heavy, _ = json.loads(python("import keras_flix; " + REPORT))
+    assert heavy == []
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_names_are_those_of_the_modules(name):
+    package = importlib.import_module(f"keras_flix{name}")
+    assert dir(package) == sorted(package.ORIGINS) == package.__all__
+    for public, origin in package.ORIGINS.items():
+        module = importlib.import_module(origin)
+        expected = getattr(module, public, module)
+        assert getattr(package, public) is expected
+        # A module of the same name would take the place of what is in it.
+        assert expected is module or origin != f"{package.__name__}.{public}"
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = package.nothing
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_type_checkers_see_the_same_names(name):
+    package = importlib.import_module(f"keras_flix{name}")
+    with open(package.__file__) as file:
+        text = file.read()
+    for public, origin in package.ORIGINS.items():
+        assert f"{public} as {public}" in text, public
+        if not origin.endswith(f".{public}"):
+            assert f"from {origin} import" in text
+
+
+def test_the_public_names_stand_at_their_places():
+    names = ("analysis", "callbacks", "evaluation", "mixtures", "plots")
+    for name in (*names, "text_metrics", "xtreme_up", "files"):
+        assert getattr(keras_flix, name).__name__ == f"keras_flix.{name}"
+    hub = importlib.import_module("keras_flix.files.hub")
+    # Model cards that were published name it.
+    assert callable(hub.download)
+
+
+@pytest.mark.parametrize("order", ["keras, keras_flix", "keras_flix, keras"])
+@pytest.mark.parametrize("file", ["mlp.keras", "layer.keras"])
+def test_saved_models_load_whatever_was_imported_first(order, file):
+    code = (
+        f"import {order}; import sys; "
+        "model = keras.models.load_model(sys.argv[1]); "
+        "print([type(layer).__name__ for layer in model.layers])"
+    )
+    assert "Flix" in python(code, STORED / file)
+
+
+def test_classes_that_are_imported_stand_for_themselves():
+    name = "keras_flix>FlixDense"
+    keras_flix.FlixDense  # noqa: B018
+    assert keras.saving.get_registered_object(name) is keras_flix.FlixDense
+    code = (
+        "import keras_flix, keras; "
+        f"found = keras.saving.get_registered_object({name!r}); "
+        "config = keras_flix.FlixDense(3, features={'task': ['qa']}).get_config(); "
+        "print(type(found.from_config(config)) is keras_flix.FlixDense)"
+    )
+    assert python(code) == "True"
