@@ -1,4 +1,4 @@
-"""`FeatureSchema`: the axes as a collection, ranks, config, and one-example ids."""
+"""`FeatureSchema`: the features as a collection, ranks, config, and one-example ids."""
 
 import json
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from keras_flix import Feature, FeatureSchema
+from keras_flix.features.schema import check_feature
 
 AXES = {"task": ["qa", "parse"], "language": ["en", "sw", "yo"]}
 
@@ -223,3 +224,13 @@ def test_decode_refuses_ids_of_another_schema():
         schema.decode({"year": np.array([0, 2])})
     with pytest.raises(KeyError, match="No feature is called 'month'"):
         schema.decode({"month": np.array([0])})
+
+
+def test_check_feature_names_the_nearest():
+    check_feature("task", ["task", "language"], "A figure")
+    assert refusal(
+        lambda: check_feature("langage", {"task": 1, "language": 2}, "A figure")
+    ) == (
+        "A figure must name one of the features ['task', 'language']. Received: "
+        "'langage'. The nearest is 'language'."
+    )
