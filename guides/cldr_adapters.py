@@ -89,7 +89,7 @@ def mixtures(test_per_cell: int = 3) -> tuple[Mixture, Mixture, Mixture]:
 
 
 def features() -> list[keras_flix.Feature]:
-    """Returns the axes of the adapters: small ranks keep the file small."""
+    """Returns the features of the adapters: small ranks keep the file small."""
     return [
         keras_flix.Feature("task", TASKS, rank=2, dropout=0.1),
         keras_flix.Feature("language", LANGUAGES, rank=1, dropout=0.1),

@@ -24,9 +24,9 @@
 # - Trained three times as long, LoRA catches up on what it has seen. On unseen pairs of
 #   task and language FLix stays ahead by a few points.
 # - One more task costs LoRA, and does not cost FLix, which is what the paper says.
-# - Which axis helps depends on what the base lacks. Where it knows all languages, a
-#   task axis alone is as good as task and language. Where it does not know some of
-#   them, the language axis more than doubles their scores.
+# - Which feature helps depends on what the base lacks. Where it knows all languages,
+#   the task alone is as good as task and language. Where it does not know some of them,
+#   the language more than doubles their scores.
 # - Nothing here was run on a large model. What was not measured is at the end.
 #
 # In Colab, put the address of the repository into the next cell and run it. In a
@@ -115,7 +115,7 @@ show("held_out")
 #
 # One LoRA per cell learns its cells, and has nothing for the others. Task and language
 # adapters trained apart and added work, but not as well as trained together. **The task
-# axis alone is as good as FLix here**: this base knows all these languages. Below is a
+# alone is as good as FLix here**: this base knows all these languages. Below is a
 # mixture where it does not.
 #
 # ## Does the gap last?
@@ -159,12 +159,11 @@ show("unknown")
 #
 # The last two tables and the figure add eight languages that pretraining never showed:
 # Welsh, Vietnamese, Icelandic and others must be learnt from 20 examples in each of
-# five tasks. Here the language axis matters: without it, `task_only` learns less than
-# half as much of them. And LoRA loses the *known* languages too, while FLix keeps them.
-# With 900 steps (second table) a LoRA of rank 24 has caught up on the unknown
-# languages, but not on held-out cells of the known ones. Held-out cells of unknown
-# languages stay below 15 % for every arm: nobody has told the model the Welsh word for
-# a week.
+# five tasks. Here the language matters: without it, `task_only` learns less than half
+# as much of them. And LoRA loses the *known* languages too, while FLix keeps them. With
+# 900 steps (second table) a LoRA of rank 24 has caught up on the unknown languages, but
+# not on held-out cells of the known ones. Held-out cells of unknown languages stay
+# below 15 % for every arm: nobody has told the model the Welsh word for a week.
 #
 # ## (d) Feature dropout
 
@@ -192,9 +191,9 @@ show("targets")
 
 # %% [markdown]
 # Splits are named task, language, shared. They differ by little on seen cells; a
-# language axis of high rank and a task axis of rank 1 is the one that composes worse.
-# Rank on the task axis composes a little better here. Equal ranks are a good start,
-# hence one `rank` for all in `enable_flix`.
+# language of high rank and a task of rank 1 is the one that composes worse. Rank on the
+# task composes a little better here. Equal ranks are a good start, hence one `rank` for
+# all in `enable_flix`.
 #
 # Attention projections alone (the library's default, and what LoRA usually adapts) lose
 # FLix one or two points against all linear layers, with less than half of the
@@ -211,7 +210,7 @@ show("scale")
 # `alpha / rank` was not varied alone: under Adam it does what the learning rate does,
 # which was searched.
 #
-# ## (g) What each axis contributes
+# ## (g) What each feature contributes
 
 # %%
 print(evidence_tables.table(SIZE, "axes"))
@@ -219,9 +218,9 @@ show("axes")
 
 # %% [markdown]
 # The task carries most. Leaving the language out at test costs nothing in held-out
-# cells: what the language axis adds on languages that the base knows, it adds to the
-# cells that it was trained on. On languages that the base does not know it is another
-# matter, see above.
+# cells: what the language adds on languages that the base knows, it adds to the cells
+# that it was trained on. On languages that the base does not know it is another matter,
+# see above.
 #
 # ## (h) Quality against cost
 
@@ -231,7 +230,7 @@ show("cost")
 
 # %% [markdown]
 # FLix with 75 steps is about where the compute-matched LoRA is with 900. In parameters,
-# LoRA is the smaller one by far, but more rank did not buy it what the axes buy.
+# LoRA is the smaller one by far, but more rank did not buy it what the features buy.
 #
 # The answers that `generate` gives, scored with chrF (sacreBLEU) besides exact match:
 
@@ -241,21 +240,21 @@ print(evidence_tables.table(SIZE, "chrf"))
 # %% [markdown]
 # ## What to do with your own mixture
 #
-# - **several tasks whose inputs look alike**: FLix with a task axis: the largest gain
-#   here, in steps and on unseen pairs
-# - **languages that the base knows poorly**: add a language axis; a shared axis for
+# - **several tasks whose inputs look alike**: FLix with the task as a feature: the
+#   largest gain here, in steps and on unseen pairs
+# - **languages that the base knows poorly**: add the language; a shared feature for
 #   what all have in common
 # - **new (task, language) pairs will come**: FLix, and the lower of two learning rates
-# - **languages without any training data**: a language family axis can stand in; here
-#   it gained a point or less
+# - **languages without any training data**: the language family can stand in; here it
+#   gained a point or less
 # - **one task, or a base that follows its instructions already**: a plain LoRA:
 #   `Feature("shared", always=True)` alone. FLix gains most where LoRA must learn to
 #   tell tasks apart
 # - **few steps to spend**: FLix
-# - **parameters or file size count most**: LoRA: a table per value costs in proportion
-#   to the values
+# - **parameters or file size count most**: LoRA: an update per value costs in
+#   proportion to the values
 #
-# Start from `rank=4` on every axis, no dropout, an always-on shared axis, and about a
+# Start from `rank=4` on every feature, no dropout, an always-on shared one, and about a
 # quarter of the learning rate that you would give a LoRA of the same active rank
 # (1.5e-3 to 6e-3 with Adam here).
 #
@@ -264,7 +263,7 @@ print(evidence_tables.table(SIZE, "chrf"))
 # - `dropout=0.0`: (d): none of the rates helped
 # - **dropout per example, not rescaled**: (d): both alternatives were worse on held-out
 #   cells
-# - one `rank` for all axes: (e): equal ranks were as good as any split
+# - one `rank` for all features: (e): equal ranks were as good as any split
 # - `targets=None`, the attention projections: (f): one or two points below all linear
 #   layers, less than half the size; `"all-linear"` where that counts
 # - `alpha=None`, a scale of 1; `A` normal with `d_in ** -0.5`: other initial scales

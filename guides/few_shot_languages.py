@@ -19,8 +19,10 @@
 # no examples, or hardly any?
 #
 # 1. **Unseen pairs**: a known task in a known language, never seen together.
-# 2. **A new language, no examples**: the axis left out, a relative, a mixture of two.
-# 3. **A new language, 40 examples**: a blend of known languages, or a table of its own.
+# 2. **A new language, no examples**: the feature left out, a relative, a mixture of
+#    two.
+# 3. **A new language, 40 examples**: a blend of known languages, or an update of its
+#    own.
 #
 # The new language is Galician, whose nearest relative is Portuguese. The base has never
 # met a Galician text.
@@ -100,15 +102,15 @@ print(f"{score(unseen.inputs()):.1f} % on pairs that were never seen")
 # language, so without the one or the other much less is right:
 
 # %%
-for axis in ("task", "language"):
-    inputs = {**unseen.inputs(), axis: None}
-    print(f"{score(inputs):.1f} % on unseen pairs without {axis}")
+for feature in ("task", "language"):
+    inputs = {**unseen.inputs(), feature: None}
+    print(f"{score(inputs):.1f} % on unseen pairs without {feature}")
 
 # %% [markdown]
 # ## 2. Galician without an example
 #
-# An entry of an axis may be a value, `None`, or weights by value: the updates are then
-# added with these weights. Nothing is trained.
+# An entry of a feature may be a value, `None`, or weights by value: the updates are
+# then added with these weights. Nothing is trained.
 
 # %%
 NEW, FEW = "gl", 4
@@ -157,7 +159,7 @@ print(f"loss {blend.losses[0]:.2f} -> {blend.losses[-1]:.2f}")
 
 # %% [markdown]
 # A blend can only say what known languages say. The words of Galician that none of them
-# has need a table of their own. `add_values` adds one to the trained model, here as a
+# has need an update of their own. `add_values` adds one to the trained model, here as a
 # copy of Portuguese with room for more (rank 4); without `init` it would start from
 # nothing. `set_trainable` freezes all else.
 
@@ -177,7 +179,7 @@ history = gemma.fit(
 )
 print(f"loss {history.history['loss'][0]:.2f} -> {history.history['loss'][-1]:.2f}")
 results["40 examples: fitted blend"] = score_as("gl_blend")
-results["40 examples: table from Portuguese"] = score_as("gl")
+results["40 examples: update from Portuguese"] = score_as("gl")
 for name, value in results.items():
     print(f"{value:5.1f}  {name}")
 
@@ -203,13 +205,14 @@ figure.savefig(OUTPUT / "few_shot_languages.png", dpi=110)
 # What this example says: without any example, a near relative is four times as good as
 # no language (41 to 10 %). Other weights of known languages add next to nothing, also
 # when 40 examples choose them: what Galician has of its own, the base has never seen.
-# With a table of its own, the same 40 examples bring 67.5 %.
+# With an update of its own, the same 40 examples bring 67.5 %.
 #
 # The rates and numbers of steps were not searched for. `benchmarks/quality/few_shot.py`
-# compares blends and tables in three languages, with 4 to 64 examples: tables win.
+# compares blends and own updates in three languages, with 4 to 64 examples: own updates
+# win.
 #
 # What was tried may be removed again, and the rest kept. (The file grows beyond the
-# 1.8 MB of before, as all languages of a layer lie in one table, which is as wide as
+# 1.8 MB of before, as the adapter weights of all languages in a layer are as wide as
 # the highest of their ranks.)
 
 # %%

@@ -18,10 +18,10 @@
 # On JAX, an adapted model is distributed with `keras.distribution`, as any Keras model:
 #
 # - `DataParallel`: every device has the whole model and a part of the batch;
-# - `ModelParallel`: kernels are cut in parts, and the adapters' tables with them.
+# - `ModelParallel`: kernels are cut in parts, and the adapter weights with them.
 #
 # This guide trains the same model three ways, on one device and on eight, and compares
-# losses and tables. The eight devices are virtual ones on a single CPU: that shows
+# losses and weights. The eight devices are virtual ones on a single CPU: that shows
 # where everything lies and that the numbers are right. It says nothing about speed:
 # eight virtual devices on one core are slower than one.
 #
@@ -161,8 +161,8 @@ note("DataParallel", keras.distribution.DataParallel())
 # ## ModelParallel
 #
 # KerasHub has the layout map of Gemma's kernels. `add_adapter_rules` adds rules for the
-# tables, so that each is cut as its kernel is. Without rules, every device would hold
-# the tables whole: just as exact, and more memory.
+# adapter weights, so that they are cut as their kernel is. Without rules, every device
+# would hold them whole: just as exact, and more memory.
 #
 # The mesh must divide the model: the small Gemma has two key-value heads, so its axis
 # "model" can be two long. Gemma 2 with 2 billion parameters has four.
@@ -187,17 +187,17 @@ for pattern, axes in rules.items():
 
 
 # %%
-def tables(model):
+def weights(model):
     return {v.path: np.asarray(v.value) for v in model.trainable_variables}
 
 
-expected = tables(models["one device"])
+expected = weights(models["one device"])
 for name in ("DataParallel", "ModelParallel"):
     pairs = zip(results["one device"], results[name])
     loss = max(abs(a - b) for a, b in pairs)
-    found = tables(models[name])
-    table = max(np.abs(found[path] - expected[path]).max() for path in expected)
-    print(f"{name}: losses differ by up to {loss:.0e}, tables by up to {table:.0e}")
+    found = weights(models[name])
+    weight = max(np.abs(found[path] - expected[path]).max() for path in expected)
+    print(f"{name}: losses differ by up to {loss:.0e}, weights by up to {weight:.0e}")
 
 # %% [markdown]
 # Generation works as before, on a model that is spread over eight devices too.
@@ -216,8 +216,8 @@ print(*answers, sep="\n")
 # %% [markdown]
 # ## What lies where
 #
-# One table of a query layer: 18 languages, 128 outputs; the shape of the whole and of
-# the part that one device holds. Then the memory of one device.
+# The weights `B` of a query layer: 18 languages, 128 outputs; the shape of the whole
+# and of the part that one device holds. Then the memory of one device.
 
 
 # %%
@@ -228,8 +228,8 @@ def part(variable):
 first = "/query/flix_language_b"
 memory = {}
 for name, model in models.items():
-    table = next(v for v in model.trainable_variables if v.path.endswith(first))
-    print(f"{name}: {tuple(table.shape)}, a device holds {part(table).shape}")
+    one = next(v for v in model.trainable_variables if v.path.endswith(first))
+    print(f"{name}: {tuple(one.shape)}, a device holds {part(one).shape}")
     adapters = {id(v) for v in model.trainable_variables}
     memory[name] = [
         sum(part(v).nbytes for v in model.weights if (id(v) in adapters) is wanted)
@@ -257,8 +257,8 @@ figure.savefig(OUTPUT / "many_devices.png", dpi=110)
 path = OUTPUT / "from_eight_devices.flix.safetensors"
 keras_flix.save_adapters(models["ModelParallel"], path)
 loaded = keras_flix.load_adapters(cldr_adapters.load_base(PRESET), path)
-expected = tables(models["ModelParallel"])
-found = tables(loaded)
+expected = weights(models["ModelParallel"])
+found = weights(loaded)
 print(all(np.array_equal(found[path], expected[path]) for path in expected))
 
 # %% [markdown]
@@ -294,9 +294,9 @@ with keras.distribution.DataParallel().scope():
 # gemma.fit(...)
 # ```
 #
-# PyTorch: `DistributedDataParallel` in a training loop of your own. Only the tables
-# require gradients, so only they are exchanged, and `find_unused_parameters` is not
-# needed.
+# PyTorch: `DistributedDataParallel` in a training loop of your own. Only adapter
+# weights require gradients, so only they are exchanged, and `find_unused_parameters` is
+# not needed.
 #
 # ```python
 # keras_flix.enable_flix(gemma, {"task": ["qa", "parse"]})

@@ -20,7 +20,7 @@
 #
 # 1. a file of prompts and responses, each with its task and language;
 # 2. a mixture of them, with some pairs held out;
-# 3. axes with ranks and dropout;
+# 3. features with ranks and dropout;
 # 4. training, and scores by task, by language and by pair;
 # 5. generating, saving, loading.
 #
@@ -150,11 +150,11 @@ train, _ = everything.split(*PAIRS)
 print(f"{len(train)} examples of {len(train.datasets)} pairs to train on")
 
 # %% [markdown]
-# ## 3. Axes
+# ## 3. Features
 #
-# `everything.schema()` lists the values that occur. Ranks are by axis, or by value:
+# `everything.schema()` lists the values that occur. Ranks are by feature, or by value:
 # here the tasks get more than the languages, and English, which the base of most
-# projects knows well, the least. With dropout, an axis is left out of some training
+# projects knows well, the least. With dropout, a feature is left out of some training
 # examples, so the others learn to stand alone. `shared` is active in every example.
 # None of these numbers was searched for: they are small so that the guide is quick.
 
@@ -174,7 +174,7 @@ print(lines[0], *lines[-5:], sep="\n")
 # %% [markdown]
 # ## 4. Training and scores
 #
-# `fit` takes strings: prompts, responses, and one entry per axis. A batch holds any
+# `fit` takes strings: prompts, responses, and one entry per feature. A batch holds any
 # mix of tasks and languages. The learning rate matters most: try several on a real
 # mixture.
 
@@ -255,7 +255,7 @@ for answer, reference, task, language in wrong[:: max(1, len(wrong) // 6)][:6]:
 # ## 5. Use it
 #
 # Per example, or one value for the whole batch. `None` says that an example has no
-# value on an axis. (`with keras_flix.adapters_disabled(gemma):` gives the base model
+# value of a feature. (`with keras_flix.adapters_disabled(gemma):` gives the base model
 # for the length of a block.)
 
 # %%
@@ -277,7 +277,7 @@ for entries in ({"task": "full_dates", "language": "en"}, {"task": "full_date"})
         print(error, "\n")
 
 # %% [markdown]
-# One file keeps adapters and axes. It loads onto the plain base, on every backend.
+# One file keeps adapters and features. It loads onto the plain base, on every backend.
 
 # %%
 path = OUTPUT / "own_tasks.flix.safetensors"

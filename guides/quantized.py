@@ -106,7 +106,7 @@ def note(name, model):
 
 scores = note("floating point", gemma)
 for i in range(0, len(unseen), 12):
-    task, language = (scores.features[axis][i] for axis in ("task", "language"))
+    task, language = (scores.features[name][i] for name in ("task", "language"))
     print(f"{task:14} {language}  {scores.predictions[i]}")
 
 # %% [markdown]

@@ -104,9 +104,9 @@ for example in mixture.train[:6]:
 # %% [markdown]
 # ## Adapters
 #
-# Two features, the task and the language, and an axis that is always active for
-# what all cells have in common. `enable_flix` changes the model in place: it stays
-# a `GemmaCausalLM`, everything but the adapters is frozen.
+# Two features, the task and the language, and one that is always active for what all
+# cells have in common. `enable_flix` changes the model in place: it stays a
+# `GemmaCausalLM`, everything but the adapters is frozen.
 
 # %%
 features = [
@@ -279,8 +279,8 @@ print(gemma.generate({"prompts": prompts, "task": task, "language": language}))
 # %% [markdown]
 # ## Keep the adapters
 #
-# One file holds the tables and the schema, and loads on every backend: onto a model
-# that is adapted, or onto the plain base model, which it then adapts.
+# One file holds the adapter weights and the schema, and loads on every backend: onto a
+# model that is adapted, or onto the plain base model, which it then adapts.
 
 # %%
 path = OUTPUT / "cldr.flix.safetensors"

@@ -122,8 +122,8 @@ show(plots.plot_similarity(languages, FAMILY), "reading_languages")
 
 # %% [markdown]
 # Mind the scale: no two languages have a cosine beyond 0.05. The updates are nearly at
-# right angles, which is no surprise: each language has a table of rank 1 in each layer,
-# which started from random numbers of its own. But the tree puts the four Slavic
+# right angles, which is no surprise: each language has an update of rank 1 in each
+# layer, which started from random numbers of its own. But the tree puts the four Slavic
 # languages together, three of the Romance ones, and the two Semitic ones.
 #
 # Does that mean anything? Let us see how often the nearest value is of the same family,
@@ -161,15 +161,15 @@ print(
 # Germanic languages only Swedish has its nearest relative beside it, and the nearest of
 # English is Hindi.
 #
-# ## What does each axis do to the loss?
+# ## What does each feature do to the loss?
 #
-# `axis_contributions` runs examples with and without each axis. Left out of the whole:
-# how much worse is the loss without it? Alone on the base: how much better is it than
-# the base? Below 0 the axis lowers the loss.
+# `feature_contributions` runs examples with and without each feature. Left out of the
+# whole: how much worse is the loss without it? Alone on the base: how much better is it
+# than the base? Below 0 the feature lowers the loss.
 
 # %%
 _, test, _ = cldr_adapters.mixtures(test_per_cell=1)
-contributions = analysis.axis_contributions(gemma, test.inputs(), batch_size=72)
+contributions = analysis.feature_contributions(gemma, test.inputs(), batch_size=72)
 print(contributions)
 
 # %%
@@ -180,7 +180,7 @@ show(
 # %% [markdown]
 # Without the language, the loss of a token rises by 0.77 nats, without the task by
 # 0.29, and without what is shared by 0.06 only, although alone on the base it is worth
-# 0.78: the other axes can stand in for most of it. Japanese needs its update most.
+# 0.78: the other features can stand in for most of it. Japanese needs its update most.
 #
 # ## How much of its rank does an update use?
 #
@@ -195,7 +195,7 @@ print(ranks.table("task"))
 # %% [markdown]
 # ## All of it in one page
 #
-# `analyze` does the above for all axes and writes an HTML page with all figures.
+# `analyze` does the above for all features and writes an HTML page with all figures.
 
 # %%
 path = OUTPUT / "reading_adapters.html"

@@ -252,7 +252,7 @@ train, validation, test = (
 train = dataclasses.replace(train, datasets=[cut_responses(d) for d in train.datasets])
 if SETTINGS.examples is not None:
     validation, test = (m.limit(SETTINGS.examples) for m in (validation, test))
-# A language may have no training data in any task: its table then stays zero.
+# A language may have no training data in any task: its update then stays zero.
 splits = [*train.datasets, *validation.datasets, *test.datasets]
 schema = Mixture(splits).schema(rank=RANKS, dropout=DROPOUT)
 for dataset in train.datasets[::4]:
@@ -329,8 +329,8 @@ def cell_scores(model, mixture):
 #
 # Each is a list of trainings: the mixture to train on, the one that chooses the
 # learning rate, and the one that is reported. Unseen pairs choose nothing: there the
-# learning rate is chosen on pairs that were trained on. Their languages occur in
-# other tasks and their task in other languages, so all tables they need are trained.
+# learning rate is chosen on pairs that were trained on. Their languages occur in other
+# tasks and their task in other languages, so all updates they need are trained.
 
 
 # %%

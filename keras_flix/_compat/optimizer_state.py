@@ -112,10 +112,10 @@ def check_growable(optimizer: Any, tables: Sequence[keras.Variable]) -> None:
                 continue
             if slot.shape[0] != variable.shape[0]:
                 raise ValueError(
-                    "To keep an optimizer's state, what it holds of a table must "
-                    "have one row per value. Received: a "
+                    "To keep an optimizer's state, what it holds of adapter weights "
+                    "must have one row per value. Received: a "
                     f"{type(optimizer).__name__} whose {name!r} has the shape "
-                    f"{tuple(slot.shape)} for a table of {tuple(variable.shape)}. "
+                    f"{tuple(slot.shape)} for weights of {tuple(variable.shape)}. "
                     "Compile the model with a fresh optimizer first."
                 )
 

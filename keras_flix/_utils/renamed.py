@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,7 +32,8 @@ def renamed_keyword(old: str, new: str) -> Callable[[Callable[P, R]], Callable[P
                         f"`{function.__name__}` takes `{new}` once. Received: "
                         f"`{old}=`, its former name, besides. Leave that out."
                     )
-                kwargs[new] = _warned(function.__name__, old, new, kwargs.pop(old))
+                warn_renamed(f"`{old}=` of `{function.__name__}`", f"`{new}=`")
+                kwargs[new] = kwargs.pop(old)
             return function(*args, **kwargs)
 
         return renamed
@@ -40,7 +41,6 @@ def renamed_keyword(old: str, new: str) -> Callable[[Callable[P, R]], Callable[P
     return decorate
 
 
-def _warned(function: str, old: str, new: str, value: Any) -> Any:
-    text = f"`{old}=` of `{function}` is called `{new}=` now."
-    warnings.warn(text, DeprecationWarning, stacklevel=3)
-    return value
+def warn_renamed(old: str, new: str, stacklevel: int = 3) -> None:
+    """Warns whoever called the caller that `old` is called `new` now."""
+    warnings.warn(f"{old} is called {new} now.", DeprecationWarning, stacklevel)

@@ -7,8 +7,8 @@ from keras_flix._utils.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from keras_flix.analysis.contributions import (
-        AxisContributions as AxisContributions,
-        axis_contributions as axis_contributions,
+        FeatureContributions as FeatureContributions,
+        feature_contributions as feature_contributions,
     )
     from keras_flix.analysis.html_report import (
         Analysis as Analysis,
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 ORIGINS = {
     "Analysis": "keras_flix.analysis.html_report",
-    "AxisContributions": "keras_flix.analysis.contributions",
+    "FeatureContributions": "keras_flix.analysis.contributions",
     "EffectiveRank": "keras_flix.analysis.updates",
     "UpdateNorms": "keras_flix.analysis.updates",
     "ValueSimilarity": "keras_flix.analysis.updates",
     "analyze": "keras_flix.analysis.html_report",
-    "axis_contributions": "keras_flix.analysis.contributions",
+    "feature_contributions": "keras_flix.analysis.contributions",
     "effective_rank": "keras_flix.analysis.updates",
     "report": "keras_flix.analysis.html_report",
     "update_norms": "keras_flix.analysis.updates",
@@ -40,4 +40,11 @@ ORIGINS = {
 __all__ = sorted(ORIGINS)
 if not TYPE_CHECKING:
     # Type checkers would take any name for one of the package.
-    __getattr__, __dir__ = lazy_names(__name__, ORIGINS)
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        ORIGINS,
+        renamed={
+            "AxisContributions": "FeatureContributions",
+            "axis_contributions": "feature_contributions",
+        },
+    )

@@ -1,4 +1,4 @@
-"""What each axis does to the loss of an example."""
+"""What each feature does to the loss of an example."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import keras_hub
 import numpy as np
 from keras import ops, tree
 
+from keras_flix._utils.renamed import renamed_keyword
 from keras_flix._utils.text_tables import aligned, number, plain
-from keras_flix.evaluation.evaluate import batches, rows_of
+from keras_flix.evaluation.evaluate import equal_batches, rows_of
 from keras_flix.features.encoding import ABSENT
 from keras_flix.features.feature import Feature
 from keras_flix.features.host_values import host_value
 from keras_flix.features.input_entries import TEXT_KEYS, encode_batch, split_entries
-from keras_flix.features.schema import FeatureSchema
+from keras_flix.features.schema import FeatureSchema, check_feature
 from keras_flix.features.tensor_ids import Tensor
 from keras_flix.layers.active_scope import Routing, routing_scope
-from keras_flix.mixtures.dataset import check_axis
 from keras_flix.models.adapted.adaptation import adaptation_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -29,18 +29,18 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class AxisContributions:
-    """Losses with and without each axis: what `axis_contributions` returns.
+class FeatureContributions:
+    """Losses with and without each feature: what `feature_contributions` returns.
 
     All arrays have the shape `(examples,)`. A contribution is negative where the
-    axis lowers the loss.
+    feature lowers the loss.
 
     Attributes:
         full: The loss of each example with all of its values.
         base: The loss of the base model.
-        without: By axis, the loss with that axis absent.
-        alone: By axis, the loss with all other axes absent.
-        values: By axis, the value of each example: a value, `None`, or a tuple.
+        without: By feature, the loss with that feature absent.
+        alone: By feature, the loss with all other features absent.
+        values: By feature, the value of each example: a value, `None`, or a tuple.
     """
 
     full: np.ndarray
@@ -54,16 +54,16 @@ class AxisContributions:
 
     @property
     def leave_one_out(self) -> dict[str, np.ndarray]:
-        """By axis, the loss with all axes minus that without this one."""
+        """By feature, the loss with all features minus that without this one."""
         return {name: self.full - loss for name, loss in self.without.items()}
 
     @property
     def over_base(self) -> dict[str, np.ndarray]:
-        """By axis, the loss with this axis alone minus that of the base."""
+        """By feature, the loss with this feature alone minus that of the base."""
         return {name: loss - self.base for name, loss in self.alone.items()}
 
     def means(self) -> dict[str, dict[str, float]]:
-        """By axis, the means of `"leave_one_out"` and `"over_base"`.
+        """By feature, the means of `"leave_one_out"` and `"over_base"`.
 
         Examples whose loss is NaN do not count.
         """
@@ -73,22 +73,23 @@ class AxisContributions:
             for name in self.without
         }
 
-    def by_value(self, axis: str) -> dict[Any, dict[str, float]]:
-        """Means of an axis' contributions for the examples of each of its values.
+    @renamed_keyword("axis", "feature")
+    def by_value(self, feature: str) -> dict[Any, dict[str, float]]:
+        """Means of a feature's contributions for the examples of each of its values.
 
         Args:
-            axis: The axis' name.
+            feature: The feature's name.
 
         Returns:
             By value (`None` for examples without), a dict with the number of
             `"examples"`, `"leave_one_out"` and `"over_base"`. An example with
             several values counts for each. Examples whose loss is NaN do not.
         """
-        check_axis(axis, self.without, "Contributions")
-        left, over = self.leave_one_out[axis], self.over_base[axis]
+        check_feature(feature, self.without, "Contributions")
+        left, over = self.leave_one_out[feature], self.over_base[feature]
         rows: dict[Any, list[int]] = {}
         for i in np.flatnonzero(~np.isnan(self.full)):
-            entry = self.values[axis][i]
+            entry = self.values[feature][i]
             for value in (entry or (None,)) if isinstance(entry, tuple) else (entry,):
                 rows.setdefault(value, []).append(int(i))
         return {
@@ -100,19 +101,20 @@ class AxisContributions:
             for value, chosen in rows.items()
         }
 
-    def table(self, axis: str | None = None) -> str:
-        """Mean contributions as a text: of all axes, or by the values of one."""
-        if axis is not None:
-            rows = [[axis, "examples", "leave one out", "alone over base"]]
-            for value, means in self.by_value(axis).items():
+    @renamed_keyword("axis", "feature")
+    def table(self, feature: str | None = None) -> str:
+        """Mean contributions as a text: of all features, or by the values of one."""
+        if feature is not None:
+            rows = [[feature, "examples", "leave one out", "alone over base"]]
+            for value, means in self.by_value(feature).items():
                 label = "(none)" if value is None else str(value)
                 pair = [number(means[x]) for x in ("leave_one_out", "over_base")]
                 rows.append([label, str(means["examples"]), *pair])
             return aligned(rows)
-        rows = [["axis", "leave one out", "alone over base"]]
+        rows = [["feature", "leave one out", "alone over base"]]
         for name, mean in self.means().items():
             rows.append([name, *map(number, mean.values())])
-        rows.append(["all axes", "", number(_mean(self.full - self.base))])
+        rows.append(["all features", "", number(_mean(self.full - self.base))])
         return aligned(rows)
 
     def __str__(self) -> str:
@@ -123,7 +125,7 @@ class AxisContributions:
         return plain(dataclasses.asdict(self))
 
 
-def axis_contributions(
+def feature_contributions(
     model: keras.Model,
     x: Any,
     y: Any = None,
@@ -131,13 +133,13 @@ def axis_contributions(
     *,
     loss: Any = None,
     batch_size: int = 32,
-) -> AxisContributions:
-    """How much each axis lowers or raises the loss of each example.
+) -> FeatureContributions:
+    """How much each feature lowers or raises the loss of each example.
 
-    Two numbers per axis: what is lost by leaving it out, the others being there,
-    and what it does to the base model alone. Where axes stand in for each other,
+    Two numbers per feature: what is lost by leaving it out, the others being there,
+    and what it does to the base model alone. Where features stand in for each other,
     the first is small and the second large. The model runs forward only, and is not
-    changed. `always` axes are left out in the same way.
+    changed. `always` features are left out in the same way.
 
     Args:
         model: A model adapted by `enable_flix`.
@@ -151,11 +153,11 @@ def axis_contributions(
             returns losses of shape `(batch, ...)`. By default the cross entropy of
             the next token in nats for causal LMs, and what the model was compiled
             with for others.
-        batch_size: Examples per forward pass, of which there are two for each axis
+        batch_size: Examples per forward pass, of which there are two for each feature
             and two more.
 
     Returns:
-        The `AxisContributions`.
+        The `FeatureContributions`.
 
     Raises:
         ValueError: If targets or the loss are missing, or shapes do not fit.
@@ -163,7 +165,7 @@ def axis_contributions(
     Example:
 
     ```python
-    contributions = axis_contributions(gemma, mixture.inputs())
+    contributions = feature_contributions(gemma, mixture.inputs())
     print(contributions)
     print(contributions.table("language"))
     ```
@@ -194,7 +196,7 @@ def axis_contributions(
             for name, value in ids.items()
         }
         parts = []
-        for rows, kept in batches(count, batch_size):
+        for rows, kept in equal_batches(count, batch_size):
             batch = tree.map_structure(
                 lambda leaf, rows=rows: rows_of(leaf, rows),
                 {"own": own, "ids": chosen, "targets": y},
@@ -204,19 +206,19 @@ def axis_contributions(
         return _weighted(np.concatenate(parts), sample_weight, count)
 
     names = set(ids)
-    return AxisContributions(
+    return FeatureContributions(
         full=losses(names),
         base=losses(set()),
         without={f.name: losses(names - {f.name}) for f in schema},
         alone={f.name: losses({f.name}) for f in schema},
-        values={f.name: _values_of(f, ids[f.name]) for f in schema},
+        values={f.name: _decoded(f, ids[f.name]) for f in schema},
     )
 
 
 class _Probe(keras.Model):
-    """A model's losses, with ids for all axes: for those that always act, too.
+    """A model's losses, with ids for all features: for those that always act, too.
 
-    A model takes no entry for an `always` axis. But where a scope is open already
+    A model takes no entry for an `always` feature. But where a scope is open already
     and there are no entries, it follows that scope.
     """
 
@@ -286,7 +288,7 @@ def _weighted(losses: np.ndarray, weights: Any, count: int) -> np.ndarray:
     return np.where(totals > 0, sums / np.where(totals > 0, totals, 1.0), np.nan)
 
 
-def _values_of(feature: Feature, ids: np.ndarray) -> tuple[Any, ...]:
+def _decoded(feature: Feature, ids: np.ndarray) -> tuple[Any, ...]:
     """The values of each example: a tuple of them where it may have several."""
     entries = feature.decode(ids)
     return tuple(entries if ids.ndim == 1 else map(tuple, entries))

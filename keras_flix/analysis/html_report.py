@@ -15,7 +15,10 @@ import keras
 
 from keras_flix._utils.atomic_files import check_folder, write_whole
 from keras_flix.analysis import plots
-from keras_flix.analysis.contributions import AxisContributions, axis_contributions
+from keras_flix.analysis.contributions import (
+    FeatureContributions,
+    feature_contributions,
+)
 from keras_flix.analysis.figure_page import Groups, library
 from keras_flix.analysis.updates import (
     EffectiveRank,
@@ -25,8 +28,8 @@ from keras_flix.analysis.updates import (
     update_norms,
     value_similarity,
 )
+from keras_flix.features.schema import check_feature
 from keras_flix.files.adapter_file import Adapters
-from keras_flix.mixtures.dataset import check_axis
 from keras_flix.mixtures.mixture import Mixture
 
 if TYPE_CHECKING:
@@ -46,16 +49,16 @@ class Analysis:
     Attributes:
         name: The name of the model, or where its adapters come from.
         norms: What `update_norms` returned.
-        similarities: What `value_similarity` returned, for axes of several values.
+        similarities: What `value_similarity` returned, for features of several values.
         ranks: What `effective_rank` returned.
-        contributions: What `axis_contributions` returned; `None` without data.
+        contributions: What `feature_contributions` returned; `None` without data.
     """
 
     name: str
     norms: UpdateNorms
     similarities: Mapping[str, ValueSimilarity]
     ranks: EffectiveRank
-    contributions: AxisContributions | None = None
+    contributions: FeatureContributions | None = None
 
     def __str__(self) -> str:
         parts = [self.norms, *self.similarities.values(), self.ranks]
@@ -88,7 +91,7 @@ def analyze(
         model: An adapted model, or what `read_adapters` read of a file.
         path: An HTML file to write the report to, see `report`. An existing one is
             replaced.
-        data: Examples for `axis_contributions`: a `Mixture`, inputs, or a tuple of
+        data: Examples for `feature_contributions`: a `Mixture`, inputs, or a tuple of
             inputs, targets and sample weights. `None` leaves that part out.
         groups: As for `report`.
         batch_size: Examples per forward pass.
@@ -120,7 +123,7 @@ def analyze(
     if data is not None:
         data = data.inputs() if isinstance(data, Mixture) else data
         data = data if isinstance(data, tuple) else (data,)
-        contributions = axis_contributions(model, *data, batch_size=batch_size)
+        contributions = feature_contributions(model, *data, batch_size=batch_size)
     analysis = Analysis(
         name=model.source if isinstance(model, Adapters) else model.name,
         norms=norms,
@@ -150,16 +153,16 @@ def report(
     Args:
         analysis: What `analyze` returned.
         path: The file. An existing one is replaced only once this one is complete.
-        groups: By axis, a dict from values to the names of their groups, such as
+        groups: By feature, a dict from values to the names of their groups, such as
             `{"language": {"sw": "Bantu"}}`: labels are coloured by them.
 
     Raises:
         ImportError: If matplotlib or scipy is not installed.
-        ValueError: If the folder does not exist, or `groups` names no axis.
+        ValueError: If the folder does not exist, or `groups` names no feature.
     """
     target, groups = _checked(path, groups), groups or {}
     for name in groups:
-        check_axis(name, analysis.norms.values, "`groups`")
+        check_feature(name, analysis.norms.values, "`groups`")
     write_whole(target, _page(analysis, groups).encode())
 
 
@@ -181,16 +184,16 @@ def _page(analysis: Analysis, groups: Mapping[str, Groups]) -> str:
     if contributions is not None:
         parts += _section(
             "Contributions",
-            f"Losses of {len(contributions)} examples. Negative numbers: the axis "
+            f"Losses of {len(contributions)} examples. Negative numbers: the feature "
             "lowers the loss, when it is added to all others, or to the base alone.",
             contributions.table(),
             plots.plot_contributions(contributions),
         )
-    for axis, values in norms.values.items():
-        own = groups.get(axis)
-        parts.append(f"<h2>{html.escape(axis)}</h2>")
-        if axis in analysis.similarities:
-            similarity = analysis.similarities[axis]
+    for feature, values in norms.values.items():
+        own = groups.get(feature)
+        parts.append(f"<h2>{html.escape(feature)}</h2>")
+        if feature in analysis.similarities:
+            similarity = analysis.similarities[feature]
             parts += _section(
                 "Similarity",
                 "Cosines between the updates of values, over all layers; grey where "
@@ -202,23 +205,23 @@ def _page(analysis: Analysis, groups: Mapping[str, Groups]) -> str:
             "Norms",
             "Frobenius norms of updates, and relative to those of the base's "
             "kernels, over all layers; by layer in the figure.",
-            norms.table(axis),
-            plots.plot_norms(norms, axis, groups=own),
+            norms.table(feature),
+            plots.plot_norms(norms, feature, groups=own),
         )
         parts += _section(
             "Ranks",
             f"How many singular values hold {ranks.energy:.0%} of the energy, how "
             "many there are by their entropy, and the share of the rank in use: "
             "means over the layers.",
-            ranks.table(axis),
-            plots.plot_ranks(ranks, axis, own),
+            ranks.table(feature),
+            plots.plot_ranks(ranks, feature, own),
         )
         if contributions is not None and len(values) > 1:
             parts += _section(
                 "Contributions by value",
                 "As above, for the examples of each value.",
-                contributions.table(axis),
-                plots.plot_contributions(contributions, axis, own),
+                contributions.table(feature),
+                plots.plot_contributions(contributions, feature, own),
             )
     return "\n".join([*parts, "</body></html>"])
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_flix.analysis.contributions import AxisContributions
+from keras_flix._utils.renamed import renamed_keyword
+from keras_flix.analysis.contributions import FeatureContributions
 from keras_flix.analysis.figure_page import (
     FONT_SIZE,
     GREY,
@@ -25,7 +26,7 @@ from keras_flix.analysis.figure_page import (
     side,
 )
 from keras_flix.analysis.updates import EffectiveRank, UpdateNorms, ValueSimilarity
-from keras_flix.mixtures.dataset import check_axis
+from keras_flix.features.schema import check_feature
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,7 +65,7 @@ def plot_similarity(
     page = Page(
         [MARGIN, 1.4, 0.2, size, labels, 1.0],
         [max(labels, 0.5) + 0.1, size],
-        f"Similarity of {similarity.axis} values: cosine of their updates in "
+        f"Similarity of {similarity.feature} values: cosine of their updates in "
         f"{layers} layer{'s' * (layers != 1)}",
         groups,
         values,
@@ -94,17 +95,18 @@ def plot_similarity(
     return page.figure
 
 
+@renamed_keyword("axis", "feature")
 def plot_norms(
     norms: UpdateNorms,
-    axis: str,
+    feature: str,
     relative: bool = False,
     groups: Groups | None = None,
 ) -> Figure:
-    """The norms of an axis' updates, by value and layer.
+    """The norms of a feature's updates, by value and layer.
 
     Args:
         norms: What `update_norms` returned.
-        axis: The axis' name.
+        feature: The feature's name.
         relative: Whether over the norm of the base's kernel.
         groups: By value, the name of its group, which colours its label.
 
@@ -114,22 +116,25 @@ def plot_norms(
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    check_axis(axis, norms.values, "A figure")
-    shown = (norms.relative if relative else norms.norms)[axis]
+    check_feature(feature, norms.values, "A figure")
+    shown = (norms.relative if relative else norms.norms)[feature]
     finite = shown[np.isfinite(shown)]
     # A scale from 0 to 0 would have no length.
     highest = max(finite, default=0.0) or 1.0
     bar = "norm over that of the kernel" if relative else "Frobenius norm"
-    title = f"Norms of {axis} updates by layer"
-    return _by_layer(norms, axis, shown, groups, title, bar, highest)
+    title = f"Norms of {feature} updates by layer"
+    return _by_layer(norms, feature, shown, groups, title, bar, highest)
 
 
-def plot_ranks(ranks: EffectiveRank, axis: str, groups: Groups | None = None) -> Figure:
+@renamed_keyword("axis", "feature")
+def plot_ranks(
+    ranks: EffectiveRank, feature: str, groups: Groups | None = None
+) -> Figure:
     """The share of the allotted rank that updates use, by value and layer.
 
     Args:
         ranks: What `effective_rank` returned.
-        axis: The axis' name.
+        feature: The feature's name.
         groups: By value, the name of its group, which colours its label.
 
     Returns:
@@ -138,42 +143,42 @@ def plot_ranks(ranks: EffectiveRank, axis: str, groups: Groups | None = None) ->
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    check_axis(axis, ranks.values, "A figure")
-    title = (
-        f"Share of the rank that holds {ranks.energy:.0%} of a {axis} update, by layer"
-    )
+    check_feature(feature, ranks.values, "A figure")
+    share = f"Share of the rank that holds {ranks.energy:.0%}"
+    title = f"{share} of a {feature} update, by layer"
     bar = "singular values / rank"
-    return _by_layer(ranks, axis, ranks.used[axis], groups, title, bar, 1.0)
+    return _by_layer(ranks, feature, ranks.used[feature], groups, title, bar, 1.0)
 
 
+@renamed_keyword("axis", "feature")
 def plot_contributions(
-    contributions: AxisContributions,
-    axis: str | None = None,
+    contributions: FeatureContributions,
+    feature: str | None = None,
     groups: Groups | None = None,
 ) -> Figure:
-    """What axes do to the loss: mean bars, to the left where they lower it.
+    """What features do to the loss: mean bars, to the left where they lower it.
 
     Args:
-        contributions: What `axis_contributions` returned.
-        axis: The axis whose values are compared; `None` compares the axes.
+        contributions: What `feature_contributions` returned.
+        feature: The feature whose values are compared; `None` compares the features.
         groups: By value, the name of its group, which colours its label.
 
     Returns:
-        A figure with two bars per row: leave one out, and alone over the base. Axes
+        A figure with two bars per row: leave one out, and alone over the base. Features
         are in the order of the model, values in that of the first bar.
 
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    if axis is None:
+    if feature is None:
         means = contributions.means()
-        title, groups = "What each axis does to the loss", None
+        title, groups = "What each feature does to the loss", None
     else:
-        by_value = contributions.by_value(axis)
+        by_value = contributions.by_value(feature)
         means = dict(
             sorted(by_value.items(), key=lambda item: item[1]["leave_one_out"])
         )
-        title = f"What {axis} does to the loss, by value"
+        title = f"What {feature} does to the loss, by value"
     names = list(means)
     page = Page(
         [MARGIN + room_for(names) + 0.15, 5.0, MARGIN],
@@ -186,7 +191,7 @@ def plot_contributions(
     places = np.arange(len(names))
     for i, (kind, label, colour) in enumerate(
         (
-            ("leave_one_out", "all axes, over all but this one", "#4c72b0"),
+            ("leave_one_out", "all features, over all but this one", "#4c72b0"),
             ("over_base", "this one alone, over the base", "#dd8452"),
         )
     ):
@@ -209,14 +214,14 @@ def plot_contributions(
 
 def _by_layer(
     result: UpdateNorms | EffectiveRank,
-    axis: str,
+    feature: str,
     shown: np.ndarray,
     groups: Groups | None,
     title: str,
     bar: str,
     highest: float,
 ) -> Figure:
-    values, layers = list(result.values[axis]), short_names(result.layers)
+    values, layers = list(result.values[feature]), short_names(result.layers)
     page = Page(
         [
             MARGIN + room_for(values) + 0.15,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_flix._utils.near_names import hint
+from keras_flix._utils.renamed import renamed_keyword, warn_renamed
 from keras_flix._utils.text_tables import aligned, number, plain
 from keras_flix.analysis.sources import (
     kernel_norm,
@@ -21,9 +22,8 @@ from keras_flix.analysis.sources import (
     updates_of,
 )
 from keras_flix.features.feature import Value
-from keras_flix.features.schema import FeatureSchema
+from keras_flix.features.schema import FeatureSchema, check_feature
 from keras_flix.files.adapter_file import Adapters
-from keras_flix.mixtures.dataset import check_axis
 
 if TYPE_CHECKING:
     import keras
@@ -35,8 +35,8 @@ class UpdateNorms:
 
     Attributes:
         layers: The paths of the adapted layers.
-        values: The values of each axis.
-        norms: By axis, Frobenius norms of shape `(values, layers)`.
+        values: The values of each feature.
+        norms: By feature, Frobenius norms of shape `(values, layers)`.
         kernel_norms: Those of the base's kernels, `(layers,)`; NaN where there is
             no kernel in floating point.
     """
@@ -48,21 +48,22 @@ class UpdateNorms:
 
     @property
     def relative(self) -> dict[str, np.ndarray]:
-        """The norms over those of the kernels, by axis."""
+        """The norms over those of the kernels, by feature."""
         return {name: norms / self.kernel_norms for name, norms in self.norms.items()}
 
     @property
     def total(self) -> dict[str, np.ndarray]:
-        """By axis, the norm of each value over all layers, `(values,)`."""
+        """By feature, the norm of each value over all layers, `(values,)`."""
         return {name: _over_layers(norms) for name, norms in self.norms.items()}
 
-    def table(self, axis: str) -> str:
-        """The values of an axis as a text, one line each."""
-        check_axis(axis, self.values, "A table")
+    @renamed_keyword("axis", "feature")
+    def table(self, feature: str) -> str:
+        """The values of a feature as a text, one line each."""
+        check_feature(feature, self.values, "A table")
         kernels = _over_layers(self.kernel_norms)
-        rows = [[axis, "norm", "relative", "largest in"]]
+        rows = [[feature, "norm", "relative", "largest in"]]
         for value, total, norms in zip(
-            self.values[axis], self.total[axis], self.norms[axis]
+            self.values[feature], self.total[feature], self.norms[feature]
         ):
             share = number(total / kernels)
             where = self.layers[int(np.argmax(norms))] if total > 0 else "-"
@@ -79,23 +80,29 @@ class UpdateNorms:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ValueSimilarity:
-    """How alike the updates of an axis' values are: see `value_similarity`.
+    """How alike the updates of a feature's values are: see `value_similarity`.
 
     Attributes:
-        axis: The axis' name.
+        feature: The feature's name.
         values: Its values.
         layers: The paths of the layers that count.
         matrix: Cosines of shape `(values, values)`, NaN for values without update.
     """
 
-    axis: str
+    feature: str
     values: tuple[Value, ...]
     layers: tuple[str, ...]
     matrix: np.ndarray
 
+    @property
+    def axis(self) -> str:
+        """The former name of `feature`."""
+        warn_renamed("`ValueSimilarity.axis`", "`feature`")
+        return self.feature
+
     def table(self) -> str:
         """Each value with the one that is most like it, as a text."""
-        rows = [[self.axis, "nearest", "cosine"]]
+        rows = [[self.feature, "nearest", "cosine"]]
         others = np.where(np.eye(len(self.values), dtype=bool), np.nan, self.matrix)
         for value, cosines in zip(self.values, others):
             if np.isnan(cosines).all():
@@ -111,7 +118,9 @@ class ValueSimilarity:
 
     def to_dict(self) -> dict[str, Any]:
         """The similarities as a dict of JSON types; `None` stands for NaN."""
-        return plain(dataclasses.asdict(self))
+        found = dataclasses.asdict(self)
+        # What readers of the JSON of 0.1 know it as.
+        return plain({"axis": found.pop("feature"), **found})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,13 +129,13 @@ class EffectiveRank:
 
     Attributes:
         layers: The paths of the adapted layers.
-        values: The values of each axis.
-        allotted: The rank of each value by axis, `(values,)`.
+        values: The values of each feature.
+        allotted: The rank of each value by feature, `(values,)`.
         energy: The share of the squared singular values that counts.
-        singular_values: By axis and layer, of shape `(values, rank)`, falling.
-        energy_ranks: By axis, `(values, layers)`: how many singular values hold
+        singular_values: By feature and layer, of shape `(values, rank)`, falling.
+        energy_ranks: By feature, `(values, layers)`: how many singular values hold
             that share; 0 without update.
-        entropy_ranks: By axis, `(values, layers)`: `exp` of the entropy of the
+        entropy_ranks: By feature, `(values, layers)`: `exp` of the entropy of the
             singular values as shares of their sum (Roy and Vetterli, 2007); a
             number between 1 and the rank, 0 without update.
     """
@@ -141,22 +150,23 @@ class EffectiveRank:
 
     @property
     def used(self) -> dict[str, np.ndarray]:
-        """`energy_ranks` over the allotted ranks, by axis."""
+        """`energy_ranks` over the allotted ranks, by feature."""
         return {
             name: ranks / self.allotted[name][:, None]
             for name, ranks in self.energy_ranks.items()
         }
 
-    def table(self, axis: str) -> str:
-        """The values of an axis as a text: means over the layers."""
-        check_axis(axis, self.values, "A table")
-        rows = [[axis, "rank", f"for {self.energy:.0%}", "by entropy", "used"]]
+    @renamed_keyword("axis", "feature")
+    def table(self, feature: str) -> str:
+        """The values of a feature as a text: means over the layers."""
+        check_feature(feature, self.values, "A table")
+        rows = [[feature, "rank", f"for {self.energy:.0%}", "by entropy", "used"]]
         for value, *numbers, used in zip(
-            self.values[axis],
-            self.allotted[axis],
-            self.energy_ranks[axis].mean(axis=1),
-            self.entropy_ranks[axis].mean(axis=1),
-            self.used[axis].mean(axis=1),
+            self.values[feature],
+            self.allotted[feature],
+            self.energy_ranks[feature].mean(axis=1),
+            self.entropy_ranks[feature].mean(axis=1),
+            self.used[feature].mean(axis=1),
         ):
             rows.append([str(value), *map(number, numbers), f"{used:.0%}"])
         return aligned(rows)
@@ -176,7 +186,7 @@ def update_norms(source: keras.Model | Adapters) -> UpdateNorms:
         source: An adapted model, or what `read_adapters` read of a file.
 
     Returns:
-        The `UpdateNorms`. NaN stands where a table holds what is not finite, and
+        The `UpdateNorms`. NaN stands where adapter weights are not finite, and
         for kernels that are quantized or not there.
 
     Example:
@@ -195,10 +205,11 @@ def update_norms(source: keras.Model | Adapters) -> UpdateNorms:
     return UpdateNorms(tuple(layers), _values(schema), norms, np.asarray(kernels))
 
 
+@renamed_keyword("axis", "feature")
 def value_similarity(
-    source: keras.Model | Adapters, axis: str, layers: Sequence[str] | None = None
+    source: keras.Model | Adapters, feature: str, layers: Sequence[str] | None = None
 ) -> ValueSimilarity:
-    """Cosines between the updates of an axis' values.
+    """Cosines between the updates of a feature's values.
 
     The updates of a value in all layers count as one long vector. Each value starts
     from a random `A` of its own: cosines of unlike values are near 0, and those of
@@ -206,29 +217,29 @@ def value_similarity(
 
     Args:
         source: An adapted model, or what `read_adapters` read of a file.
-        axis: The axis' name.
+        feature: The feature's name.
         layers: Paths, names, or regexes that match a whole path, of the layers to
             count; `None` counts all.
 
     Returns:
         The `ValueSimilarity`. A value whose update is zero, such as one that was
         never trained, has no direction: its row and column are NaN, as are those
-        of a value with a table that is not finite.
+        of a value whose adapter weights are not finite.
 
     Raises:
-        ValueError: If there is no such axis, or nothing matches a layer.
+        ValueError: If there is no such feature, or nothing matches a layer.
     """
     schema, adapters = updates_of(source)
-    check_axis(axis, schema.names, "A similarity")
+    check_feature(feature, schema.names, "A similarity")
     paths = _matching(list(adapters), layers)
-    products = np.zeros((len(schema[axis].values),) * 2)
+    products = np.zeros((len(schema[feature].values),) * 2)
     for path in paths:
-        products += adapters[path](axis).products()
+        products += adapters[path](feature).products()
     norms = np.sqrt(np.diag(products))
     norms = np.where(norms > 0, norms, np.nan)
     matrix = np.clip(products / np.outer(norms, norms), -1.0, 1.0)
     np.fill_diagonal(matrix, np.where(np.isnan(norms), np.nan, 1.0))
-    return ValueSimilarity(axis, tuple(schema[axis].values), tuple(paths), matrix)
+    return ValueSimilarity(feature, tuple(schema[feature].values), tuple(paths), matrix)
 
 
 def effective_rank(
@@ -242,7 +253,7 @@ def effective_rank(
             held; in `(0, 1]`.
 
     Returns:
-        The `EffectiveRank`. NaN stands where a table holds what is not finite.
+        The `EffectiveRank`. NaN stands where adapter weights are not finite.
 
     Raises:
         ValueError: If `energy` is not such a share.

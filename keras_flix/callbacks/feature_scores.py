@@ -18,7 +18,8 @@ from keras_flix.evaluation.evaluate import (
 )
 from keras_flix.evaluation.metrics import Metric, exact_match
 from keras_flix.evaluation.scores import Scores, check_metrics
-from keras_flix.mixtures.dataset import Dataset, check_axis
+from keras_flix.features.schema import check_feature
+from keras_flix.mixtures.dataset import Dataset
 from keras_flix.mixtures.mixture import Mixture
 from keras_flix.models.adapted.adaptation import adaptation_of
 
@@ -31,7 +32,7 @@ class FeatureScores(keras.callbacks.Callback):
 
     - `exact_match/language=sw`: the examples of a value,
     - `exact_match/task=qa,language=sw`: those of a combination,
-    - `exact_match/language`: the mean over the values of an axis, and
+    - `exact_match/language`: the mean over the values of a feature, and
       `exact_match/task,language` over combinations,
     - `exact_match/all`: all examples.
 
@@ -41,8 +42,8 @@ class FeatureScores(keras.callbacks.Callback):
 
     Args:
         data: A `Mixture`, or datasets, as for `evaluate`.
-        by: What to score by: names of axes, and tuples of them for combinations.
-            `None` takes each axis of the data.
+        by: What to score by: names of features, and tuples of them for combinations.
+            `None` takes each feature of the data.
         metrics: As for `evaluate`; `exact_match` by default.
         forced: Whether to score with `forced_exact_match`: one forward pass per
             batch, instead of one for each token. For adapted models only.
@@ -107,7 +108,7 @@ class FeatureScores(keras.callbacks.Callback):
         self.groups = [(group,) if isinstance(group, str) else group for group in by]
         for group in self.groups:
             for name in group:
-                check_axis(name, names, "`by`")
+                check_feature(name, names, "`by`")
         if self.forced:
             adaptation_of(self.model)
             self.tokens = self._tokens(names)
@@ -153,8 +154,8 @@ class FeatureScores(keras.callbacks.Callback):
             for key, score in scores.by(*group).items():
                 values = key if len(group) > 1 else (key,)
                 label = ",".join(
-                    f"{axis}={'(none)' if value is None else value}"
-                    for axis, value in zip(group, values)
+                    f"{feature}={'(none)' if value is None else value}"
+                    for feature, value in zip(group, values)
                 )
                 named |= {f"{name}/{label}": value for name, value in score.items()}
         return named

@@ -67,7 +67,7 @@ class FeatureTensorBoard(keras.callbacks.Callback):
     def _norms(self) -> dict[str, float]:
         schema, layers = updates_of(self.model)
         return {
-            f"update_norm/{axis}={value}": float(np.linalg.norm(row))
-            for axis, norms in norms_by_feature(schema, layers).items()
-            for value, row in zip(schema[axis].values, norms)
+            f"update_norm/{feature}={value}": float(np.linalg.norm(row))
+            for feature, norms in norms_by_feature(schema, layers).items()
+            for value, row in zip(schema[feature].values, norms)
         }

@@ -47,7 +47,7 @@ def inspect(arguments: argparse.Namespace) -> Answer:
     if base is not None:
         fingerprint += f"({len(base.variables)} variables)"
     lines = [
-        f"{arguments.file}: {data['bytes'] / 1e6:,.1f} MB of tables",
+        f"{arguments.file}: {data['bytes'] / 1e6:,.1f} MB of adapter weights",
         f"base: {fingerprint}",
         f"alpha: {adapters.alpha}",
         f"layers: {len(sizes)}",
@@ -160,16 +160,16 @@ def _layer_notes(a: Adapters, b: Adapters) -> list[str]:
 
 
 def _relative_differences(
-    a: Adapters, b: Adapters, axis: str, values: list[Any], layers: list[str]
+    a: Adapters, b: Adapters, feature: str, values: list[Any], layers: list[str]
 ) -> list[float]:
     """`|update of a - update of b| / |update of a|` of each value, over all layers."""
-    rows = [[x.schema[axis].id_of(value) for value in values] for x in (a, b)]
-    scales = [np.asarray(x.schema[axis].scales)[ids] for x, ids in zip((a, b), rows)]
+    rows = [[x.schema[feature].id_of(value) for value in values] for x in (a, b)]
+    scales = [np.asarray(x.schema[feature].scales)[ids] for x, ids in zip((a, b), rows)]
     squares = np.zeros((2, len(values)))
     same = scales[0] == scales[1]
     for layer in layers if values else ():
         pairs = [
-            [table[ids] for table in x.pair(layer, axis)]
+            [table[ids] for table in x.pair(layer, feature)]
             for x, ids in zip((a, b), rows)
         ]
         for one, other in zip(*pairs):

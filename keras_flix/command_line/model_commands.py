@@ -59,9 +59,9 @@ def parse_features(schema: FeatureSchema, entries: list[str] | None) -> dict[str
     """The combination that entries such as `task=qa` name.
 
     Args:
-        schema: The axes.
-        entries: `axis=value`; on a `multiple` axis `axis=one,two`; `axis=` where
-            there is none. An axis of one value that is always active has no entry.
+        schema: The features.
+        entries: `feature=value`; `feature=one,two` where that has several;
+            `feature=` where there is none. One that is always active has no entry.
 
     Example:
 
@@ -71,17 +71,18 @@ def parse_features(schema: FeatureSchema, entries: list[str] | None) -> dict[str
     """
     combination: dict[str, Any] = {}
     for entry in entries or []:
-        axis, mark, text = entry.partition("=")
-        if not mark or axis in combination:
+        name, mark, text = entry.partition("=")
+        if not mark or name in combination:
             raise ValueError(
-                "--features must be entries 'axis=value', one of each axis. Received: "
-                f"{entry!r}. Write such as task=qa, and task= where there is none."
+                "--features must be entries 'feature=value', one of each feature. "
+                f"Received: {entry!r}. Write such as task=qa, and task= where there is "
+                "none."
             )
-        feature = schema[axis] if axis in schema else None
+        feature = schema[name] if name in schema else None
         if feature is not None and feature.multiple:
-            combination[axis] = [_value(feature, x) for x in text.split(",") if x]
+            combination[name] = [_value(feature, x) for x in text.split(",") if x]
         else:
-            combination[axis] = _value(feature, text) if text else None
+            combination[name] = _value(feature, text) if text else None
     schema.encode_one(combination)
     return combination
 
@@ -113,5 +114,5 @@ def _written(
     data = {"output": str(arguments.output), "features": combination}
     named = "all combinations"
     if combination is not None:
-        named = " ".join(f"{axis}={value}" for axis, value in combination.items())
+        named = " ".join(f"{name}={value}" for name, value in combination.items())
     return Answer(data, [f"{what} {named} into {arguments.output}"])

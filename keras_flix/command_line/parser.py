@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
         "--traceback", action="store_true", help="show where an error comes from"
     )
     top = argparse.ArgumentParser(
-        prog=PROGRAM, description="Tables files of keras_flix on the command line."
+        prog=PROGRAM, description="Adapter files of keras_flix on the command line."
     )
     top.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -61,7 +61,7 @@ def _add_model_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     base.add_argument(
         "--features",
         nargs="*",
-        metavar="AXIS=VALUE",
+        metavar="FEATURE=VALUE",
         help="such as task=qa language=sw",
     )
     base.add_argument(

@@ -35,7 +35,7 @@ def evaluate(
 
     Args:
         model: A KerasHub causal LM with its preprocessor. An adapted model gets
-            its features; axes that it does not have are left out, as all are for
+            its features; features that it does not have are left out, as all are for
             a plain model.
         mixture: A `Mixture`, or datasets, with the columns `"prompts"` and
             `"responses"`. A response may be a list of several that are right.
@@ -71,7 +71,7 @@ def evaluate(
     features = {name: examples[name] for name in mixture.datasets[0].features}
     inputs = {PROMPTS: examples[PROMPTS], **entries_for(model, features)}
     predictions: list[str] = []
-    for rows, kept in batches(len(mixture), batch_size):
+    for rows, kept in equal_batches(len(mixture), batch_size):
         batch: Any = {name: [x[i] for i in rows] for name, x in inputs.items()}
         if not is_adapted(model) and prompts.takes_plain_strings(model.preprocessor):
             batch = batch[PROMPTS]
@@ -152,7 +152,7 @@ def forced_exact_match(
     own = {name: host_value(value) for name, value in x.items()}
     hits = np.zeros(len(y), "bool")
     done = 0
-    for rows, kept in batches(len(y), batch_size):
+    for rows, kept in equal_batches(len(y), batch_size):
         batch = {name: rows_of(value, rows) for name, value in own.items()}
         right = (_logits(model, batch).argmax(axis=-1) == y[rows]) | ~counted[rows]
         hit = right.all(axis=1) & counted[rows].any(axis=1)
@@ -177,10 +177,10 @@ def _logits(model: Any, tokens: dict[str, Any]) -> np.ndarray:
     return np.asarray(model.predict_on_batch(tokens))
 
 
-def batches(count: int, batch_size: int) -> list[tuple[list[int], int]]:
+def equal_batches(count: int, batch_size: int) -> list[tuple[list[int], int]]:
     """Rows of batches of one size, and how many of them are no repetition.
 
-    >>> batches(3, 2)
+    >>> equal_batches(3, 2)
     [([0, 1], 2), ([2, 2], 1)]
     """
     size = min(count, batch_size)

@@ -9,7 +9,8 @@ from typing import Any
 
 from keras_flix._utils.text_tables import aligned
 from keras_flix.evaluation.metrics import Metric, Reference
-from keras_flix.mixtures.dataset import check_axis, values_of
+from keras_flix.features.schema import check_feature
+from keras_flix.mixtures.dataset import values_of
 
 Score = dict[str, float]
 """One number per metric."""
@@ -20,7 +21,7 @@ class Scores:
     """Predictions with their references and features: what `evaluate` returns.
 
     Args:
-        features: By axis, the value of each example: a string, `None`, or a
+        features: By feature, the value of each example: a string, `None`, or a
             list of strings.
         predictions: One text per example.
         references: One text per example, or a list of several.
@@ -74,39 +75,39 @@ class Scores:
         """The score of all examples as one group."""
         return self._score(range(len(self)))
 
-    def by(self, *axes: str) -> dict[Any, Score]:
+    def by(self, *features: str) -> dict[Any, Score]:
         """The scores of groups of examples.
 
         Args:
-            *axes: Which features tell the groups apart. With none, all examples
+            *features: Which features tell the groups apart. With none, all examples
                 are one group.
 
         Returns:
             The score of each group, in order of first occurrence, by the value of
-            the one axis or the tuple of the values of several. `None` stands for
+            the one feature or the tuple of the values of several. `None` stands for
             absence. An example with several values belongs to several groups.
         """
-        return {key: self._score(rows) for key, rows in self._groups(axes).items()}
+        return {key: self._score(rows) for key, rows in self._groups(features).items()}
 
-    def counts(self, *axes: str) -> dict[Any, int]:
+    def counts(self, *features: str) -> dict[Any, int]:
         """The number of examples of each group of `by`."""
-        return {key: len(rows) for key, rows in self._groups(axes).items()}
+        return {key: len(rows) for key, rows in self._groups(features).items()}
 
-    def mean_over(self, *axes: str) -> Score:
+    def mean_over(self, *features: str) -> Score:
         """The mean of the groups of `by`, in which every group counts the same."""
-        groups = self.by(*axes).values()
+        groups = self.by(*features).values()
         return {
             name: sum(group[name] for group in groups) / len(groups)
             for name in self.metrics
         }
 
-    def table(self, *axes: str) -> str:
+    def table(self, *features: str) -> str:
         """The groups of `by` as a text, one line each, and all examples last."""
-        counts, scores = self.counts(*axes), self.by(*axes)
-        rows = [["/".join(axes), "examples", *self.metrics]]
-        # Without axes, the one group is that of the last line.
-        for key, score in scores.items() if axes else ():
-            label = "/".join(_label(v) for v in (key if len(axes) > 1 else (key,)))
+        counts, scores = self.counts(*features), self.by(*features)
+        rows = [["/".join(features), "examples", *self.metrics]]
+        # Without features, the one group is that of the last line.
+        for key, score in scores.items() if features else ():
+            label = "/".join(_label(v) for v in (key if len(features) > 1 else (key,)))
             rows.append([label, str(counts[key]), *_numbers(score)])
         rows.append(["all", str(len(self)), *_numbers(self.overall())])
         return aligned(rows)
@@ -121,32 +122,32 @@ class Scores:
             examples: Whether to add every example under `"examples"`.
 
         Returns:
-            A dict with `"count"`, the `"overall"` score, the scores `"by"` axis and
-            value (where `""` is absence), and a list of the `"cells"` of all axes.
+            A dict with `"count"`, the `"overall"` score, the scores `"by"` feature and
+            value (where `""` is absence), and a list of the `"cells"` of all features.
         """
-        axes = tuple(self.features)
-        counts = self.counts(*axes)
+        features = tuple(self.features)
+        counts = self.counts(*features)
         cells = [
             {
-                "features": dict(zip(axes, key if len(axes) > 1 else (key,))),
+                "features": dict(zip(features, key if len(features) > 1 else (key,))),
                 "count": counts[key],
                 "scores": score,
             }
-            for key, score in self.by(*axes).items()
+            for key, score in self.by(*features).items()
         ]
         result = {
             "count": len(self),
             "overall": self.overall(),
             "by": {
                 name: {value or "": score for value, score in self.by(name).items()}
-                for name in axes
+                for name in features
             },
             "cells": cells,
         }
         if examples:
             result["examples"] = [
                 {
-                    "features": {name: self.features[name][i] for name in axes},
+                    "features": {name: self.features[name][i] for name in features},
                     "prediction": self.predictions[i],
                     "reference": self.references[i]
                     if isinstance(self.references[i], str)
@@ -164,13 +165,13 @@ class Scores:
             for name, metric in self.metrics.items()
         }
 
-    def _groups(self, axes: Sequence[str]) -> dict[Any, list[int]]:
-        for name in axes:
-            check_axis(name, self.features, "Groups")
+    def _groups(self, features: Sequence[str]) -> dict[Any, list[int]]:
+        for name in features:
+            check_feature(name, self.features, "Groups")
         groups: dict[Any, list[int]] = {}
         for i in range(len(self)):
-            for key in _keys([self.features[name][i] for name in axes]):
-                groups.setdefault(key[0] if len(axes) == 1 else key, []).append(i)
+            for key in _keys([self.features[name][i] for name in features]):
+                groups.setdefault(key[0] if len(features) == 1 else key, []).append(i)
         return groups
 
 
@@ -184,7 +185,7 @@ def check_metrics(metrics: Mapping[str, Metric]) -> None:
 
 
 def _keys(entries: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    """The groups of an example: each choice of one of its values per axis."""
+    """The groups of an example: each choice of one of its values per feature."""
     return itertools.product(*[values_of(entry) or (None,) for entry in entries])
 
 

@@ -10,7 +10,7 @@ from keras_flix.mixtures.xtreme_up import (
     CODE_SWITCHED,
     LANGUAGES,
     TASKS,
-    check_names,
+    check_known,
 )
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
@@ -73,7 +73,7 @@ def task_scores(
     """
     found: dict[str, list[float]] = {}
     for (task, language), scores in cells.items():
-        check_names("task", [task], TASKS)
+        check_known("task", [task], TASKS)
         name = METRICS[task].__name__
         if language not in languages.get(task, ()):
             continue

@@ -33,8 +33,8 @@ def export_lora(
 ) -> None:
     """Writes one combination of values as a Hugging Face PEFT LoRA directory.
 
-    A combination is a single LoRA: the tables of its values side by side, their
-    scales in `A`. It has one rank, which is the sum of its values' ranks, padded
+    A combination is a single LoRA: the adapter weights of its values side by side,
+    their scales in `A`. It has one rank, which is the sum of its values' ranks, padded
     with zeros to the next one that vLLM has room for, and `lora_alpha` is that rank.
     (GPT-2's queries, keys and values are one module there, where their ranks add up.)
 
@@ -94,7 +94,7 @@ def export_loras(
     Args:
         model: As for `export_lora`.
         combinations: A list of combinations. `None` takes all of them: each value of
-            an axis with each of the others, one of each axis and none absent.
+            a feature with each of the others, one of each feature and none absent.
         directory: Where the index and one directory per combination go: a new or
             empty directory in an existing folder.
         base_model: As for `export_lora`.
@@ -142,8 +142,8 @@ def _all_combinations(schema: FeatureSchema) -> list[dict[str, Any]]:
             "List those that you need."
         )
     names = [feature.name for feature in schema.routed]
-    axes = [feature.values for feature in schema.routed]
-    return [dict(zip(names, values)) for values in itertools.product(*axes)]
+    values = [feature.values for feature in schema.routed]
+    return [dict(zip(names, values)) for values in itertools.product(*values)]
 
 
 def _check_distinct(schema: FeatureSchema, encoded: Sequence[Ids]) -> None:

@@ -26,7 +26,7 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM can make room for."""
 
 Ids = Mapping[str, np.ndarray]
-"""Ids of one example by axis, as `FeatureSchema.encode_one` gives them."""
+"""Ids of one example by feature, as `FeatureSchema.encode_one` gives them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,10 +165,10 @@ def _factors(path: str, layer: LowRankLayer, ids: Ids) -> tuple[np.ndarray, np.n
         beyond = np.delete(np.any(a, axis=0) & np.any(b, axis=1), columns)
         if np.any(beyond) or not (np.isfinite(a).all() and np.isfinite(b).all()):
             raise ValueError(
-                "The tables of a combination must be finite, and zero beyond their "
-                f"values' ranks {list(feature.ranks)}. Received: other numbers in "
+                "The adapter weights of a combination must be finite, and zero beyond "
+                f"its values' ranks {list(feature.ranks)}. Received: other numbers in "
                 f"feature {feature.name!r} of layer {path!r}. Train again, or load "
-                "the tables that `save_adapters` wrote."
+                "the file that `save_adapters` wrote."
             )
         pairs.append((a[:, columns], b[columns]))
     return side_by_side(pairs)

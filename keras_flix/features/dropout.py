@@ -1,4 +1,4 @@
-"""`FeatureDropout`: how an axis is dropped from examples in training."""
+"""`FeatureDropout`: how a feature is dropped from examples in training."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class FeatureDropout:
-    """Drops a feature axis at random in training, for a whole forward pass.
+    """Drops a feature at random in training, for a whole forward pass.
 
     A plain number stands for `FeatureDropout(number)`.
 
     Args:
-        rate: Probability in `[0, 1)` of dropping the axis.
-        rescale: Whether the axis counts `1 / (1 - rate)` times where it is
+        rate: Probability in `[0, 1)` of dropping the feature.
+        rescale: Whether the feature counts `1 / (1 - rate)` times where it is
             kept, so that its mean contribution stays the same.
         per_batch: Whether one draw decides for all examples of a batch,
             instead of one draw per example.
@@ -46,7 +46,7 @@ class FeatureDropout:
 
     @property
     def weight(self) -> float:
-        """What the axis counts where it is kept."""
+        """What the feature counts where it is kept."""
         return 1.0 / (1.0 - self.rate) if self.rescale else 1.0
 
     def get_config(self) -> float | dict[str, Any]:

@@ -1,6 +1,6 @@
-"""From one axis' values, as a person writes them, to an array of ids.
+"""From one feature's values, as a person writes them, to an array of ids.
 
-Knows nothing of schemas or backends: it takes the axis' name, the number of its
+Knows nothing of schemas or backends: it takes the feature's name, the number of its
 values and a look-up, and works on Python and numpy data.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 ABSENT = -1
-"""The id of an axis that has no value in an example."""
+"""The id of a feature that has no value in an example."""
 
 WEIGHT_UNIT = 2.0**-20
 """Weights of values are whole multiples of this, about a millionth.
@@ -44,10 +44,10 @@ class ForAll:
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """Encodes the entries of one axis.
+    """Encodes the entries of one feature.
 
     Args:
-        name: The axis' name, for errors.
+        name: The feature's name, for errors.
         ids: The id of each value.
         id_of: What an unknown one is, or raises.
         multiple: Whether an example may have several values.
@@ -66,7 +66,7 @@ class Encoder:
         Args:
             entry: One value for all examples, or a sequence with one per
                 example; an example's own entry may be a list if `multiple`, and
-                a dict from values to weights on any axis. Or a float array of
+                a dict from values to weights on any feature. Or a float array of
                 shape `(batch, values)` with every value's weight.
 
         Returns:
@@ -269,7 +269,7 @@ def broadcast(ids: Mapping[str, Any], batch_size: int | None) -> dict[str, np.nd
     """Gives all ids one batch length; those of rank 0 stand for every example.
 
     Args:
-        ids: What the encoders of all axes returned, by axis.
+        ids: What the encoders of all features returned, by feature.
         batch_size: The number of examples, or `None` to read it from the ids.
 
     Returns:

@@ -1,4 +1,4 @@
-"""`Feature`: one axis of a mixture, with its values, ranks and dropout."""
+"""`Feature`: what examples differ in, with its values, ranks and dropout."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """One feature axis of a mixture, such as its tasks or its languages.
+    """One way in which examples differ, such as their task or their language.
 
     Args:
-        name: The axis' name, which is also its key in a model's input dict.
+        name: The feature's name, which is also its key in a model's input dict.
         values: The vocabulary: unique strings, or unique integers. The
             position of a value is its id. May be left out if `always=True`.
         rank: Rank of each value's low-rank update: an integer, or a dict from
             value to rank in which `"*"` stands for all others. `None` takes
             the rank given where the schema is used.
-        dropout: Probability in `[0, 1)` of dropping this axis from an
+        dropout: Probability in `[0, 1)` of dropping this feature from an
             example in training, or a `FeatureDropout`. `None` takes what is
             given where the schema is used.
-        multiple: Whether an example may have several values of this axis.
-        always: Whether the axis is active in every example. It then has one
-            value and no entry in the input dict. A schema with only such an
-            axis is LoRA; next to other axes it is what they share.
-        alpha: The scale of this axis' updates is `alpha / rank`. `None` takes
+        multiple: Whether an example may have several values of this feature.
+        always: Whether the feature is active in every example. It then has one
+            value and no entry in the input dict. A schema with only such a
+            feature is LoRA; next to other features it is what they share.
+        alpha: The scale of this feature's updates is `alpha / rank`. `None` takes
             the alpha given where the schema is used.
 
     Example:
@@ -66,7 +66,7 @@ class Feature:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(
                 "A feature's name must be a non-empty string. "
-                f"Received: name={self.name!r}. Name the axis after what it "
+                f"Received: name={self.name!r}. Name the feature after what it "
                 'describes, such as "task" or "language".'
             )
         if not NAME.fullmatch(self.name):
@@ -277,7 +277,7 @@ class Feature:
     def encoder(
         self, ints_are_ids: bool = True, unknown_is_absent: bool = False
     ) -> Encoder:
-        """What turns an entry of this axis into ids.
+        """What turns an entry of this feature into ids.
 
         Args:
             ints_are_ids: Whether integers are ids, as in a model's inputs, or

@@ -35,7 +35,7 @@ def split_entries(inputs: Any, schema: FeatureSchema) -> tuple[Any, dict[str, An
     own: dict[str, Any] = {}
     entries: dict[str, Any] = {}
     for key, value in inputs.items():
-        # `always` axes too: an entry for one of them is refused, not passed on.
+        # `always` features too: an entry for one of them is refused, not passed on.
         (entries if key in schema.names else own)[key] = value
     return own, entries
 
@@ -129,11 +129,11 @@ def encode_inputs(
 
     Args:
         schema: The model's schema.
-        entries: One entry per axis, without `always` axes.
+        entries: One entry per feature, without `always` features.
         batch_size: Number of examples, or `None` to read it from the entries.
 
     Returns:
-        Ids by axis: int32, of shape `(batch,)` or `(batch, k)`, or `(batch, k, 2)`
+        Ids by feature: int32, of shape `(batch,)` or `(batch, k)`, or `(batch, k, 2)`
         with weights.
     """
     schema.check_entries(entries)

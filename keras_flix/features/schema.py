@@ -1,4 +1,4 @@
-"""`FeatureSchema`: the feature axes of one model, and values as ids.
+"""`FeatureSchema`: the features of one model, and values as ids.
 
 A training mixture has many datasets; each is described by *features* (its
 task, its language, ...). This module needs numpy only.
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_flix._utils.near_names import hint
 from keras_flix.features import encoding
 from keras_flix.features.dropout import FeatureDropout
 from keras_flix.features.feature import Feature, Rank, Value
@@ -25,7 +26,7 @@ Dropouts = float | FeatureDropout | Mapping[str, float | FeatureDropout]
 
 
 class FeatureSchema:
-    """The ordered feature axes of one model.
+    """The ordered features of one model.
 
     Args:
         features: A list of `Feature`, a dict from name to values, or another
@@ -55,7 +56,7 @@ class FeatureSchema:
         if not self._features:
             raise ValueError(
                 "A feature schema must have at least one feature. Received: "
-                'features=[]. Name the axes of the mixture, such as {"task": '
+                'features=[]. Name the features of the mixture, such as {"task": '
                 '["qa", "parse"]}.'
             )
         for feature in self._features:
@@ -73,11 +74,11 @@ class FeatureSchema:
                     f"names={names!r}. Rename or join {name!r}."
                 )
         self.names: list[str] = names
-        """The names of all axes, in order."""
+        """The names of all features, in order."""
         self.routed: list[Feature] = [f for f in self._features if not f.always]
-        """The axes that every input dict must state: all but `always` ones."""
+        """The features that every input dict must state: all but `always` ones."""
         self.sizes: dict[str, int] = {f.name: len(f.values) for f in self._features}
-        """How many values each axis has."""
+        """How many values each feature has."""
         self._by_name = dict(zip(names, self._features))
 
     def __iter__(self) -> Iterator[Feature]:
@@ -112,17 +113,17 @@ class FeatureSchema:
         dropout: Dropouts = 0.0,
         alpha: float | None = None,
     ) -> FeatureSchema:
-        """The same axes with every rank, dropout rate and alpha filled in.
+        """The same features with every rank, dropout rate and alpha filled in.
 
         Args:
-            rank: Rank for the axes that have none: a number, or a dict from
-                the axis' name to a number or to a dict by value.
-            dropout: Dropout for the axes that have none: a number or a
-                `FeatureDropout`, or a dict of them from the axis' name.
-            alpha: Alpha for the axes that have none; `None` is a scale of 1.
+            rank: Rank for the features that have none: a number, or a dict from
+                the feature's name to a number or to a dict by value.
+            dropout: Dropout for the features that have none: a number or a
+                `FeatureDropout`, or a dict of them from the feature's name.
+            alpha: Alpha for the features that have none; `None` is a scale of 1.
 
         Returns:
-            A new `FeatureSchema`. Axes that a dict leaves out take rank 4
+            A new `FeatureSchema`. Features that a dict leaves out take rank 4
             and no dropout.
         """
         for label, option in (("rank", rank), ("dropout", dropout)):
@@ -164,10 +165,10 @@ class FeatureSchema:
         """Turns values into ids.
 
         Args:
-            values: A dict with one entry per axis (none for `always` axes):
+            values: A dict with one entry per feature (none for `always` features):
                 one value for the whole batch or a list with one value per
-                example. `None` or -1 is absent. For `multiple` axes, an
-                example's entry may be a list. On an axis of strings, integers
+                example. `None` or -1 is absent. For `multiple` features, an
+                example's entry may be a list. On a feature of strings, integers
                 are taken as ids.
             unknown: `"error"` raises on unknown values, `"absent"` maps them
                 to -1.
@@ -176,7 +177,7 @@ class FeatureSchema:
 
         Returns:
             A dict of int32 arrays of shape `(batch,)`, or `(batch, k)` for
-            `multiple` axes (padded with -1), in the order of the axes.
+            `multiple` features (padded with -1), in the order of the features.
         """
         if unknown not in ("error", "absent"):
             raise ValueError(
@@ -197,11 +198,11 @@ class FeatureSchema:
         """Turns ids back into values: the inverse of `encode`.
 
         Args:
-            ids: By axis, what `encode` gave, for any of the axes.
+            ids: By feature, what `encode` gave, for any of the features.
 
         Returns:
-            By axis, one entry per example: a value, or `None` where it is absent; on
-            `multiple` axes a list of values; a dict from values to weights where
+            By feature, one entry per example: a value, or `None` where it is absent; on
+            `multiple` features a list of values; a dict from values to weights where
             there are weights.
 
         Example:
@@ -215,7 +216,7 @@ class FeatureSchema:
     def encode_one(self, combination: Mapping[str, Any]) -> FeatureIds:
         """Encodes one example, `{"task": "qa", "language": "sw"}`: a batch of 1.
 
-        On a `multiple` axis, a list holds the values of that one example.
+        On a `multiple` feature, a list holds the values of that one example.
         """
         self.check_entries(combination)
         return self.encode(
@@ -229,7 +230,7 @@ class FeatureSchema:
         )
 
     def with_batch(self, ids: FeatureIds, batch_size: int | None) -> FeatureIds:
-        """Gives encoded entries one batch length and `multiple` axes a width."""
+        """Gives encoded entries one batch length and `multiple` features a width."""
         ids = encoding.broadcast(ids, batch_size)
         for name, value in ids.items():
             if value.ndim == 1 and self._by_name[name].multiple:
@@ -237,17 +238,17 @@ class FeatureSchema:
         return ids
 
     def check_entries(self, entries: Mapping[str, Any]) -> None:
-        """Raises unless a dict has one entry per axis, and none besides."""
+        """Raises unless a dict has one entry per feature, and none besides."""
         if not isinstance(entries, Mapping):
             raise ValueError(
-                "Feature values must be a dict from the name of an axis to its "
+                "Feature values must be a dict from the name of a feature to its "
                 f"entry. Received: {entries!r}. Write such as "
                 f"{{{self.names[0]!r}: ...}}."
             )
         for name in entries:
             if name not in self._by_name or self._by_name[name].always:
                 raise ValueError(
-                    "Feature values must belong to the schema's axes "
+                    "Feature values must belong to the schema's features "
                     f"{[f.name for f in self.routed]}. Received: {name!r}"
                     + (
                         ", which is always active and takes no entry."
@@ -277,3 +278,13 @@ class FeatureSchema:
 
 Features = FeatureSchema | Iterable[Feature] | Mapping[str, Sequence[Value]]
 """What a schema is made of: itself, a list of `Feature`, or values by name."""
+
+
+def check_feature(name: str, known: Iterable[str], what: str) -> None:
+    """Raises unless `name` is that of a known feature; `what` asks for it."""
+    names = list(known)
+    if name not in names:
+        raise ValueError(
+            f"{what} must name one of the features {names}. Received: {name!r}."
+            f"{hint(name, names)}"
+        )

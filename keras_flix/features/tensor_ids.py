@@ -51,16 +51,16 @@ def drop_features(
     batch_size: Tensor,
     seed: keras.random.SeedGenerator,
 ) -> dict[str, Tensor]:
-    """Feature dropout: makes axes absent at random, see `FeatureDropout`.
+    """Feature dropout: makes features absent at random, see `FeatureDropout`.
 
     Args:
-        features: The axes of `ids`, and those that are always active.
-        ids: Ids by axis, as the layers get them.
+        features: The features of `ids`, and those that are always active.
+        ids: Ids by feature, as the layers get them.
         batch_size: The number of examples.
         seed: Drawn from.
 
     Returns:
-        The ids, -1 where an axis is dropped.
+        The ids, -1 where a feature is dropped.
     """
     kept = dict(ids)
     for feature in features:
@@ -68,13 +68,13 @@ def drop_features(
         if not dropout.rate:
             continue
         if feature.always:
-            axis_ids = ops.zeros((batch_size,), "int32")
+            own_ids = ops.zeros((batch_size,), "int32")
         else:
-            axis_ids = ids[feature.name]
-            if len(axis_ids.shape) < 3:
-                axis_ids = narrow_ids(axis_ids, len(feature.values))
-        draws = 1 if dropout.per_batch else ops.shape(axis_ids)[0]
-        shape = (draws,) + (1,) * (len(axis_ids.shape) - 1)
+            own_ids = ids[feature.name]
+            if len(own_ids.shape) < 3:
+                own_ids = narrow_ids(own_ids, len(feature.values))
+        draws = 1 if dropout.per_batch else ops.shape(own_ids)[0]
+        shape = (draws,) + (1,) * (len(own_ids.shape) - 1)
         keep = keras.random.uniform(shape, seed=seed) >= dropout.rate
-        kept[feature.name] = ops.where(keep, axis_ids, ABSENT)
+        kept[feature.name] = ops.where(keep, own_ids, ABSENT)
     return kept

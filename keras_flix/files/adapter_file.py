@@ -1,4 +1,4 @@
-"""Tables files: what is in them, written and read without a model. No pickle."""
+"""Adapter files: what is in them, written and read without a model. No pickle."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from keras_flix._utils.atomic_files import check_folder, write_whole
+from keras_flix._utils.renamed import renamed_keyword
 from keras_flix.features.feature import check_alpha
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.fingerprint import BaseFingerprint
@@ -45,8 +46,8 @@ class Adapters:
         schema: The features, with ranks, dropout rates and alphas resolved.
         alpha: As given to `enable_flix`, for features that are added later.
         layers: The keys of the adapted layers.
-        tables: By `layer/flix_<axis>_<a or b>`, arrays of shape `(values, d_in,
-            rank)` and `(values, rank, d_out)`.
+        tables: The adapter weights, by `layer/flix_<feature>_<a or b>`: arrays of
+            shape `(values, d_in, rank)` and `(values, rank, d_out)`.
         base: The fingerprint of the base; `None` in files that have none.
     """
 
@@ -57,11 +58,13 @@ class Adapters:
     tables: Mapping[str, np.ndarray]
     base: BaseFingerprint | None = None
 
-    def pair(self, layer: str, axis: str) -> tuple[np.ndarray, np.ndarray]:
-        """The tables of an axis in a layer; raises if they are not as it says."""
-        feature = self.schema[axis]
-        count, rank = len(feature.values), max(feature.ranks)
-        names = table_names(layer, axis)
+    @renamed_keyword("axis", "feature")
+    def pair(self, layer: str, feature: str) -> tuple[np.ndarray, np.ndarray]:
+        """A feature's adapter weights in a layer: `(values, d_in, rank)` and
+        `(values, rank, d_out)`. Raises if they are not as the schema says."""
+        own = self.schema[feature]
+        count, rank = len(own.values), max(own.ranks)
+        names = table_names(layer, feature)
         a, b = (self.tables.get(name, np.zeros(0, "float32")) for name in names)
         for name, table, shape in (
             (names[0], a, (count, *a.shape[1:2], rank)),
@@ -69,8 +72,8 @@ class Adapters:
         ):
             if table.shape != shape or table.ndim != 3 or table.dtype != np.float32:
                 raise ValueError(
-                    "The tables of adapters must be float32, of shape (values, d_in, "
-                    "rank) and (values, rank, d_out). Received: "
+                    "Adapter weights must be float32, of shape (values, d_in, rank) "
+                    "and (values, rank, d_out). Received: "
                     f"{table.dtype} of shape {table.shape} at {name!r} in "
                     f"{self.source!r}, for {count} values and rank {rank}. Save it "
                     "again."
@@ -82,9 +85,9 @@ class Adapters:
         return Factors.of(*self.pair(layer, feature), self.schema[feature].scales)
 
 
-def table_names(layer: str, axis: str) -> tuple[str, str]:
-    """What the tables of an axis in a layer are called in an adapter file."""
-    return f"{layer}/flix_{axis}_a", f"{layer}/flix_{axis}_b"
+def table_names(layer: str, feature: str) -> tuple[str, str]:
+    """What the tables of a feature in a layer are called in an adapter file."""
+    return f"{layer}/flix_{feature}_a", f"{layer}/flix_{feature}_b"
 
 
 def checked_path(path: str | os.PathLike[str]) -> Path:
@@ -130,12 +133,12 @@ def read_adapters(
 
     Args:
         path: A file that `save_adapters` wrote, or a handle of one on a hub.
-        check: Called before the tables are read, and raises for adapters that are
-            not wanted. The tables that it sees have their shapes, but take no memory
-            and are zero.
+        check: Called before the adapter weights are read, and raises for adapters
+            that are not wanted. The weights that it sees have their shapes, but take
+            no memory and are zero.
 
     Returns:
-        Its `Adapters`: float32 tables, those of its schema and its layers, as they
+        Its `Adapters`: float32 weights, those of its schema and its layers, as they
         were saved. Files of earlier versions have no digest to tell the latter by.
 
     Raises:
@@ -265,8 +268,8 @@ def _stand_ins(
                         tables[name] = _stand_in(file, name, count, axis, size)
     if tables.keys() != names:
         raise ValueError(
-            f"Its {len(names)} tables are not two for each of its {len(layers)} layers "
-            f"and {len(schema)} features."
+            f"Its {len(names)} tensors are not two for each of its {len(layers)} "
+            f"layers and {len(schema)} features."
         )
     return tables
 
@@ -276,8 +279,8 @@ def _stand_in(file: Any, name: str, count: int, axis: int, rank: int) -> np.ndar
     dtype, shape = part.get_dtype(), tuple(part.get_shape())
     if dtype != "F32" or len(shape) != 3 or (shape[0], shape[axis]) != (count, rank):
         raise ValueError(
-            "The tables must be F32, of shape (values, d_in, rank) and (values, rank, "
-            f"d_out). Received: {dtype} of shape {shape} at {name!r}, for {count} "
-            f"values and rank {rank}."
+            "Adapter weights must be F32, of shape (values, d_in, rank) and (values, "
+            f"rank, d_out). Received: {dtype} of shape {shape} at {name!r}, for "
+            f"{count} values and rank {rank}."
         )
     return np.broadcast_to(np.float32(0), shape)

@@ -13,7 +13,7 @@ from keras_flix.files.hub_handles import INDEX_FILE, Handle
 from keras_flix.version import __version__
 
 SHOWN = 40
-"""So many values of an axis are listed, and so many layers."""
+"""So many values of a feature are listed, and so many layers."""
 
 
 def adapter_card(
@@ -46,7 +46,7 @@ def adapter_card(
         "update of the base model's weights, and an example uses the sum of the "
         "updates of its own values.",
         "## Features",
-        _axes(adapters),
+        _features(adapters),
         "## Base",
         f"Trained on {_code(base_model) if base_model else 'a base model'}"
         + (
@@ -134,7 +134,7 @@ def _metadata(base_model: str | None, license: str | None, tags: list[str]) -> s
     return "\n".join(["---", *lines, "---"])
 
 
-def _axes(adapters: Adapters) -> str:
+def _features(adapters: Adapters) -> str:
     rows = [
         "| feature | values | rank | alpha | kind |",
         "| --- | --- | --- | --- | --- |",
@@ -178,7 +178,7 @@ def _score_parts(scores: Scores | Mapping[str, Scores] | None) -> list[str]:
     parts = ["## Scores"]
     for title, one in named.items():
         parts += [f"### {title}"] if title else []
-        parts += [f"```text\n{one.table(axis)}\n```" for axis in one.features]
+        parts += [f"```text\n{one.table(name)}\n```" for name in one.features]
     return parts
 
 

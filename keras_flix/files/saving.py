@@ -29,7 +29,7 @@ from keras_flix.models.targets import keyed_layers
 def save_adapters(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """Saves the adapters of a model.
 
-    The file holds every table by the path of its layer, the schema, and a
+    The file holds the adapter weights by the path of their layer, the schema, a
     fingerprint of the base model, which is not in it itself, and a digest of all
     that, by which damage is noticed. The same file loads on every backend.
 
@@ -158,9 +158,9 @@ def _check_tables(
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise ValueError(
-                "The tables of an adapter file must be those of the model. At "
-                f"{name!r}, expected: shape {expected.get(name, 'no table')}. "
-                f"Received: {found.get(name, 'no table')} in {str(path)!r}. Use "
+                "The adapter weights of a file must fit those of the model. At "
+                f"{name!r}, expected: shape {expected.get(name, 'none')}. "
+                f"Received: {found.get(name, 'none')} in {str(path)!r}. Use "
                 "the base model and the targets it was trained with."
             )
 

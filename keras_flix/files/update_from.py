@@ -25,7 +25,7 @@ from keras_flix.models.growing.resize import (
     resize,
 )
 from keras_flix.models.growing.schema_changes import (
-    checked_axis,
+    checked_feature,
     checked_values,
     replaced,
     with_values,
@@ -43,17 +43,17 @@ def update_from(
 ) -> Model:
     """Takes over values that were trained elsewhere, on the same base.
 
-    Their tables come over bit by bit, with their ranks; all others stay as they
-    are, bit by bit. A value's update was trained beside those of the other axes: it
-    means the same here if these are the same, as when both models began from one
-    adapter file and the new values were trained alone.
+    Their adapter weights come over bit by bit, with their ranks; those of all others
+    stay as they are, bit by bit. A value's update was trained beside those of the
+    other features: it means the same here if these are the same, as when both models
+    began from one adapter file and the new values were trained alone.
 
     Args:
         model: A model adapted by `enable_flix`. It is changed in place.
         other: An adapter file (or its handle on a hub), or an adapted model, with
-            the same adapted layers and the same alpha. Other axes of it do not
+            the same adapted layers and the same alpha. Other features of it do not
             matter.
-        values: Which values, by axis, such as `{"language": ["rw"]}`. Those that
+        values: Which values, by feature, such as `{"language": ["rw"]}`. Those that
             the model has are overwritten, and must have the same rank; new ones are
             appended, as by `add_values`. `None`: all that the model does not have.
         check_base: Whether to compare the base weights of both, as in
@@ -82,32 +82,32 @@ def update_from(
     theirs = adapters_of(other) if _is_model(other) else read_adapters(other)
     chosen = _chosen(adaptation.schema, theirs, values)
     _check_layers(adaptation, theirs)
-    for axis in chosen:
-        _check_axis(adaptation, theirs, axis)
+    for feature in chosen:
+        _check_feature(adaptation, theirs, feature)
     grown = {}
-    for axis, names in chosen.items():
-        own, saved = adaptation.schema[axis], theirs.schema[axis]
+    for feature, names in chosen.items():
+        own, saved = adaptation.schema[feature], theirs.schema[feature]
         ranks = {name: saved.ranks[saved.id_of(name)] for name in names}
-        new = [name for name in names if name not in own.values]
+        more = [name for name in names if name not in own.values]
         _check_overwritten(own, ranks, theirs.source)
-        if new:
-            grown[axis] = with_values(
-                own, new, {name: ranks[name] for name in new}, None
+        if more:
+            grown[feature] = with_values(
+                own, more, {name: ranks[name] for name in more}, None
             )
     _check_growth(adaptation, grown)
     if check_base and theirs.base is not None:
         check_same_base(base_fingerprint(model), theirs.base, theirs.source)
 
-    for axis, feature in grown.items():
-        old = adaptation.schema[axis].values
+    for feature, new in grown.items():
+        old = adaptation.schema[feature].values
         added = {
-            key: [_pair(theirs, key, axis, v) for v in feature.values[len(old) :]]
+            key: [_pair(theirs, key, feature, v) for v in new.values[len(old) :]]
             for key in adaptation.layers
         }
-        schema = replaced(adaptation.schema, feature)
-        resize(adaptation, schema, feature, range(len(old)), added)
-    for axis, names in chosen.items():
-        _overwrite(adaptation, theirs, axis, names)
+        schema = replaced(adaptation.schema, new)
+        resize(adaptation, schema, new, range(len(old)), added)
+    for feature, names in chosen.items():
+        _overwrite(adaptation, theirs, feature, names)
     return model
 
 
@@ -116,7 +116,7 @@ def _is_model(other: Any) -> bool:
 
 
 def _chosen(own: FeatureSchema, theirs: Adapters, values: Any) -> Chosen:
-    """The values to take over, by axis."""
+    """The values to take over, by feature."""
     if values is None:
         for feature in theirs.schema:
             if feature.name not in own:
@@ -133,7 +133,7 @@ def _chosen(own: FeatureSchema, theirs: Adapters, values: Any) -> Chosen:
             for feature in theirs.schema
             if not feature.always
         }
-        values = {axis: new for axis, new in values.items() if new}
+        values = {name: new for name, new in values.items() if new}
         if not values:
             raise ValueError(
                 "Without `values`, `other` must have values that the model does not "
@@ -147,15 +147,15 @@ def _chosen(own: FeatureSchema, theirs: Adapters, values: Any) -> Chosen:
             f"{{{own.names[0]!r}: [...]}}."
         )
     chosen = {}
-    for axis, names in values.items():
-        checked_axis(own, axis)
-        if axis not in theirs.schema:
+    for feature, names in values.items():
+        checked_feature(own, feature)
+        if feature not in theirs.schema:
             raise ValueError(
                 "`values` must name features that `other` has. Received: "
-                f"{axis!r}, and {theirs.source!r} with {theirs.schema.names}. "
+                f"{feature!r}, and {theirs.source!r} with {theirs.schema.names}. "
                 "Leave it out."
             )
-        chosen[axis] = checked_values(theirs.schema[axis], names)
+        chosen[feature] = checked_values(theirs.schema[feature], names)
     return chosen
 
 
@@ -170,17 +170,17 @@ def _check_layers(adaptation: Adaptation, theirs: Adapters) -> None:
         )
 
 
-def _check_axis(adaptation: Adaptation, theirs: Adapters, axis: str) -> None:
-    own, other = adaptation.schema[axis].alpha, theirs.schema[axis].alpha
+def _check_feature(adaptation: Adaptation, theirs: Adapters, feature: str) -> None:
+    own, other = adaptation.schema[feature].alpha, theirs.schema[feature].alpha
     if own != other:
         raise ValueError(
-            f"The alpha of feature {axis!r} must be the same in both, since it scales "
-            f"the updates. Expected: alpha={own}. Received: alpha={other} in "
+            f"The alpha of feature {feature!r} must be the same in both, since it "
+            f"scales the updates. Expected: alpha={own}. Received: alpha={other} in "
             f"{theirs.source!r}. Adapt both with the same alpha."
         )
     for key, layer in adaptation.layers.items():
-        a, b = theirs.pair(key, axis)
-        own_a, own_b = layer._tables.variables[axis]
+        a, b = theirs.pair(key, feature)
+        own_a, own_b = layer._tables.variables[feature]
         expected, found = (own_a.shape[1], own_b.shape[2]), (a.shape[1], b.shape[2])
         if expected != found:
             raise ValueError(
@@ -203,31 +203,33 @@ def _check_overwritten(own: Feature, ranks: Mapping[Value, int], source: str) ->
 
 
 def _check_growth(adaptation: Adaptation, grown: Mapping[str, Feature]) -> None:
-    """Raises for all that could keep the tables of one of several axes from growing."""
+    """Raises for all that could keep one of several features from growing."""
     for feature in grown.values():
         check_fits(adaptation, replaced(adaptation.schema, feature))
-    tables = [table.variable for axis in grown for table in adaptation.tables(axis)]
+    tables = [
+        table.variable for feature in grown for table in adaptation.tables(feature)
+    ]
     for optimizer, _ in optimizers_of(adaptation).values():
         _compat.check_growable(optimizer, tables)
 
 
-def _pair(theirs: Adapters, key: str, axis: str, value: Value) -> Pair:
+def _pair(theirs: Adapters, key: str, feature: str, value: Value) -> Pair:
     """A value's own tables, without what is beyond its rank."""
-    feature = theirs.schema[axis]
-    row = feature.id_of(value)
-    rank = feature.ranks[row]
-    a, b = theirs.pair(key, axis)
+    saved = theirs.schema[feature]
+    row = saved.id_of(value)
+    rank = saved.ranks[row]
+    a, b = theirs.pair(key, feature)
     return a[row, :, :rank], b[row, :rank]
 
 
 def _overwrite(
-    adaptation: Adaptation, theirs: Adapters, axis: str, names: Sequence[Value]
+    adaptation: Adaptation, theirs: Adapters, feature: str, names: Sequence[Value]
 ) -> None:
-    feature = adaptation.schema[axis]
-    for table in adaptation.tables(axis):
+    own = adaptation.schema[feature]
+    for table in adaptation.tables(feature):
         value = np.array(ops.convert_to_numpy(table.variable.value))
         for name in names:
-            taken = _pair(theirs, table.layer, axis, name)["ab".index(table.part)]
+            taken = _pair(theirs, table.layer, feature, name)["ab".index(table.part)]
             rows, columns = taken.shape
-            value[feature.id_of(name), :rows, :columns] = taken
+            value[own.id_of(name), :rows, :columns] = taken
         table.variable.assign(value)

@@ -28,7 +28,7 @@ class Routing:
 
     Attributes:
         schema: The schema the ids belong to.
-        active: The active values by axis, or `None` where adapters are off.
+        active: The active values by feature, or `None` where adapters are off.
         ran: Ids of the layers that asked, filled in as they run.
         gathered: By id of a layer, the tables of each example where they were
             looked up ahead, for all calls of this routing.
@@ -53,10 +53,10 @@ class Routing:
         """The routing of a batch.
 
         Args:
-            schema: The axes.
-            ids: Ids by axis, of shape `(batch,)` or `(batch, k)`, or `(batch, k, 2)`
+            schema: The features.
+            ids: Ids by feature, of shape `(batch,)` or `(batch, k)`, or `(batch, k, 2)`
                 with weights.
-            batch_size: Needed only to drop `always` axes.
+            batch_size: Needed only to drop `always` features.
             dropout_seed: Turns feature dropout on and draws from this seed.
         """
         weights = {}

@@ -23,9 +23,9 @@ class FlixDense(LowRankLayer, keras.layers.Dense):
         units: Size of the output, as for `Dense`.
         features: A `FeatureSchema`, a list of `Feature`, or a dict from name
             to values.
-        rank: Rank of the axes that state none: a number or a dict by axis.
+        rank: Rank of the features that state none: a number or a dict by feature.
         alpha: A value's scale is `alpha / rank`; `None` means 1.
-        dropout: Feature dropout of the axes that state none.
+        dropout: Feature dropout of the features that state none.
         **kwargs: Arguments of `Dense`, such as `activation`.
 
     Call arguments:

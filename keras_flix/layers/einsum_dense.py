@@ -26,16 +26,16 @@ class FlixEinsumDense(LowRankLayer, keras.layers.EinsumDense):
         output_shape: As for `EinsumDense`.
         features: A `FeatureSchema`, a list of `Feature`, or a dict from name
             to values.
-        rank: Rank of the axes that state none: a number or a dict by axis.
+        rank: Rank of the features that state none: a number or a dict by feature.
         alpha: A value's scale is `alpha / rank`; `None` means 1.
-        dropout: Feature dropout of the axes that state none.
+        dropout: Feature dropout of the features that state none.
         **kwargs: Arguments of `EinsumDense`, such as `bias_axes`.
 
     Call arguments:
         inputs: The activations, as `equation` has them.
-        features: Dict with values or ids per axis: one for the whole batch, or
+        features: Dict with values or ids per feature: one for the whole batch, or
             one per example (`int32`, shape `(batch,)`; `(batch, k)` for
-            `multiple` axes). Not needed inside a model that `enable_flix`
+            `multiple` features). Not needed inside a model that `enable_flix`
             adapted.
         training: Whether feature dropout applies.
 

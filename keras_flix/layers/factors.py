@@ -29,7 +29,7 @@ def side_by_side(
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-    """The updates of an axis in one layer, as `left @ right.T`.
+    """The updates of a feature in one layer, as `left @ right.T`.
 
     `right` has orthonormal columns, so products and norms of updates lose no
     digits, however ill-conditioned the factors are.
@@ -48,7 +48,7 @@ class Factors:
 
     @classmethod
     def of(cls, a: np.ndarray, b: np.ndarray, scales: Sequence[float]) -> Factors:
-        """Reads the tables of an axis in a layer.
+        """Reads the tables of a feature in a layer.
 
         Args:
             a: `(values, d_in, rank)`.

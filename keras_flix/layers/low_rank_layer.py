@@ -175,7 +175,7 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
 
         Args:
             inputs: The layer's input, batch first.
-            features: Values or ids by axis, or `None` to take those of the
+            features: Values or ids by feature, or `None` to take those of the
                 model's current input.
             training: Whether feature dropout applies.
 
@@ -265,7 +265,7 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
         """The update of one combination of values.
 
         Args:
-            combination: One value (or id) per axis, such as
+            combination: One value (or id) per feature, such as
                 `{"task": "qa", "language": "sw"}`; `None` is absent.
 
         Returns:
@@ -274,7 +274,7 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
         return self.delta_of_ids(self.features.encode_one(combination))
 
     def delta_of_ids(self, ids: Mapping[str, Any]) -> Tensor:
-        """`kernel_delta` of encoded values: ids of a batch of one, by axis."""
+        """`kernel_delta` of encoded values: ids of a batch of one, by feature."""
         shape = self._tables.kernel_shape
         flat = flatten_kernel(*layer_equation(self), shape)
         matrix = combined_matrix(self._tables.by_feature(), ids, flat.d_in)

@@ -23,7 +23,7 @@ from keras_flix.layers.factors import side_by_side
 
 @dataclasses.dataclass(frozen=True)
 class ActiveValues:
-    """The active values of one axis in each example of a batch.
+    """The active values of one feature in each example of a batch.
 
     Attributes:
         rows: int32 `(batch, k)`: rows to look up, a harmless one where absent.
@@ -58,7 +58,7 @@ class ActiveValues:
         valid = ops.logical_or(present, ops.equal(ids, ABSENT))
         return cls(
             rows=ops.where(present, ids, 0),
-            # Once for all layers, each of which looks up both tables of every axis.
+            # Once for all layers, each of which looks up both tables of every feature.
             present=ops.expand_dims(present, -1),
             filler=ops.expand_dims(ops.where(valid, 0.0, float("nan")), -1),
             weight=weight,
@@ -72,12 +72,12 @@ class ActiveValues:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureTables:
-    """The low-rank tables of one axis in one layer.
+    """The low-rank tables of one feature in one layer.
 
     Attributes:
-        name: The axis' name.
+        name: The feature's name.
         a: `(values, d_in, rank)`.
-        b: `(values, rank, d_out)`. Values of a lower rank than the axis'
+        b: `(values, rank, d_out)`. Values of a lower rank than the feature's
             highest have zeros beyond it in both, where gradients stay zero.
         scales: `s_f` of each value.
         shared: Whether all examples use the one value (`always`), so that no
@@ -154,7 +154,7 @@ def gather_tables(
     dtype: str,
     row_scope: Any = None,
 ) -> tuple[Tensor, Tensor] | None:
-    """What each example's values look up: all axes in one pair, ranks side by side.
+    """What each example's values look up: all features in one pair, ranks side by side.
 
     Returns:
         `A` of shape `(batch, d_in, ranks)` and `B` of shape `(batch, ranks, d_out)`;
@@ -187,8 +187,8 @@ def low_rank_update(
 
     Args:
         x: Activations of shape `(batch, positions, d_in)`.
-        tables: The tables of all axes.
-        active: The active values by axis. Axes whose tables are `shared` may
+        tables: The tables of all features.
+        active: The active values by feature. Features whose tables are `shared` may
             be missing: they are then active in every example.
         gathered: What `gather_tables` gave ahead for these tables and values;
             `None` looks up now.
@@ -223,8 +223,8 @@ def combined_matrix(
     """The update of one combination as a `(d_in, d_out)` matrix, in float32.
 
     Args:
-        tables: The tables of all axes.
-        ids: Ids of one example by axis, of shape `(1,)` or `(1, k)`.
+        tables: The tables of all features.
+        ids: Ids of one example by feature, of shape `(1,)` or `(1, k)`.
         d_in: The flattened kernel's input dimension.
     """
     active = {

@@ -51,13 +51,13 @@ class Tables:
 
     def stamp(self) -> np.ndarray:
         """What the tables' rows mean, as bytes for Keras' weight files."""
-        axes = [
+        features = [
             [f.name, list(f.values), list(f.ranks), f.multiple, f.always]
             for f in self.schema
         ]
         alphas = {f.name: f.alpha for f in self.schema if f.alpha is not None}
         # In the second place, files of 0.1 have an alpha for all that have none.
-        text = json.dumps([axes, None, *([alphas] if alphas else [])])
+        text = json.dumps([features, None, *([alphas] if alphas else [])])
         return np.frombuffer(text.encode("utf-8"), "uint8")
 
     def check_stamp(self, saved: np.ndarray, path: str) -> None:
@@ -112,8 +112,8 @@ class Tables:
 def _meaning(stamp: np.ndarray) -> Any:
     """The features that a stamp describes, each with its alpha; `None` for none."""
     try:
-        axes, alpha, *own = json.loads(np.asarray(stamp).tobytes())
-        return [(axis, dict(*own).get(axis[0], alpha)) for axis in axes]
+        features, alpha, *own = json.loads(np.asarray(stamp).tobytes())
+        return [(one, dict(*own).get(one[0], alpha)) for one in features]
     except (LookupError, TypeError, ValueError):
         return None
 
@@ -129,7 +129,7 @@ class Constant(keras.initializers.Initializer):
 
 
 def initial_a(ranks: tuple[int, ...], d_in: int, seed: tuple[int, str]) -> np.ndarray:
-    """Initial `A` of one axis, `(values, d_in, rank)`: normal, std `d_in**-0.5`.
+    """Initial `A` of one feature, `(values, d_in, rank)`: normal, std `d_in**-0.5`.
 
     Columns beyond a value's own rank are zero, and as `B` starts at zero too,
     they never get a gradient.

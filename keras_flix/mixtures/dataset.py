@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from keras_flix._utils.near_names import hint
+from keras_flix.features.schema import check_feature
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -16,7 +16,7 @@ class Dataset:
     """Examples that have the same features.
 
     Args:
-        features: By axis, the value of all these examples: a string, `None`
+        features: By feature, the value of all these examples: a string, `None`
             where they have none, or a list of strings for several.
         columns: By name, one entry per example: lists (of strings) or numpy
             arrays with a leading axis of examples. All are equally long.
@@ -93,14 +93,14 @@ class Dataset:
         )
 
     def has(self, combination: Mapping[str, str | None]) -> bool:
-        """Whether the features include a combination of some of the axes.
+        """Whether these examples have the values of a combination.
 
         >>> dataset = Dataset({"task": "qa", "language": "sw"}, {"prompts": ["a?"]})
         >>> dataset.has({"task": "qa"}), dataset.has({"language": "yo"})
         (True, False)
         """
         for name in combination:
-            check_axis(name, self.features, "A combination")
+            check_feature(name, self.features, "A combination")
         return all(
             value in values_of(self.features[name])
             if value is not None
@@ -110,19 +110,10 @@ class Dataset:
 
 
 def values_of(entry: Any) -> tuple[str, ...]:
-    """The values of one axis of a dataset: none, one or several."""
+    """The values of one feature of a dataset: none, one or several."""
     if entry is None:
         return ()
     return (entry,) if isinstance(entry, str) else tuple(entry)
-
-
-def check_axis(name: str, axes: Iterable[str], what: str) -> None:
-    """Raises unless `name` is one of the axes."""
-    if name not in axes:
-        raise ValueError(
-            f"{what} must name axes of the mixture. Received: {name!r}, which is "
-            f"none of {list(axes)}.{hint(name, axes)}"
-        )
 
 
 def _checked_value(name: str, value: Any) -> str | list[str] | None:
@@ -161,7 +152,7 @@ def _taken(column: Any, rows: np.ndarray) -> Any:
 def check_alike(first: Dataset, other: Dataset, position: int) -> None:
     """Raises unless two datasets fit into one batch."""
     for label, left, right, remedy in (
-        ("axes", first.features, other.features, "State absence as None."),
+        ("features", first.features, other.features, "State absence as None."),
         ("columns", first.columns, other.columns, "Give every dataset all of them."),
     ):
         if set(left) != set(right):

@@ -13,11 +13,10 @@ import numpy as np
 
 from keras_flix.features.dropout import FeatureDropout
 from keras_flix.features.feature import Feature
-from keras_flix.features.schema import FeatureSchema
+from keras_flix.features.schema import FeatureSchema, check_feature
 from keras_flix.mixtures.dataset import (
     Dataset,
     check_alike,
-    check_axis,
     gathered,
     values_of,
 )
@@ -28,7 +27,7 @@ __all__ = ["Dataset", "Mixture"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mixture:
-    """Several datasets with the same axes and columns, drawn from together.
+    """Several datasets with the same features and columns, drawn from together.
 
     Args:
         datasets: The `Dataset`s.
@@ -92,9 +91,9 @@ class Mixture:
         | Mapping[str, float | FeatureDropout]
         | None = None,
     ) -> FeatureSchema:
-        """The axes, with the values that occur in the order they first do.
+        """The features, with the values that occur in the order they first do.
 
-        An axis on which a dataset has several values gets `multiple=True`.
+        A feature on which a dataset has several values gets `multiple=True`.
 
         Args:
             rank: As for `enable_flix`: a number, or a dict by feature. What it
@@ -104,12 +103,12 @@ class Mixture:
         Returns:
             A `FeatureSchema`.
         """
-        axes = list(self.datasets[0].features)
+        names = list(self.datasets[0].features)
         for label, option in (("rank", rank), ("dropout", dropout)):
             for name in option if isinstance(option, Mapping) else ():
-                check_axis(name, axes, f"`{label}` by feature")
+                check_feature(name, names, f"`{label}` by feature")
         features = []
-        for name in axes:
+        for name in names:
             entries = [dataset.features[name] for dataset in self.datasets]
             values = dict.fromkeys(v for entry in entries for v in values_of(entry))
             features.append(
@@ -238,7 +237,7 @@ class Mixture:
         """Holds datasets out.
 
         Args:
-            *combinations: Values of some axes each: `{"task": "qa", "language":
+            *combinations: Values of some features each: `{"task": "qa", "language":
                 "sw"}` holds one cell out, `{"language": "rw"}` a language.
 
         Returns:

@@ -23,6 +23,7 @@ PromptFormat = Callable[[str, str, str], str]
 """From task, language and the example's own text to the prompt."""
 
 SPLITS = ("train", "validation", "test")
+"""What `load_xtreme_up` takes as `split`."""
 DELIMITER = " $$ "
 """Between the entities of a response in `ner`."""
 
@@ -58,6 +59,7 @@ LANGUAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """The published languages of each task, as its files are named."""
 
 TASKS = tuple(LANGUAGES)
+"""What `load_xtreme_up` takes as `tasks`."""
 
 CODE_SWITCHED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"bn_cs": ("bn", "en"), "hi_cs": ("hi", "en"), "ta_cs": ("ta", "en")}
@@ -115,8 +117,8 @@ def load_xtreme_up(
             taken from all tasks that have it. `None` (default) takes every file
             there is, also of languages that are not in `LANGUAGES`.
         code_switched: Whether to take the sets that mix languages too, which are
-            left out by default. The entry of every dataset on the language axis is
-            then a list (`["hi", "en"]` for `hi_cs`, `["sw"]` for `sw`), and the axis
+            left out by default. The entry of every dataset on the language feature is
+            then a list (`["hi", "en"]` for `hi_cs`, `["sw"]` for `sw`), and the feature
             is `multiple`.
         temperature: Of the mixture: 1.0 (default) draws datasets in proportion to
             their sizes, `float("inf")` evenly.
@@ -146,7 +148,7 @@ def load_xtreme_up(
     >>> mixture.datasets[0].columns["responses"]
     ['[IN:CREATE_ALARM ]']
     """
-    check_names("split", [split], SPLITS)
+    check_known("split", [split], SPLITS)
     folders = _folders(Path(directory), split, tasks)
     files = {task: _files(task, folder) for task, folder in folders.items()}
     if languages is not None:
@@ -178,7 +180,7 @@ def load_xtreme_up(
     return Mixture(datasets, temperature=temperature)
 
 
-def check_names(
+def check_known(
     label: str, names: Sequence[str], known: Sequence[str], those: str = ""
 ) -> None:
     """Raises unless all names are known."""
@@ -201,7 +203,7 @@ def _check_list(label: str, names: Any) -> None:
 def _folders(root: Path, split: str, tasks: Sequence[str] | None) -> dict[str, Path]:
     if tasks is not None:
         _check_list("tasks", tasks)
-        check_names("task", tasks, TASKS)
+        check_known("task", tasks, TASKS)
     folders = {task: root / task / split for task in tasks or TASKS}
     missing = [folder for folder in folders.values() if not folder.is_dir()]
     # Without a choice of tasks, those that were downloaded are taken.
@@ -240,7 +242,7 @@ def _check_languages(
     known = sorted({language for names in files.values() for language in names})
     for language in languages:
         # Only names that were found are ever made into paths.
-        check_names("language", [language], known, ", the files of this split")
+        check_known("language", [language], known, ", the files of this split")
         if language in CODE_SWITCHED and not switched:
             raise ValueError(
                 "Code-switched sets must be asked for. Received: languages="

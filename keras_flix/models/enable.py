@@ -69,7 +69,7 @@ def enable_flix(
             gates and embeddings), or a list of layer names or of regexes that
             match a layer's whole path. In a language model that takes images
             or sound, the first two select layers of its text decoder only.
-        seed: Seeds the initial tables and feature dropout. `None` draws a seed
+        seed: Seeds initial adapter weights and feature dropout. `None` draws a seed
             that follows `keras.utils.set_random_seed`.
 
     Returns:

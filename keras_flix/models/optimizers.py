@@ -29,7 +29,7 @@ class LazyOptimizer(_compat.LazyRows):
 class LazyAdam(LazyOptimizer, keras.optimizers.Adam):
     """Adam that leaves values alone which had no gradient in a step.
 
-    `keras.optimizers.Adam` passes over all tables in every step, which dominates the
+    `keras.optimizers.Adam` passes over all values in every step, which dominates the
     step from some thousand values on. It also goes on moving a value by the momentum
     of former steps. This one updates only the rows, and their moments, of values
     whose gradient is not zero: of the values that occur in the batch. What they
@@ -40,11 +40,11 @@ class LazyAdam(LazyOptimizer, keras.optimizers.Adam):
 
     The cost is that of the values in the batch in `fit` and `train_on_batch` of a
     model adapted by `enable_flix`. Elsewhere the updates are the same, but gradients
-    are dense and each step passes over all tables: in loops of your own, with
+    are dense and each step passes over all values: in loops of your own, with
     clipping, `gradient_accumulation_steps` or a `LossScaleOptimizer`, on JAX under a
     `keras.distribution`, on TensorFlow in rematerialized layers. `weight_decay` and
-    `use_ema` apply to all values, as they do in Adam, and pass over all tables too.
-    Variables other than the tables of feature values are updated as by Adam.
+    `use_ema` apply to all values, as they do in Adam, and pass over all of them too.
+    Variables other than adapter weights are updated as by Adam.
 
     Args:
         *args: As in `keras.optimizers.Adam`.

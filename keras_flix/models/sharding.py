@@ -1,4 +1,4 @@
-"""`add_adapter_rules`: shards the adapters' tables as their kernels are sharded."""
+"""`add_adapter_rules`: shards adapter weights as their kernels are sharded."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Axes = tuple[str | None, ...]
 def add_adapter_rules(
     layout_map: keras.distribution.LayoutMap, model: keras.Model
 ) -> dict[str, Axes]:
-    """Adds rules for the adapters' tables to a layout map for `ModelParallel`.
+    """Adds rules for the adapter weights to a layout map for `ModelParallel`.
 
-    A table follows its kernel: the middle axis of `A`, shape
-    `(values, d_in, rank)`, is sharded like the kernel's first contracted axis,
-    and the last axis of `B`, shape `(values, rank, d_out)`, like its first
-    output axis. Tables without a rule are held whole by every device, which is
-    as exact and takes more memory. A rule of your own for a layer's tables,
-    whose names are `flix_{feature}_a` and `flix_{feature}_b`, is left alone.
+    They follow their kernel: the middle axis of `A`, shape `(values, d_in, rank)`,
+    is sharded like the kernel's first contracted axis, and the last axis of `B`,
+    shape `(values, rank, d_out)`, like its first output axis. Without a rule, they
+    are held whole by every device, which is as exact and takes more memory. A rule
+    of your own for a layer's adapter weights, whose names are `flix_{feature}_a` and
+    `flix_{feature}_b`, is left alone.
 
     Call it between building the model and `enable_flix`:
 

@@ -98,7 +98,7 @@ def _lines(adaptation: Any, summary: FlixSummary) -> list[str]:
         f"({summary.share:.2%})."
     )
     if adaptation.trainable is not None:
-        chosen = [f"{axis} {list(v)}" for axis, v in adaptation.trainable.items()]
+        chosen = [f"{name} {list(v)}" for name, v in adaptation.trainable.items()]
         lines.append(f"Only these values train: {', '.join(chosen)}.")
     base, adapters = summary.base_bytes / MB, summary.adapter_bytes / MB
     lines.append(

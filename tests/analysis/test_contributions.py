@@ -9,7 +9,7 @@ from helpers.gemma import FEATURES, randomize, to_numpy
 from helpers.models import make_mlp, rows
 
 import keras_flix
-from keras_flix.analysis import AxisContributions, axis_contributions
+from keras_flix.analysis import FeatureContributions, feature_contributions
 
 pytestmark = pytest.mark.eager
 
@@ -59,9 +59,9 @@ def gone(model, *axes):
         table.assign(value)
 
 
-def test_losses_without_each_axis_and_with_it_alone():
+def test_losses_without_each_feature_and_with_it_alone():
     model = adapted()
-    found = axis_contributions(model, INPUTS, TARGETS, batch_size=2)
+    found = feature_contributions(model, INPUTS, TARGETS, batch_size=2)
     close = {"rtol": 1e-5, "atol": 1e-7}
     np.testing.assert_allclose(found.full, mse(model, INPUTS), **close)
     with keras_flix.adapters_disabled(model):
@@ -87,7 +87,7 @@ def test_the_model_is_not_changed():
     functions, kind = model.predict_function, type(model)
     paths = [v.path for v in model.variables]
     layers = [id(layer) for layer in model._flatten_layers()]
-    axis_contributions(model, INPUTS, TARGETS)
+    feature_contributions(model, INPUTS, TARGETS)
     assert model.predict_function is functions and type(model) is kind
     assert [v.path for v in model.variables] == paths
     assert [id(layer) for layer in model._flatten_layers()] == layers
@@ -96,11 +96,11 @@ def test_the_model_is_not_changed():
     np.testing.assert_array_equal(model.predict(INPUTS, verbose=0), before)
 
 
-def test_only_an_axis_that_always_acts():
+def test_only_a_feature_that_always_acts():
     schema = [keras_flix.Feature("shared", always=True)]
     model = keras_flix.enable_flix(make_mlp(), schema, targets=["head"])
     randomize(model)
-    found = axis_contributions(model, rows(5), TARGETS, loss="mse")
+    found = feature_contributions(model, rows(5), TARGETS, loss="mse")
     np.testing.assert_allclose(found.full, mse(model, rows(5)), rtol=1e-5)
     with keras_flix.adapters_disabled(model):
         np.testing.assert_allclose(found.base, mse(model, rows(5)), rtol=1e-5)
@@ -111,7 +111,7 @@ def test_only_an_axis_that_always_acts():
 def test_values_with_weights():
     model = adapted()
     inputs = {**INPUTS, "domain": [{"news": 0.25, "web": 1.5}] * 5}
-    found = axis_contributions(model, inputs, TARGETS)
+    found = feature_contributions(model, inputs, TARGETS)
     np.testing.assert_allclose(found.full, mse(model, inputs), rtol=1e-5)
     with gone(model, "domain"):
         without = mse(model, inputs)
@@ -120,7 +120,7 @@ def test_values_with_weights():
 
 
 def test_by_value():
-    found = AxisContributions(
+    found = FeatureContributions(
         full=np.array([1.0, 2.0, np.nan, 4.0]),
         base=np.array([5.0, 5.0, np.nan, 5.0]),
         without={"task": np.array([2.0, 2.0, np.nan, 8.0])},
@@ -142,7 +142,8 @@ def test_by_value():
         ["(none)", "1", "0", "-1"],
     ]
     lines = [line.split() for line in found.table().splitlines()]
-    assert lines[1:] == [["task", "-1.67", "-2"], ["all", "axes", "-2.67"]]
+    assert lines[0][0] == "feature"
+    assert lines[1:] == [["task", "-1.67", "-2"], ["all", "features", "-2.67"]]
     assert found.to_dict()["full"] == [1.0, 2.0, None, 4.0]
     assert "'tasks'" in refusal(lambda: found.by_value("tasks"))
 
@@ -155,32 +156,32 @@ def test_weights_of_targets():
 
     weights = np.zeros((5, 4))
     weights[0], weights[1, 2] = [1, 0, 3, 0], 2
-    found = axis_contributions(model, INPUTS, TARGETS, weights, loss=squares)
+    found = feature_contributions(model, INPUTS, TARGETS, weights, loss=squares)
     errors = (model.predict_on_batch(INPUTS) - TARGETS) ** 2
     np.testing.assert_allclose(
         found.full, [*(errors[:2] * weights[:2]).sum(1) / [4, 2], *[np.nan] * 3], 1e-5
     )
     assert found.by_value("task").keys() == {"qa", None}
     message = refusal(
-        lambda: axis_contributions(model, INPUTS, TARGETS, np.ones(5), loss=squares)
+        lambda: feature_contributions(model, INPUTS, TARGETS, np.ones(5), loss=squares)
     )
     assert "shape (5,) and losses of shape (5, 4). Pass one weight" in message
 
 
 def test_refusals():
     model = adapted()
-    message = refusal(lambda: axis_contributions(model, INPUTS))
+    message = refusal(lambda: feature_contributions(model, INPUTS))
     assert "need targets. Received: y=None. Pass `y`" in message
     missing = {**rows(5), "task": "qa"}
-    message = refusal(lambda: axis_contributions(model, missing, TARGETS))
+    message = refusal(lambda: feature_contributions(model, missing, TARGETS))
     assert "domain" in message
     model.compile(loss=["mse"])
-    message = refusal(lambda: axis_contributions(model, INPUTS, TARGETS))
+    message = refusal(lambda: feature_contributions(model, INPUTS, TARGETS))
     assert "`loss` must be a Keras loss" in message and "['mse']" in message
     mean = {"loss": lambda y, outputs: (outputs[0] - y[0]) ** 2}
-    message = refusal(lambda: axis_contributions(model, INPUTS, TARGETS, **mean))
+    message = refusal(lambda: feature_contributions(model, INPUTS, TARGETS, **mean))
     assert "losses of shape (4,) for 5 examples" in message
-    message = refusal(lambda: axis_contributions(make_mlp(), INPUTS, TARGETS))
+    message = refusal(lambda: feature_contributions(make_mlp(), INPUTS, TARGETS))
     assert "without adapters" in message
 
 
@@ -194,7 +195,7 @@ def test_causal_lm_in_nats_per_token_of_the_response(make_gemma):
         "task": ["qa", "parse", None],
         "language": ["en", "sw", "yo"],
     }
-    found = axis_contributions(gemma, data, batch_size=2)
+    found = feature_contributions(gemma, data, batch_size=2)
     x, y, weights = (
         {name: to_numpy(v) for name, v in part.items()}
         if isinstance(part, dict)

@@ -10,8 +10,8 @@ import pytest
 
 from keras_flix import plots
 from keras_flix.analysis import (
-    AxisContributions,
     EffectiveRank,
+    FeatureContributions,
     UpdateNorms,
     ValueSimilarity,
     figure_page,
@@ -179,7 +179,8 @@ def test_norms():
     shown = axes.images[0].get_array()
     np.testing.assert_array_equal(shown, norms.norms["language"] / 2)
     assert bar.get_ylabel() == "norm over that of the kernel"
-    with pytest.raises(ValueError, match="A figure must name axes.*'lang'"):
+    text = r"A figure must name one of the features \['language'\]. Received: 'lang'"
+    with pytest.raises(ValueError, match=text):
         plots.plot_norms(norms, "lang")
 
 
@@ -202,7 +203,7 @@ def test_ranks():
     assert "holds 99% of a task update" in figure.texts[0].get_text()
 
 
-CONTRIBUTIONS = AxisContributions(
+CONTRIBUTIONS = FeatureContributions(
     full=np.array([1.0, 1.0, np.nan]),
     base=np.array([3.0, 3.0, np.nan]),
     without={"task": np.array([1.5, 2.5, np.nan]), "shared": np.array([0.0, 1.0, 2.0])},
@@ -217,7 +218,7 @@ def test_contributions():
     left, over = ([bar.get_width() for bar in bars] for bars in axes.containers)
     assert left == [-1.0, 0.5] and over == [-1.5, 1.0]
     assert texts(axes.get_legend().get_texts()) == [
-        "all axes, over all but this one",
+        "all features, over all but this one",
         "this one alone, over the base",
     ]
     axes = plots.plot_contributions(CONTRIBUTIONS, "task", {"qa": "questions"}).axes[0]
@@ -240,7 +241,7 @@ def large(count):
 
 def test_no_labels_overlap():
     similar, groups = large(40)
-    many = AxisContributions(
+    many = FeatureContributions(
         *(np.arange(40.0), np.zeros(40), {"language": np.ones(40)}),
         *({"language": np.ones(40)}, {"language": similar.values}),
     )

@@ -349,4 +349,4 @@ def test_a_report_is_there_as_a_whole_or_not(tmp_path, monkeypatch):
     groups = {"langauge": {"en": "Germanic"}}
     found = analysis.analyze(model)
     message = refusal(lambda: analysis.report(found, path, groups=groups))
-    assert "`groups` must name axes" in message
+    assert "`groups` must name one of the features ['task', 'language', " in message

@@ -77,12 +77,12 @@ def test_scores_within_fit_are_those_after_it(gemma, tmp_path):
     after = evaluate(gemma, MIXTURE, **metrics)
     assert scores.last.predictions == after.predictions
     last = {name: x[-1] for name, x in history.items() if name.startswith("finger")}
-    axis, cells = after.by("language"), after.by("task", "language")
+    languages, cells = after.by("language"), after.by("task", "language")
     assert last == {
         "fingerprint/all": after.overall()["fingerprint"],
         "fingerprint/language": after.mean_over("language")["fingerprint"],
-        "fingerprint/language=en": axis["en"]["fingerprint"],
-        "fingerprint/language=sw": axis["sw"]["fingerprint"],
+        "fingerprint/language=en": languages["en"]["fingerprint"],
+        "fingerprint/language=sw": languages["sw"]["fingerprint"],
         "fingerprint/task,language": after.mean_over("task", "language")["fingerprint"],
         "fingerprint/task=qa,language=en": cells["qa", "en"]["fingerprint"],
         "fingerprint/task=parse,language=sw": cells["parse", "sw"]["fingerprint"],
@@ -120,7 +120,8 @@ def forced_score(gemma):
 
 def test_refusals(gemma):
     message = refusal(lambda: train(gemma, [FeatureScores(MIXTURE, by="langauge")]))
-    assert "`by` must name axes" in message and "'langauge'" in message
+    assert "`by` must name one of the features ['task', 'language']." in message
+    assert "Received: 'langauge'." in message
     unanswered = Dataset({"task": "qa", "language": "sw"}, {"prompts": ["a"]})
     message = refusal(lambda: train(gemma, [FeatureScores(unanswered)]))
     assert "Add 'responses'" in message

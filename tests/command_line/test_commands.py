@@ -79,7 +79,7 @@ def test_inspect_as_text(capsys, tmp_path):
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[:6] == [
-        f"{path}: 0.0 MB of tables",
+        f"{path}: 0.0 MB of adapter weights",
         f"base: {digest} (4 variables)",
         "alpha: None",
         "layers: 2",
@@ -257,8 +257,8 @@ def test_entries_of_combinations():
     empty = {"task": None, "domain": [], "year": None}
     assert parse_features(schema, ["task=", "domain=", "year="]) == empty
     for entries, text in (
-        (["task"], "--features must be entries 'axis=value'"),
-        (["task=qa", "task=qa"], "one of each axis. Received: 'task=qa'"),
+        (["task"], "--features must be entries 'feature=value'"),
+        (["task=qa", "task=qa"], "one of each feature. Received: 'task=qa'"),
         (["task=qb", "domain=", "year="], "The nearest known value is 'qa'"),
         (["task=qa", "domain="], "Received: no entry 'year'"),
         (["tusk=qa"], "Received: 'tusk'"),
@@ -304,7 +304,7 @@ def test_tables_that_are_not_what_the_header_says(capsys, tmp_path):
     safetensors.numpy.save_file(tensors, path, header)
     code, _, err = run(capsys, "inspect", path)
     assert code == 2
-    assert "7 tables are not two for each of its 2 layers" in err
+    assert "7 tensors are not two for each of its 2 layers" in err
 
 
 def test_a_terminal_gets_tables_and_progress(capsys, tmp_path, monkeypatch):

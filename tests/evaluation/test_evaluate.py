@@ -149,8 +149,8 @@ def test_to_dict_is_json():
 
 def test_scores_refusals():
     assert refusal(lambda: make_scores().by("lang")) == (
-        "Groups must name axes of the mixture. Received: 'lang', which is none of "
-        "['task', 'language']. The nearest is 'language'."
+        "Groups must name one of the features ['task', 'language']. Received: "
+        "'lang'. The nearest is 'language'."
     )
     assert refusal(lambda: Scores({"task": ["qa"]}, ["a"], ["a"], {})) == (
         "Scores must have at least one metric. Received: metrics={}. Pass such as "

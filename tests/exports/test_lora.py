@@ -243,7 +243,7 @@ def test_tables_that_are_not_finite_are_refused(part, tmp_path):
     broken = np.array(to_numpy(table))
     broken[1, 0, 0] = np.nan
     table.assign(broken)
-    text = "must be finite, and zero beyond their values' ranks [4, 4, 4]. Received: "
+    text = "must be finite, and zero beyond its values' ranks [4, 4, 4]. Received: "
     text += "other numbers in feature 'language' of layer 'decoder_block_0/ffw_linear'"
     refused(tmp_path / "lora", text, model)
     refused(tmp_path / "all", text, model, None, export_loras)
@@ -255,7 +255,7 @@ def test_tables_that_are_not_finite_are_refused(part, tmp_path):
 def test_tables_beyond_their_ranks_are_refused(many_kinds, tmp_path):
     refused(
         tmp_path / "lora",
-        "zero beyond their values' ranks [3, 1]. Received: other numbers in",
+        "zero beyond its values' ranks [3, 1]. Received: other numbers in",
         many_kinds,
         {"task": "parse", "language": None},
     )

@@ -11,12 +11,12 @@ REFUSALS = {
     "empty name": (
         lambda: Feature("", ["a"]),
         "A feature's name must be a non-empty string. Received: name=''. Name the "
-        'axis after what it describes, such as "task" or "language".',
+        'feature after what it describes, such as "task" or "language".',
     ),
     "name that is no string": (
         lambda: Feature(3, ["a"]),
         "A feature's name must be a non-empty string. Received: name=3. Name the "
-        'axis after what it describes, such as "task" or "language".',
+        'feature after what it describes, such as "task" or "language".',
     ),
     "name with a slash": (
         lambda: Feature("a/b", ["a"]),
@@ -148,7 +148,7 @@ def test_values_are_a_tuple_of_python_types():
     assert Feature("task", (v for v in "ab")).values == ("a", "b")
 
 
-def test_an_always_axis_is_named_after_itself():
+def test_an_always_feature_is_named_after_itself():
     assert Feature("shared", always=True).values == ("shared",)
     assert Feature("shared", ["base"], always=True).values == ("base",)
 

@@ -1,4 +1,4 @@
-"""`FeatureSchema`: the axes as a collection, ranks, config, and one-example ids."""
+"""`FeatureSchema`: the features as a collection, ranks, config, and one-example ids."""
 
 import json
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from keras_flix import Feature, FeatureSchema
+from keras_flix.features.schema import check_feature
 
 AXES = {"task": ["qa", "parse"], "language": ["en", "sw", "yo"]}
 
@@ -47,7 +48,7 @@ def test_is_a_collection_of_features():
 def test_refuses_an_empty_schema():
     text = (
         "A feature schema must have at least one feature. Received: features=[]. "
-        'Name the axes of the mixture, such as {"task": ["qa", "parse"]}.'
+        'Name the features of the mixture, such as {"task": ["qa", "parse"]}.'
     )
     assert refusal(lambda: FeatureSchema([])) == text
     assert refusal(lambda: FeatureSchema({})) == text
@@ -116,7 +117,7 @@ def test_a_features_own_rank_and_dropout_win():
     assert dropouts_of(resolved) == {"task": 0.0}
 
 
-def test_resolve_refuses_names_of_no_axis():
+def test_resolve_refuses_names_of_no_feature():
     schema = FeatureSchema(AXES)
     assert refusal(lambda: schema.resolve(rank={"tsk": 2})) == (
         "`rank` by feature must name features of the schema. Received: "
@@ -146,7 +147,7 @@ def test_config_survives_json():
     assert FeatureSchema.from_config(config).get_config() == config
 
 
-def test_entries_are_one_per_axis():
+def test_entries_are_one_per_feature():
     schema = FeatureSchema([*FeatureSchema(AXES), Feature("shared", always=True)])
     schema.check_entries({"language": "sw", "task": None})
     assert refusal(lambda: schema.check_entries({"task": "qa"})) == (
@@ -155,15 +156,15 @@ def test_entries_are_one_per_axis():
         "values or ids; where an example has none, None or -1."
     )
     assert refusal(lambda: schema.check_entries("qa")) == (
-        "Feature values must be a dict from the name of an axis to its entry. "
+        "Feature values must be a dict from the name of a feature to its entry. "
         "Received: 'qa'. Write such as {'task': ...}."
     )
     assert refusal(lambda: schema.check_entries({"style": 1})) == (
-        "Feature values must belong to the schema's axes ['task', 'language']. "
+        "Feature values must belong to the schema's features ['task', 'language']. "
         "Received: 'style'. Remove it."
     )
     assert refusal(lambda: schema.check_entries({"shared": 1})) == (
-        "Feature values must belong to the schema's axes ['task', 'language']. "
+        "Feature values must belong to the schema's features ['task', 'language']. "
         "Received: 'shared', which is always active and takes no entry. Remove it."
     )
 
@@ -223,3 +224,13 @@ def test_decode_refuses_ids_of_another_schema():
         schema.decode({"year": np.array([0, 2])})
     with pytest.raises(KeyError, match="No feature is called 'month'"):
         schema.decode({"month": np.array([0])})
+
+
+def test_check_feature_names_the_nearest():
+    check_feature("task", ["task", "language"], "A figure")
+    assert refusal(
+        lambda: check_feature("langage", {"task": 1, "language": 2}, "A figure")
+    ) == (
+        "A figure must name one of the features ['task', 'language']. Received: "
+        "'langage'. The nearest is 'language'."
+    )

@@ -172,7 +172,7 @@ def test_tables_of_another_dtype(tmp_path):
 
     path = rewritten(saved(tmp_path), change)
     error = (
-        "ValueError: The tables must be F32, of shape (values, d_in, rank) and "
+        "ValueError: Adapter weights must be F32, of shape (values, d_in, rank) and "
         f"(values, rank, d_out). Received: F16 of shape (3, 8, 2) at '{name}', for 3 "
         "values and rank 2."
     )
@@ -238,7 +238,7 @@ def test_another_alpha(tmp_path):
     assert {f.alpha for f in model.get_layer("head").features} == {8.0}
 
 
-def test_another_alpha_of_an_axis(tmp_path):
+def test_another_alpha_of_a_feature(tmp_path):
     features = [Feature(name, values, alpha=8) for name, values in FEATURES.items()]
     path = saved(tmp_path, features)
     model = randomize(adapted(), seed=1)
@@ -251,8 +251,8 @@ def test_another_alpha_of_an_axis(tmp_path):
 def test_other_layers(tmp_path):
     path = saved(tmp_path, targets=["hidden"])
     text = (
-        "The tables of an adapter file must be those of the model. At "
-        "'head/flix_language_a', expected: shape (3, 6, 2). Received: no table in "
+        "The adapter weights of a file must fit those of the model. At "
+        "'head/flix_language_a', expected: shape (3, 6, 2). Received: none in "
         f"'{path}'. Use the base model and the targets it was trained with."
     )
     check_refusal(randomize(adapted(), seed=1), INPUTS, path, text)
@@ -279,7 +279,7 @@ def test_other_shapes(tmp_path):
 
     path = rewritten(saved(tmp_path), cut)
     text = (
-        "The tables of an adapter file must be those of the model. At "
+        "The adapter weights of a file must fit those of the model. At "
         "'hidden/flix_task_b', expected: shape (3, 2, 6). Received: (3, 2, 5) in "
         f"'{path}'. Use the base model and the targets it was trained with."
     )

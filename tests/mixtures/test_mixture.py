@@ -90,8 +90,8 @@ def test_dataset_refusals():
         "A dataset must have at least one example."
     )
     assert refusal(lambda: named("qa", "sw", 3).has({"langage": "sw"})) == (
-        "A combination must name axes of the mixture. Received: 'langage', which is "
-        "none of ['task', 'language']. The nearest is 'language'."
+        "A combination must name one of the features ['task', 'language']. "
+        "Received: 'langage'. The nearest is 'language'."
     )
 
 
@@ -106,8 +106,8 @@ def test_mixture_refusals():
     )
     other = Dataset({"task": "qa"}, first.columns)
     assert refusal(lambda: Mixture([first, other])) == (
-        "The datasets of a mixture must have the same axes. Received: ['language', "
-        "'task'] and, in dataset 1, ['task']. State absence as None."
+        "The datasets of a mixture must have the same features. Received: "
+        "['language', 'task'] and, in dataset 1, ['task']. State absence as None."
     )
     other = Dataset(first.features, {"prompts": ["a"]})
     assert refusal(lambda: Mixture([first, first, other])) == (
@@ -181,8 +181,8 @@ def test_schema_options():
         ]
     )
     assert refusal(lambda: mixture.schema(rank={"tsk": 2})) == (
-        "`rank` by feature must name axes of the mixture. Received: 'tsk', which is "
-        "none of ['task', 'language']. The nearest is 'task'."
+        "`rank` by feature must name one of the features ['task', 'language']. "
+        "Received: 'tsk'. The nearest is 'task'."
     )
 
 

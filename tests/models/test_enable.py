@@ -26,7 +26,7 @@ REFUSALS = {
         {},
         TARGETS,
         "A feature schema must have at least one feature. Received: features=[]. Name "
-        'the axes of the mixture, such as {"task": ["qa", "parse"]}.',
+        'the features of the mixture, such as {"task": ["qa", "parse"]}.',
     ),
     "duplicate values": (
         {"task": ["qa", "qa"]},

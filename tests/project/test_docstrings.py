@@ -84,7 +84,7 @@ def test_examples_with_models_run(example, make_gemma, tmp_path, monkeypatch):
         "BackupAndRestore": keras_flix.callbacks.BackupAndRestore,
         "FeatureScores": keras_flix.callbacks.FeatureScores,
         "FeatureTensorBoard": keras_flix.callbacks.FeatureTensorBoard,
-        "axis_contributions": keras_flix.analysis.axis_contributions,
+        "feature_contributions": keras_flix.analysis.feature_contributions,
         "evaluate": keras_flix.evaluation.evaluate,
         "forced_exact_match": keras_flix.evaluation.forced_exact_match,
         "gemma": gemma,

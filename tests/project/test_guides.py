@@ -146,7 +146,7 @@ def test_few_shot_languages_reaches_its_numbers(tmp_path):
     text = run("few_shot_languages", tmp_path)
     assert number(r"([\d.]+) % on pairs that were never seen", text) >= 75
     relative = number(r"([\d.]+)  as Portuguese", text)
-    assert number(r"([\d.]+)  40 examples: table from Portuguese", text) > relative
+    assert number(r"([\d.]+)  40 examples: update from Portuguese", text) > relative
     before, after = re.search(r"([\d.]+) % before, ([\d.]+) % after", text).groups()
     assert before == after
 
@@ -171,7 +171,7 @@ def test_many_devices_compute_the_same(tmp_path):
     text = run("many_devices", tmp_path)
     assert "8 devices of kind cpu" in text
     for name in ("DataParallel", "ModelParallel"):
-        found = rf"{name}: losses differ by up to (\S+), tables by up to (\S+)\n"
+        found = rf"{name}: losses differ by up to (\S+), weights by up to (\S+)\n"
         assert max(map(float, re.search(found, text).groups())) < 1e-4
     assert "ModelParallel: (18, 1, 128), a device holds (18, 1, 64)" in text
     assert "under the same distribution" in text

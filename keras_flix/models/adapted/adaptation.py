@@ -48,7 +48,7 @@ class Adaptation:
     """What `enable_flix` did to a model.
 
     Attributes:
-        schema: The axes, with ranks, dropout rates and alphas resolved.
+        schema: The features, with ranks, dropout rates and alphas resolved.
         alpha: As given to `enable_flix`, for features that are added later.
         layers: The adapted layers by path.
         base_class: The model's class before.

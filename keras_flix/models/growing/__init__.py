@@ -1,1 +1,1 @@
-"""Trained models that change: values and axes that come and go, and what trains."""
+"""Trained models that change: values and features that come and go, and what trains."""

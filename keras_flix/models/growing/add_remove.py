@@ -6,20 +6,21 @@ from collections.abc import Mapping, Sequence
 
 import keras
 
+from keras_flix._utils.renamed import renamed_keyword
 from keras_flix.features.dropout import FeatureDropout
 from keras_flix.features.feature import Feature, Value
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.models.enable import check_names, checked_seed
 from keras_flix.models.growing.resize import (
     Start,
-    add_tables,
+    add_feature_tables,
     changeable,
     check_fits,
     resize,
     set_schema,
 )
 from keras_flix.models.growing.schema_changes import (
-    checked_axis,
+    checked_feature,
     checked_init,
     replaced,
     with_name,
@@ -28,9 +29,10 @@ from keras_flix.models.growing.schema_changes import (
 )
 
 
+@renamed_keyword("axis", "feature")
 def add_values(
     model: keras.Model,
-    axis: str,
+    feature: str,
     values: Sequence[Value],
     init: Value | Mapping[Value, float] | None = None,
     *,
@@ -40,7 +42,7 @@ def add_values(
     """Gives a feature of an adapted model more values, also after training.
 
     What the model computes for the values it had does not change, bit by bit
-    (to rounding, if a higher `rank` widens the tables), and training goes on from
+    (to rounding, if a higher `rank` makes room for itself), and training goes on from
     where it was, without compiling again: the optimizer stays the same object and
     keeps its iterations and all it knows of the old values. For new ones it starts
     as it does for new variables. With Adam, whose averages are of all examples'
@@ -51,7 +53,7 @@ def add_values(
 
     Args:
         model: A model adapted by `enable_flix`. It is changed in place.
-        axis: Name of the feature.
+        feature: Name of the feature.
         values: The new values. Their ids follow those of the old ones.
         init: What the new values start as. `None`: like all values, with no effect.
             A value the feature has: its copy, bit by bit. Weights by value, such as
@@ -61,7 +63,7 @@ def add_values(
         rank: Rank of the new values: an integer, or a dict by value in which `"*"`
             stands for all others. `None` takes that of the value which `init`
             copies, else what the feature's `rank` says.
-        seed: Seeds fresh tables, by layer and value. `None` takes the seed of
+        seed: Seeds fresh adapter weights, by layer and value. `None` takes the seed of
             `enable_flix`.
 
     Returns:
@@ -81,37 +83,38 @@ def add_values(
     (2, 4)
     """
     adaptation = changeable(model)
-    feature = checked_axis(adaptation.schema, axis)
+    known = checked_feature(adaptation.schema, feature)
     copied = None if isinstance(init, Mapping) else init
     start = Start(
-        checked_init(feature, init),
+        checked_init(known, init),
         copies=copied is not None,
         seed=adaptation.seed if seed is None else checked_seed(seed),
     )
-    grown = with_values(feature, values, rank, copied)
+    grown = with_values(known, values, rank, copied)
     schema = replaced(adaptation.schema, grown)
     check_fits(adaptation, schema)
-    old, new = len(feature.values), len(grown.values)
+    old, new = len(known.values), len(grown.values)
     tables = {
-        path: [start.tables(layer, path, grown, row) for row in range(old, new)]
+        path: [start.initial(layer, path, grown, row) for row in range(old, new)]
         for path, layer in adaptation.layers.items()
     }
     resize(adaptation, schema, grown, range(old), tables)
     return model
 
 
+@renamed_keyword("axis", "feature")
 def remove_values(
-    model: keras.Model, axis: str, values: Sequence[Value]
+    model: keras.Model, feature: str, values: Sequence[Value]
 ) -> keras.Model:
     """Takes values from a feature of an adapted model.
 
     The ids of later values move up. All else stays as it was, with the same care
-    as in `add_values`; tables become narrower if no value is left that needs
-    their width.
+    as in `add_values`; the adapter weights become narrower if no value is left that
+    needs their rank.
 
     Args:
         model: A model adapted by `enable_flix`. It is changed in place.
-        axis: Name of the feature.
+        feature: Name of the feature.
         values: Which values; at least one other must stay.
 
     Returns:
@@ -131,21 +134,24 @@ def remove_values(
     (1, 4)
     """
     adaptation = changeable(model)
-    feature = checked_axis(adaptation.schema, axis)
-    fewer = without_values(feature, values)
-    rows = [feature.id_of(value) for value in fewer.values]
+    known = checked_feature(adaptation.schema, feature)
+    fewer = without_values(known, values)
+    rows = [known.id_of(value) for value in fewer.values]
     resize(adaptation, replaced(adaptation.schema, fewer), fewer, rows, {})
     return model
 
 
-def rename_value(model: keras.Model, axis: str, old: Value, new: Value) -> keras.Model:
+@renamed_keyword("axis", "feature")
+def rename_value(
+    model: keras.Model, feature: str, old: Value, new: Value
+) -> keras.Model:
     """Gives a value of an adapted model's feature another name.
 
-    Its id, its tables and all that training knows of it stay.
+    Its id, its adapter weights and all that training knows of it stay.
 
     Args:
         model: A model adapted by `enable_flix`. It is changed in place.
-        axis: Name of the feature.
+        feature: Name of the feature.
         old: The value as it is called.
         new: The value as it is to be called.
 
@@ -166,10 +172,10 @@ def rename_value(model: keras.Model, axis: str, old: Value, new: Value) -> keras
     (1, 4)
     """
     adaptation = changeable(model)
-    renamed = with_name(checked_axis(adaptation.schema, axis), old, new)
+    renamed = with_name(checked_feature(adaptation.schema, feature), old, new)
     choice = adaptation.trainable
-    if choice is not None and axis in choice:
-        choice = {**choice, axis: [new if v == old else v for v in choice[axis]]}
+    if choice is not None and feature in choice:
+        choice = {**choice, feature: [new if v == old else v for v in choice[feature]]}
     set_schema(adaptation, replaced(adaptation.schema, renamed), choice)
     return model
 
@@ -187,7 +193,7 @@ def add_feature(
     What the model computes does not change until the feature is trained: its
     updates start at zero. Inputs must state it from now on, unless it has
     always=True. The optimizer stays the same object and keeps its iterations and
-    its state of the other features' tables; training goes on without compiling
+    its state of the other features; training goes on without compiling
     again. (Where the model had feature dropout and the new feature has some too,
     later draws are others.)
 
@@ -197,7 +203,7 @@ def add_feature(
         rank: Rank of its values' updates, if the feature states none: a number, or
             a dict by value.
         dropout: Its feature dropout, if it states none.
-        seed: Seeds its tables. `None` takes the seed of `enable_flix`.
+        seed: Seeds its adapter weights. `None` takes the seed of `enable_flix`.
 
     Returns:
         `model`.
@@ -226,5 +232,5 @@ def add_feature(
         check_names(part, schema)
     check_fits(adaptation, schema)
     seed = adaptation.seed if seed is None else checked_seed(seed)
-    add_tables(adaptation, schema, feature, seed)
+    add_feature_tables(adaptation, schema, feature, seed)
     return model

@@ -24,7 +24,7 @@ from keras_flix.models.adapted.data_sources import to_numpy
 from keras_flix.models.growing.add_remove import add_values
 from keras_flix.models.growing.resize import check_fits
 from keras_flix.models.growing.schema_changes import (
-    checked_axis,
+    checked_feature,
     checked_init,
     replaced,
     with_values,
@@ -36,12 +36,12 @@ class Blend:
     """What `fit_blend` learned.
 
     Attributes:
-        feature: The axis.
+        feature: The feature.
         value: The new value.
         weights: Weight of each known value. As an entry of the model's input,
             `{feature: weights}` is the blend itself.
         losses: The mean loss of each epoch.
-        kept: What share of the blend's squared norm the new value's table holds,
+        kept: What share of the blend's squared norm the new value's update holds,
             whose rank is lower than that of the blend: 1 is all of it.
     """
 
@@ -68,23 +68,23 @@ def fit_blend(
     """Adds a value that is a blend of known ones, with weights learned from data.
 
     For a value with a handful of examples, such as a new language: instead of a
-    table of its own, only the weights of the known values' updates are trained, one
+    update of its own, only the weights of the known values' updates are trained, one
     number each. Nothing else moves. The blend is then added as a new value by
     `add_values(model, feature, [value], init=weights)`.
 
-    Each example of a batch holds the tables of all blended values at once: name the
+    Each example of a batch holds the updates of all blended values at once: name the
     likely ones in `init` where a feature has hundreds.
 
     Args:
         model: A trained model adapted by `enable_flix`, compiled with a loss.
-        feature: The axis, such as `"language"`.
+        feature: The feature, such as `"language"`.
         value: The new value, such as `"rw"`.
         data: What `fit` takes as `x`, such as `{"prompts": [...], "responses":
             [...], "task": [...]}`, or a tuple `(x, y)` or `(x, y, sample_weight)`,
             as arrays or lists. Without an entry for `feature`.
         init: The weights to start from, by value; others are left out. By default
             all known values count equally, and sum to 1.
-        rank: Rank of the new value's table, see `add_values`. The higher, the closer
+        rank: Rank of the new value's update, see `add_values`. The higher, the closer
             it is to the blend.
         epochs: How often all examples are seen.
         batch_size: Examples per step.
@@ -113,16 +113,16 @@ def fit_blend(
     (6, 4)
     """
     adaptation = adaptation_of(model)
-    axis = checked_axis(adaptation.schema, feature)
-    weights = checked_init(axis, init) or dict.fromkeys(
-        range(len(axis.values)), 1.0 / len(axis.values)
+    own = checked_feature(adaptation.schema, feature)
+    weights = checked_init(own, init) or dict.fromkeys(
+        range(len(own.values)), 1.0 / len(own.values)
     )
-    grown = with_values(axis, [value], rank, None)
+    grown = with_values(own, [value], rank, None)
     check_fits(adaptation, replaced(adaptation.schema, grown))
     _check_trainable(model, adaptation)
-    x, y, sample_weight = _prepared(model, axis, data)
+    x, y, sample_weight = _prepared(model, own, data)
     with _frozen(model):
-        blended = _Blended(model, axis, weights)
+        blended = _Blended(model, own, weights)
         blended.compile(optimizer=keras.optimizers.Adam(learning_rate), loss=model.loss)
         with _compat.variables_survive(blended):
             history = blended.fit(
@@ -141,14 +141,14 @@ def fit_blend(
             f"Received: weights {found.tolist()} after training. Train the known "
             "values first, or lower `learning_rate`."
         )
-    learned = {axis.values[row]: float(w) for row, w in zip(weights, found)}
+    learned = {own.values[row]: float(w) for row, w in zip(weights, found)}
     add_values(model, feature, [value], init=learned, rank=rank)
     return Blend(
         feature,
         value,
         learned,
         history.history["loss"],
-        _kept(adaptation, axis, learned),
+        _kept(adaptation, own, learned),
     )
 
 
@@ -156,11 +156,11 @@ class _Blended(keras.Model):
     """A model with one value more, whose only trained variable are its weights."""
 
     def __init__(
-        self, inner: keras.Model, axis: Feature, weights: Mapping[int, float]
+        self, inner: keras.Model, feature: Feature, weights: Mapping[int, float]
     ) -> None:
         super().__init__(name="blended")
         self.inner = inner
-        self.axis_name = axis.name
+        self.blended = feature.name
         self.rows = tuple(weights)
         self.blend = self.add_weight(
             name="blend", shape=(len(weights),), dtype="float32"
@@ -172,15 +172,15 @@ class _Blended(keras.Model):
         own, ids = split_entries(inputs, schema)
         routing = Routing.from_ids(schema, ids)
         assert routing.active is not None
-        # Of the axis itself, the inputs have absent ids: one for every example.
-        shape = (routing.active[self.axis_name].batch_size, len(self.rows))
+        # Of the feature itself, the inputs have absent ids: one for every example.
+        shape = (routing.active[self.blended].batch_size, len(self.rows))
         blend = ActiveValues(
             rows=ops.broadcast_to(np.asarray(self.rows, "int32"), shape),
             present=ops.ones((*shape, 1), "bool"),
             filler=ops.zeros((*shape, 1)),
             weight=ops.broadcast_to(self.blend.value[:, None], (*shape, 1)),
         )
-        active = {**routing.active, self.axis_name: blend}
+        active = {**routing.active, self.blended: blend}
         # Feature dropout would only blur what few examples say: no training=True.
         with routing_scope(Routing(schema, active)):
             return self.inner(own, training=False)
@@ -209,17 +209,17 @@ def _check_trainable(model: keras.Model, adaptation: Adaptation) -> None:
         )
 
 
-def _prepared(model: Any, axis: Feature, data: Any) -> tuple[Any, Any, Any]:
-    """The data as arrays, preprocessed, with absent ids of the axis."""
+def _prepared(model: Any, feature: Feature, data: Any) -> tuple[Any, Any, Any]:
+    """The data as arrays, preprocessed, with absent ids of the feature."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    if not isinstance(x, Mapping) or axis.name in x:
+    if not isinstance(x, Mapping) or feature.name in x:
         raise ValueError(
             "`data` must be a dict of inputs, or a tuple that starts with one, "
-            f"without an entry {axis.name!r}, which is what is learned. Received: "
+            f"without an entry {feature.name!r}, which is what is learned. Received: "
             f"{sorted(x) if isinstance(x, Mapping) else type(x).__name__}. Pass such "
             'as {"prompts": [...], "responses": [...], ...}.'
         )
-    batch = ({**x, axis.name: ABSENT}, y, sample_weight)
+    batch = ({**x, feature.name: ABSENT}, y, sample_weight)
     prepare = (
         model._preprocess_batch
         if isinstance(model, keras_hub.models.Task)
@@ -235,14 +235,14 @@ def _prepared(model: Any, axis: Feature, data: Any) -> tuple[Any, Any, Any]:
 
 
 def _kept(
-    adaptation: Adaptation, axis: Feature, learned: Mapping[Value, float]
+    adaptation: Adaptation, feature: Feature, learned: Mapping[Value, float]
 ) -> float:
-    weights = np.zeros(len(axis.values) + 1)
+    weights = np.zeros(len(feature.values) + 1)
     for value, weight in learned.items():
-        weights[axis.id_of(value)] = weight
+        weights[feature.id_of(value)] = weight
     lost = total = 0.0
     for layer in adaptation.layers.values():
-        products = layer._tables.factors(axis.name).products()
+        products = layer._tables.factors(feature.name).products()
         total += weights @ products @ weights
         rest = weights - np.eye(len(weights))[-1]
         lost += rest @ products @ rest

@@ -16,7 +16,7 @@ DEAD = 1e-10
 
 @dataclasses.dataclass(frozen=True)
 class KnownTables:
-    """What a layer has for one axis.
+    """What a layer has for one feature.
 
     Attributes:
         a: `(values, d_in, rank)`.

@@ -77,7 +77,7 @@ class Start:
     copies: bool
     seed: int
 
-    def tables(self, layer: LowRankLayer, key: str, grown: Feature, row: int) -> Pair:
+    def initial(self, layer: LowRankLayer, key: str, grown: Feature, row: int) -> Pair:
         """The tables of the value in that row of a grown feature, in one layer."""
         adapter = layer._tables
         old = adapter.schema[grown.name]
@@ -93,9 +93,9 @@ class Start:
             factors, others = KnownTables(a, b, old.scales).weighted_sum(self.weights)
             if not np.isfinite(factors).all() or not np.isfinite(others).all():
                 raise ValueError(
-                    "The values that `init` names must have finite tables. Received: "
-                    f"NaN or infinity in layer {key!r}. Load better weights, or name "
-                    "other values."
+                    "The values that `init` names must have finite adapter weights. "
+                    f"Received: NaN or infinity in layer {key!r}. Load better ones, "
+                    "or name other values."
                 )
             product = factors / grown.scales[row], others
             fill_with_product(new_a, new_b, product)
@@ -109,7 +109,7 @@ def resize(
     rows: Sequence[int],
     added: Mapping[str, Sequence[Pair]],
 ) -> None:
-    """Gives the tables of an axis their old `rows` and then new ones, by layer."""
+    """Gives the tables of a feature their old `rows` and then new ones, by layer."""
     tables = list(adaptation.tables(feature.name))
     choice = narrowed(adaptation.trainable, feature)
     optimizers = optimizers_of(adaptation)
@@ -138,10 +138,10 @@ def resize(
         _compat.track_torch_parameters([*_compat.flatten_layers(part), part])
 
 
-def add_tables(
+def add_feature_tables(
     adaptation: Adaptation, schema: FeatureSchema, feature: Feature, seed: int
 ) -> None:
-    """Gives all layers the tables of one more axis, the last one of the schema."""
+    """Gives all layers the tables of one more feature, the last one of the schema."""
     optimizers = [
         (optimizer, part)
         for optimizer, part in optimizers_of(adaptation).values()

@@ -14,15 +14,15 @@ from keras_flix.features.schema import FeatureSchema
 from keras_flix.models.adapted.adaptation import Choice
 
 
-def checked_axis(schema: FeatureSchema, axis: str) -> Feature:
+def checked_feature(schema: FeatureSchema, name: str) -> Feature:
     """The feature of that name; raises with the nearest if there is none."""
-    if axis not in schema:
+    if name not in schema:
         names = schema.names
         raise ValueError(
-            f"A feature must be one of the model's: {names}. Received: {axis!r}."
-            f"{hint(axis, names)}"
+            f"A feature must be one of the model's: {names}. Received: {name!r}."
+            f"{hint(name, names)}"
         )
-    return schema[axis]
+    return schema[name]
 
 
 def checked_values(feature: Feature, values: Sequence[Value]) -> tuple[Value, ...]:
@@ -65,7 +65,7 @@ def with_values(
         raise ValueError(
             f"Feature {feature.name!r} must not have always=True to get more "
             "values: it has exactly one. Received: values="
-            f"{values!r}. Use `add_feature` for one more axis."
+            f"{values!r}. Use `add_feature` for one more feature."
         )
     new = Feature(feature.name, values).values
     known = [value for value in new if value in feature.values]

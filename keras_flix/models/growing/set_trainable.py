@@ -8,7 +8,7 @@ from keras_flix.features.feature import Value
 from keras_flix.models.adapted.adaptation import Model
 from keras_flix.models.adapted.frozen_values import choose
 from keras_flix.models.growing.resize import changeable
-from keras_flix.models.growing.schema_changes import checked_axis, checked_values
+from keras_flix.models.growing.schema_changes import checked_feature, checked_values
 
 
 def set_trainable(model: Model, values: Mapping[str, Sequence[Value]] | None) -> Model:
@@ -62,8 +62,8 @@ def set_trainable(model: Model, values: Mapping[str, Sequence[Value]] | None) ->
             f"{{{adaptation.schema.names[0]!r}: [...]}}."
         )
     choice = {
-        axis: list(checked_values(checked_axis(adaptation.schema, axis), chosen))
-        for axis, chosen in values.items()
+        name: list(checked_values(checked_feature(adaptation.schema, name), chosen))
+        for name, chosen in values.items()
     }
     choose(adaptation, choice)
     return model

@@ -250,7 +250,7 @@ def rename(*args):
     return lambda model: keras_flix.rename_value(model, *args)
 
 
-def add_axis(*args, **kwargs):
+def new_feature(*args, **kwargs):
     return lambda model: keras_flix.add_feature(model, Feature(*args, **kwargs))
 
 
@@ -269,15 +269,15 @@ def add_axis(*args, **kwargs):
         (add("language", ["rw"], rank=7), "must be at most 6"),
         (add("language", ["rw"], rank=0), "must be at least 1"),
         (add("language", ["rw"], seed=-1), "`seed` must be a non-negative integer"),
-        (add("shared", ["two"]), "Use `add_feature` for one more axis"),
+        (add("shared", ["two"]), "Use `add_feature` for one more feature"),
         (add("task", ["list"]), "Pass rank="),
         (remove("language", ["en", "sw"]), "At least one value of feature 'language'"),
         (remove("language", ["swa"]), "The nearest known value is 'sw'"),
         (rename("language", "swa", "rw"), "The nearest known value is 'sw'"),
         (rename("language", "sw", "en"), "must be unique"),
-        (add_axis("language", ["x"]), "must have unique names"),
-        (add_axis("x", ["y"]), "must not be called like one of the model's own"),
-        (add_axis("domain", ["y"], rank=7), "must be at most 6"),
+        (new_feature("language", ["x"]), "must have unique names"),
+        (new_feature("x", ["y"]), "must not be called like one of the model's own"),
+        (new_feature("domain", ["y"], rank=7), "must be at most 6"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_changes_nothing(change, message):
