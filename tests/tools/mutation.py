@@ -1,9 +1,10 @@
 """Changes the library's sources at random places: does a test fail each time?
 
-    python tests/tools/mutation.py --output FILE.json              # tests of the room
-    python tests/tools/mutation.py --output FILE.json --stage fast # then the fast ones
-    python tests/tools/mutation.py --output FILE.json --stage full # then all tests
-    python tests/tools/mutation.py --output FILE.json --report     # prints Markdown
+    python tests/tools/mutation.py --output FILE.json               # tests of the room
+    python tests/tools/mutation.py --output FILE.json --stage rooms # then of the others
+    python tests/tools/mutation.py --output FILE.json --stage fast  # then the fast ones
+    python tests/tools/mutation.py --output FILE.json --stage full  # then all tests
+    python tests/tools/mutation.py --output FILE.json --report      # prints Markdown
 
 mutmut and cosmic-ray start a process per mutant, which imports Keras, KerasHub and
 PyTorch for longer than most mutants live; here they are imported once, and forked.
@@ -40,7 +41,7 @@ os.environ.update(ENVIRONMENT)
 from mutants import ROOMS  # noqa: E402
 from mutation_session import Session  # noqa: E402
 
-STAGES = ("room", "fast", "full")
+STAGES = ("room", "rooms", "fast", "full")
 PRELOADED = (
     *("torch", "tensorflow", "keras", "keras_hub", "hypothesis", "sentencepiece"),
     *("h5py", "matplotlib.pyplot", "peft", "sacrebleu", "safetensors.torch"),

@@ -72,7 +72,7 @@ class Session:
             return
         folders = sorted({path.parent for path in (ROOT / "tests").rglob("test_*.py")})
         rooms = {path.relative_to(ROOT / "tests").parts[0] for path in folders}
-        rooms &= set(ROOMS) if name == "room" else rooms
+        rooms &= set(ROOMS) if name in ("room", "rooms") else rooms
         for room in sorted(rooms):
             self.trace(room, options)
         tests, left_out, on_import = {}, set(), set()
@@ -179,12 +179,16 @@ class Session:
 
     def known(self, stage: str, mutant: Mutant, tests: dict[str, dict]) -> dict:
         """The tests of a stage that a mutant has not met yet."""
-        room = f"tests/{mutant.room}/"
-        if stage == "room":
-            return {n: test for n, test in tests.items() if n.startswith(room)}
-        if stage == "fast":
-            return {n: test for n, test in tests.items() if not n.startswith(room)}
-        return tests
+        if stage == "full":
+            return tests
+
+        def is_of_stage(name: str) -> bool:
+            room = name.split("/")[1]
+            if room not in ROOMS:
+                return stage == "fast"
+            return stage == ("room" if room == mutant.room else "rooms")
+
+        return {name: test for name, test in tests.items() if is_of_stage(name)}
 
     def take(self, stage: str, result: dict, outcome: Outcome) -> str:
         """Notes how a run ended, and says it.

@@ -1,6 +1,7 @@
 """What Keras itself saves keeps the adapters: files, callbacks, copies."""
 
 import copy
+import os
 import pickle
 
 import keras
@@ -74,6 +75,19 @@ def test_weights(tmp_path, file):
     found = train(small_model(seed=3))
     found.load_weights(tmp_path / file)
     assert_goes_on_alike(found, model)
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "posix_fallocate"), reason="only there is room asked for ahead"
+)
+def test_as_much_room_is_asked_for_as_a_file_may_take(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "posix_fallocate", lambda *args: asked.append(args))
+    path = tmp_path / "model.weights.h5"
+    small_model().save_weights(path)
+    ((_, start, size),) = asked
+    assert start == 0
+    assert path.stat().st_size <= size <= path.stat().st_size + 2**19
 
 
 @pytest.mark.support("State", "Sharded weights (`max_shard_size`)")
