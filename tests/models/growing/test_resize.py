@@ -151,6 +151,16 @@ def test_a_new_feature_changes_nothing():
     ]
 
 
+def test_a_new_feature_starts_from_its_seed():
+    starts = []
+    for seed in ({}, {"seed": small()._adaptation.seed}, {"seed": 4}):
+        model = small()
+        keras_flix.add_feature(model, Feature("domain", ["news", "web"]), **seed)
+        starts.append(tables(model)["hidden/flix_domain_a"])
+    np.testing.assert_array_equal(starts[0], starts[1])
+    assert (starts[0] != starts[2]).all()
+
+
 @pytest.mark.support("Life of an adapter", "`add_feature`")
 def test_a_new_feature_trains_and_is_saved(tmp_path):
     model = small()
