@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from keras_flix import Feature, FeatureSchema
+from keras_flix.features.encoding import WEIGHT_UNIT
 
 AXES = {"task": ["qa", "parse"], "language": ["en", "sw", "yo"]}
 STYLE = Feature("style", ["news", "chat", "code"], multiple=True)
@@ -259,6 +260,28 @@ def test_an_example_has_a_value_once(entry):
     assert refusal(lambda: encode(STYLE, entry)) == (
         "An example must have each value of feature 'style' at most once. Received: "
         "style=[0, 1, 0] (as ids, at example 1). Remove the repeated one."
+    )
+
+
+def test_the_only_example_has_a_value_once():
+    assert "style=[1, 1] (as ids, at example 0)" in refusal(
+        lambda: encode(STYLE, [["chat", "chat"]])
+    )
+
+
+def test_packed_weights_may_repeat_but_not_their_ids():
+    packed = np.array([[[0, 5], [1, 5]]])
+    np.testing.assert_array_equal(encode(STYLE, packed), packed)
+    assert "style=[0, 0] (as ids, at example 0)" in refusal(
+        lambda: encode(STYLE, np.array([[[0, 5], [0, 7]]]))
+    )
+
+
+def test_the_greatest_weights():
+    found = encode(STYLE, [{"news": 1000.0, "chat": -1000.0}])
+    np.testing.assert_allclose(found[0, :, 1] * WEIGHT_UNIT, [1000.0, -1000.0])
+    assert "must be a number between -1000 and 1000. Received: 'news': 1000.5" in (
+        refusal(lambda: encode(STYLE, [{"news": 1000.5}]))
     )
 
 

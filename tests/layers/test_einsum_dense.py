@@ -234,6 +234,35 @@ def test_initial_tables_are_those_of_the_seed_on_every_backend(make):
     )
 
 
+def test_from_layer_has_seed_0_unless_told(make, plain_class):
+    config = make(name="probe").get_config()
+    del config["features"]
+    schema = FeatureSchema(FEATURES).resolve(2, alpha=3)
+    tables = []
+    for seed in ({}, {"seed": 0}, {"seed": 1}):
+        layer = plain_class.from_config(config)
+        layer.build(SHAPE)
+        type(make()).from_layer(layer, schema, **seed)
+        tables.append(ops.convert_to_numpy(layer._tables.variables["task"][0]))
+    np.testing.assert_array_equal(tables[0], tables[1])
+    assert not np.array_equal(tables[0], tables[2])
+
+
+def test_plain_weights_leave_the_tables_as_they_are(make):
+    layer = make()
+    layer.build(SHAPE)
+    stored = {}
+    randomize(layer).save_own_variables(stored)
+    before = {name: ops.convert_to_numpy(value) for name, value in stored.items()}
+    plain = {n: v + 1 for n, v in before.items() if not n.startswith("flix_")}
+    layer.load_own_variables(plain)
+    layer.save_own_variables(stored)
+    for name, value in stored.items():
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(value), plain.get(name, before[name])
+        )
+
+
 def test_from_layer_adapts_in_place(make, plain_class):
     config = make(name="probe").get_config()
     del config["features"]

@@ -192,6 +192,16 @@ def test_repeated_examples_keep_their_features(equation):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_what_all_examples_share_becomes_one_of_each():
+    """Relative position embeddings have a batch of 1."""
+    layer, shape = make_layer("btd,df->btf")
+    x = activations((1, *shape[1:]))
+    with routing_scope(Routing.from_ids(layer.features, IDS)):
+        found = ops.convert_to_numpy(layer(x))
+    expected = call(layer, np.repeat(x, BATCH, axis=0), IDS)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_batch_that_is_no_multiple_raises():
     layer, shape = make_layer("btd,df->btf")
     with routing_scope(Routing.from_ids(layer.features, IDS)):

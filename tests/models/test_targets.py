@@ -7,7 +7,7 @@ from helpers.gemma import make_backbone
 from helpers.models import make_bypassing, make_gemma4, make_mlp
 
 import keras_flix
-from keras_flix.models.targets import find_targets
+from keras_flix.models.targets import find_targets, keyed_layers
 
 ATTENTION = ["query", "key", "value", "attention_output"]
 FFW = ["ffw_gating", "ffw_gating_2", "ffw_linear"]
@@ -82,6 +82,14 @@ def test_paths_map_to_the_layers_themselves(gemma):
     found = find_targets(gemma, ["query"])
     for path, layer in found.items():
         assert layer.path == path and isinstance(layer, keras.layers.EinsumDense)
+
+
+def test_a_path_that_no_other_layer_has_is_left_as_it_is():
+    x = keras.Input((4,))
+    inner = keras.Model(x, keras.layers.Dense(4, name="one")(x), name="inner")
+    ((key, layer),) = keyed_layers(keras.Model(x, inner(x)))
+    assert layer is inner.get_layer("one")
+    assert key == layer.path == "one"
 
 
 def test_a_model_with_paths_of_one_part():

@@ -7,6 +7,7 @@ import pytest
 from helpers.gemma import FEATURES, randomize, to_numpy
 
 import keras_flix
+from keras_flix.models.adapted.generation import _python_strings
 
 PROMPTS = ["the quick", "dog", "fox jumps over"]
 TASKS = ["qa", None, "list"]
@@ -128,6 +129,15 @@ def test_tf_dataset(compiled):
     expected = compiled.generate(dict(data), max_length=20)
     batches = tf.data.Dataset.from_tensor_slices(data).batch(2)
     assert compiled.generate(batches, max_length=20) == expected
+
+
+def test_prompts_of_a_numpy_iterator_become_python_strings():
+    images = np.zeros((), "float32")
+    batch = {"prompts": np.array([b"the", "dö".encode()], object), "images": images}
+    found = _python_strings(batch)
+    assert found == {"prompts": ["the", "dö"], "images": images}
+    assert found["images"] is images and isinstance(batch["prompts"], np.ndarray)
+    assert _python_strings(np.array([b"the"])) == ["the"]
 
 
 def test_without_preprocessor(compiled, monkeypatch):

@@ -1,6 +1,7 @@
 """What Keras itself saves keeps the adapters: files, callbacks, copies."""
 
 import copy
+import os
 import pickle
 
 import keras
@@ -20,6 +21,7 @@ from helpers.training import (
 )
 
 import keras_flix
+from keras_flix.models.adapted.keras_files import DamagedFileError
 
 pytestmark = pytest.mark.eager
 
@@ -74,6 +76,41 @@ def test_weights(tmp_path, file):
     found = train(small_model(seed=3))
     found.load_weights(tmp_path / file)
     assert_goes_on_alike(found, model)
+
+
+def test_a_changed_bit_of_a_weights_file_is_found(tmp_path):
+    path = tmp_path / "model.weights.h5"
+    model = small_model()
+    model.save_weights(path)
+    model.load_weights(path)
+    changed = bytearray(path.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(DamagedFileError, match="'model.weights.h5' is damaged"):
+        model.load_weights(path)
+
+
+def test_files_of_keras_own_are_not_overwritten_unasked(tmp_path, monkeypatch):
+    model = small_model()
+    path = tmp_path / "model.weights.json"
+    model.save_weights(path, max_shard_size=1.0)
+    path.write_text("mine")
+    monkeypatch.setattr("builtins.input", lambda *_: "n")
+    model.save_weights(path, overwrite=False, max_shard_size=1.0)
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "posix_fallocate"), reason="only there is room asked for ahead"
+)
+def test_as_much_room_is_asked_for_as_a_file_may_take(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "posix_fallocate", lambda *args: asked.append(args))
+    path = tmp_path / "model.weights.h5"
+    small_model().save_weights(path)
+    ((_, start, size),) = asked
+    assert start == 0
+    assert path.stat().st_size <= size <= path.stat().st_size + 2**19
 
 
 @pytest.mark.support("State", "Sharded weights (`max_shard_size`)")

@@ -10,6 +10,7 @@ from helpers.gemma import FEATURES, make_backbone, randomize, to_numpy
 import keras_flix
 from keras_flix.models.adapted.savedmodel_onnx import (
     _check_onnx_inputs as check_onnx_inputs,
+    signature_of,
 )
 
 BACKEND = keras.config.backend()
@@ -162,11 +163,13 @@ def test_saved_model_of_gemma(tmp_path):
 @pytest.mark.parametrize(
     "multiple", [False, pytest.param(True, marks=pytest.mark.slow)]
 )
-def test_onnx(tmp_path, multiple):
+def test_onnx(tmp_path, multiple, capsys):
     if BACKEND == "jax" and importlib.util.find_spec("jax2onnx") is None:
         pytest.skip(NO_JAX2ONNX)
     model = small_model(multiple)
     model.export(tmp_path / "model.onnx", format="onnx", verbose=False)
+    if BACKEND == "torch":
+        assert capsys.readouterr().out == ""
     run = load_onnx(tmp_path / "model.onnx")
     assert_same(run, model, [small_batch(n, multiple) for n in (5, 1, 3)])
 
@@ -230,8 +233,6 @@ def test_onnx_that_would_want_more_inputs_is_refused(tmp_path):
 
 def test_a_task_is_exported_like_its_backbone(tmp_path, make_gemma):
     """Its signature: running it is the backbone's test."""
-    from keras_flix.models.adapted.savedmodel_onnx import signature_of
-
     model = keras_flix.enable_flix(make_gemma(), features(multiple=True), rank=2)
     specs = signature_of(model, None)
     assert {name: (spec.shape, spec.dtype) for name, spec in specs.items()} == {
@@ -240,6 +241,20 @@ def test_a_task_is_exported_like_its_backbone(tmp_path, make_gemma):
         "task": ((None,), "int32"),
         "language": ((None, None), "int32"),
     }
+
+
+def test_a_signature_may_be_alone_in_a_list():
+    model = small_model()
+    spec = keras.InputSpec(shape=(8, 6), dtype="float32")
+    for given in ({"x": spec}, [{"x": spec}], ({"x": spec},)):
+        found = signature_of(model, given)
+        assert {name: one.shape for name, one in found.items()} == {
+            "x": (None, 6),
+            "task": (None,),
+            "language": (None,),
+        }
+    with pytest.raises(ValueError, match="`input_signature` must be a dict"):
+        signature_of(model, [{"x": spec}, {"x": spec}])
 
 
 def test_unknown_lengths_are_refused_on_jax(tmp_path):

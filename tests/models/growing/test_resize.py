@@ -151,6 +151,27 @@ def test_a_new_feature_changes_nothing():
     ]
 
 
+def test_a_seed_for_dropout_is_added_with_the_first_feature_that_has_some():
+    model = small()
+    keras_flix.add_feature(model, Feature("domain", ["news", "web"]))
+    assert model._adaptation.dropout_seed is None
+    keras_flix.add_feature(model, Feature("tone", ["plain"], dropout=0.3))
+    seed = model._adaptation.dropout_seed
+    assert seed is not None
+    keras_flix.add_feature(model, Feature("source", ["a", "b"], dropout=0.2))
+    assert model._adaptation.dropout_seed is seed
+
+
+def test_a_new_feature_starts_from_its_seed():
+    starts = []
+    for seed in ({}, {"seed": small()._adaptation.seed}, {"seed": 4}):
+        model = small()
+        keras_flix.add_feature(model, Feature("domain", ["news", "web"]), **seed)
+        starts.append(tables(model)["hidden/flix_domain_a"])
+    np.testing.assert_array_equal(starts[0], starts[1])
+    assert (starts[0] != starts[2]).all()
+
+
 @pytest.mark.support("Life of an adapter", "`add_feature`")
 def test_a_new_feature_trains_and_is_saved(tmp_path):
     model = small()

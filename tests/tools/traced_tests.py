@@ -1,0 +1,106 @@
+"""A pytest plugin that notes what functions of the package each test enters."""
+
+from __future__ import annotations
+
+import collections
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from entered import note_entered
+
+
+class Traced:
+    """A pytest plugin that notes what functions of the package each test enters.
+
+    So do the processes that the test starts: in files of `folder`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.entered: set[str] = set()
+        self.of_fixtures = collections.defaultdict(set)
+        self.on_import: set[str] = set()
+        self.tests: dict[str, dict] = {}
+        self.failed: set[str] = set()
+        self.left_out: set[str] = set()
+
+    def start(self, project: Path) -> None:
+        self.folder.mkdir(exist_ok=True)
+        note_entered(project, self.entered, self.folder, os.getpid())
+        # Python imports this where a test starts one.
+        self.customized = project / "sitecustomize.py"
+        self.customized.write_text(
+            f"import sys\nsys.path.append({str(project / 'tests/tools')!r})\n"
+            "from entered import Path, note_entered\nsys.path.pop()\n"
+            f"note_entered(Path({str(project)!r}), set(), "
+            f"Path({str(self.folder)!r}), None)\n"
+        )
+
+    def report(self) -> dict:
+        self.customized.unlink()
+        passed = {n: t for n, t in self.tests.items() if n not in self.failed}
+        return {
+            "tests": passed,
+            "failed": sorted(self.failed),
+            "left out": sorted(self.left_out),
+            "on import": sorted(self.on_import),
+        }
+
+    def pytest_deselected(self, items) -> None:
+        self.left_out.update(item.nodeid for item in items)
+
+    def pytest_collection_finish(self) -> None:
+        self.on_import |= self.entered
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef):
+        before = set(self.entered)
+        self.entered.clear()
+        try:
+            return (yield)
+        finally:
+            self.of_fixtures[id(fixturedef)] |= self.taken()
+            self.entered |= before
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        clear_caches()
+        self.taken()
+        start = time.monotonic()
+        try:
+            return (yield)
+        finally:
+            seconds = round(time.monotonic() - start, 3)
+            enters = self.taken()
+            # Fixtures of a module or a session have run for an earlier test.
+            for definitions in item._fixtureinfo.name2fixturedefs.values():
+                for definition in definitions:
+                    enters |= self.of_fixtures[id(definition)]
+            self.tests[item.nodeid] = {"seconds": seconds, "enters": sorted(enters)}
+
+    def taken(self) -> set[str]:
+        """What was entered since the last call, by all processes."""
+        found = set(self.entered)
+        self.entered.clear()
+        for path in self.folder.iterdir():
+            found.update(path.read_text().split())
+            path.unlink()
+        return found
+
+    def pytest_collectreport(self, report) -> None:
+        if report.failed:
+            self.failed.add(report.nodeid)
+
+    pytest_runtest_logreport = pytest_collectreport
+
+
+def clear_caches() -> None:
+    """Empties the package's caches, so that a test enters what it needs itself."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "keras_flix":
+            for value in list(vars(module).values()):
+                if hasattr(value, "cache_clear"):
+                    value.cache_clear()
