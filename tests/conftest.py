@@ -28,6 +28,7 @@ import pytest
 from helpers.places import TESTS
 from tools import short_form
 from tools.support import SupportReport
+from tools.versions import under_test
 
 
 def pytest_addoption(parser):
@@ -39,6 +40,10 @@ def pytest_addoption(parser):
     parser.addoption("--support-report", help="where to write what is supported")
     parser.addoption("--load", type=int, default=1, help="how many times the cases")
     parser.addoption("--fault-report", help="where to write what faults were survived")
+
+
+def pytest_report_header():
+    return f"under test: {under_test()}"
 
 
 def pytest_configure(config):
@@ -111,7 +116,9 @@ def _seed():
 def _eager(request):
     """Tests marked `eager` trace nothing on TensorFlow, where that takes longest."""
     full = request.config.getoption("--full")
-    if BACKEND != "tensorflow" or full or not request.node.get_closest_marker("eager"):
+    marker = request.node.get_closest_marker("eager")
+    wanted = marker is not None and marker.args != (False,)
+    if BACKEND != "tensorflow" or full or not wanted:
         yield
         return
     import tensorflow as tf

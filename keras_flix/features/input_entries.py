@@ -204,8 +204,8 @@ def layer_ids(
     schema: FeatureSchema, features: Mapping[str, Any], batch_size: Any
 ) -> dict[str, Tensor]:
     """Ids as tensors, for a layer or model that is about to use them."""
-    known = _encoded.get()
-    if known and len(known) == len(features):
+    of, known = _encoded.get()
+    if known and of is schema and len(known) == len(features):
         for name, value in features.items():
             if known.get(name) is not value:
                 break
@@ -218,19 +218,19 @@ def layer_ids(
     return ids
 
 
-_encoded: contextvars.ContextVar[dict[str, Tensor] | None] = contextvars.ContextVar(
-    "keras_flix_encoded", default=None
+_encoded: contextvars.ContextVar[tuple[FeatureSchema | None, dict[str, Tensor]]] = (
+    contextvars.ContextVar("keras_flix_encoded", default=(None, {}))
 )
 
 
 @contextlib.contextmanager
-def encoded(ids: dict[str, Tensor]) -> Iterator[None]:
+def encoded(schema: FeatureSchema, ids: dict[str, Tensor]) -> Iterator[None]:
     """Within the block, these very ids are known to be what `layer_ids` gives.
 
     A model's `__call__` checks ids, and its `call` gets them from Keras: to check them
     again would cost each step as much once more.
     """
-    token = _encoded.set(ids)
+    token = _encoded.set((schema, ids))
     try:
         yield
     finally:

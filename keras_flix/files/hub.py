@@ -48,7 +48,7 @@ def push_adapters(
     """Puts adapters on the Hugging Face hub or on Kaggle.
 
     With them goes a `README.md` that says what is in them and how to load them. You
-    must be logged in, as the clients `huggingface_hub` and `kagglehub` (extra `hub`)
+    must be logged in, as the clients `huggingface_hub` (extra `hub`) and `kagglehub`
     ask for it.
 
     Args:

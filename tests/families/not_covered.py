@@ -6,7 +6,6 @@ DIFFUSION = "Generates images by diffusion: no test stands for it yet."
 
 NOT_COVERED = {
     "BLIP2": "Put together of a vision encoder, a Q-Former and an OPT or T5.",
-    "EdRec": "A recommender of items: no test stands for it yet.",
     "PARSeq": "Reads text in images, letter by letter: no test stands for it yet.",
     **dict.fromkeys(
         [

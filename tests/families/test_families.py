@@ -24,7 +24,9 @@ FAMILIES = [
     *vision.FAMILIES,
 ]
 REPRESENTATIVE = {"Gemma", "Llama", "Qwen3Moe", "GPT2", "Bert", "ViT"}
-"""Families that run in all ways on every backend."""
+"""Families that run in all ways on every backend with `--full`."""
+IN_ALL_WAYS = "Gemma"
+"""The family that does so without it, too."""
 DAILY = {"Gemma", "Bert", "ViT"}
 """Families in the daily loop; all others are marked slow."""
 CACHES = {"Gemma", "Gemma4", "Qwen3_5", "RWKV7"}
@@ -52,9 +54,11 @@ MINIMAL_STEP = 1e-5
 def marks(family, section="Families", row=None, *verdict, fast=True, kind=None):
     support = pytest.mark.support(section, row or family.name, *verdict)
     slow = [] if fast and family.name in DAILY else [pytest.mark.slow]
+    if not kind or family.name == IN_ALL_WAYS:
+        return [support, *slow]
     # Where models are compiled, one test per family, and other ones on each backend.
     pairs = pytest.mark.pairs("families", family=family.name, kind=kind)
-    return [support, *slow, *([pairs] if kind and family.name not in DAILY else [])]
+    return [support, *slow, pairs]
 
 
 def in_full(family):

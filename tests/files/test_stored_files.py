@@ -4,32 +4,15 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
+from files.saved_by_0_1.make import BATCH, FEATURES, TOKENS
 from helpers.gemma import to_numpy
 from helpers.models import make_mlp
 from helpers.places import TESTS
 
 import keras_flix
-from keras_flix import Feature
 
 STORED = TESTS / "files" / "saved_by_0_1"
 OUTPUTS = np.load(STORED / "outputs.npz")
-FEATURES = [
-    Feature("task", ["qa", "parse", "list"], rank={"qa": 1, "*": 2}),
-    Feature("language", ["en", "sw", "yo"], rank=2, alpha=3.0, dropout=0.1),
-    Feature("domain", ["news", "web"], rank=1, multiple=True),
-    Feature("shared", always=True, rank=2),
-]
-BATCH = {
-    "x": np.random.default_rng(1).normal(size=(3, 8)).astype("float32"),
-    "task": ["qa", "parse", None],
-    "language": ["en", "yo", "sw"],
-    "domain": [["news", "web"], [], ["web"]],
-}
-TOKENS = {
-    "token_ids": np.arange(8).reshape(2, 4),
-    "padding_mask": np.ones((2, 4), "int32"),
-    "task": ["qa", "parse"],
-}
 
 
 def assert_gives(model, inputs, name):

@@ -15,7 +15,9 @@ from helpers.models import (
 from keras import ops
 
 import keras_flix
-from keras_flix import Feature
+from keras_flix import Feature, _compat
+from keras_flix.layers import low_rank_layer
+from keras_flix.models import enable
 
 pytestmark = pytest.mark.eager
 
@@ -229,3 +231,27 @@ def test_a_lora_of_keras_own_on_an_adapted_layer():
         "a LoRA rank for layer 'hidden'. Add a feature with always=True, which is a "
         "LoRA, to `features`."
     )
+
+
+@pytest.mark.parametrize("targets", [None, "all-linear", ["query"]])
+def test_one_or_two_walks_and_one_look_at_each_layers_ranks(
+    make_gemma, monkeypatch, targets
+):
+    walks, checked = [], []
+    walk, check = _compat.models.layers_with_parents, enable.check_ranks
+
+    def counted_walk(model):
+        walks.append(model)
+        return walk(model)
+
+    def counted_check(layer, schema):
+        checked.append(layer)
+        return check(layer, schema)
+
+    for place in (_compat, _compat.models):
+        monkeypatch.setattr(place, "layers_with_parents", counted_walk)
+    for place in (enable, low_rank_layer):
+        monkeypatch.setattr(place, "check_ranks", counted_check)
+    model = keras_flix.enable_flix(make_gemma(), FEATURES, targets=targets)
+    assert 1 <= len(walks) <= 2
+    assert checked == list(model._adaptation.layers.values())

@@ -96,6 +96,7 @@ def test_the_public_names_stand_at_their_places():
     assert callable(hub.download)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["keras, keras_flix", "keras_flix, keras"])
 @pytest.mark.parametrize("file", ["mlp.keras", "layer.keras"])
 def test_saved_models_load_whatever_was_imported_first(order, file):
@@ -107,6 +108,7 @@ def test_saved_models_load_whatever_was_imported_first(order, file):
     assert "Flix" in python(code, STORED / file)
 
 
+@pytest.mark.slow
 def test_classes_that_are_imported_stand_for_themselves():
     name = "keras_flix>FlixDense"
     keras_flix.FlixDense  # noqa: B018

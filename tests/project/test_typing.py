@@ -51,10 +51,12 @@ def check(request):
     return request.param
 
 
+@pytest.mark.slow
 def test_a_script_of_a_user(check, tmp_path):
     assert check(SCRIPT, tmp_path) == []
 
 
+@pytest.mark.slow
 def test_wrong_types_are_found(check, tmp_path):
     script = tmp_path / "wrong.py"
     script.write_text(WRONG)

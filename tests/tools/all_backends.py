@@ -6,8 +6,9 @@
     python tests/tools/all_backends.py --write-support  # makes guides/support.md anew
 
 The first runs on PyTorch all tests, on JAX and TensorFlow what can differ there (see
-`short_form.py`), some guides, and the core tests on the oldest versions. `--full` runs
-the whole matrix and all guides, and compares the support table with the results.
+`short_form.py`), some guides, the core tests on the oldest versions, and the wheel.
+`--full` runs the whole matrix and all guides, and compares the support table with the
+results. `next_versions.py`, which may fail for known reasons, is a run of its own.
 
 Two test runs go side by side, each on one core.
 """
@@ -97,7 +98,9 @@ def main() -> int:
     options = parser.parse_args()
     full = options.full or options.write_support
     pytest = [*PYTEST, *(["--full"] if full else [])]
+    # First what is under test: every run says so.
     results = [
+        check("versions", ["tests/tools/versions.py"]),
         check("ruff check", ["-m", "ruff", "check", "."]),
         check("ruff format", ["-m", "ruff", "format", "--check", "."]),
     ]
@@ -124,6 +127,9 @@ def main() -> int:
             # The short ones last: they fill what is left of one core's time.
             oldest = ["tests/tools/oldest_versions.py"]
             runs.append(pool.submit(check, "oldest versions", oldest, **ONE_CORE))
+            runs.append(pool.submit(check, "wheel", ["tests/tools/built_wheel.py"]))
+            extras = ["tests/tools/versions.py", "--extras"]
+            runs.append(pool.submit(check, "versions of extras", extras))
         runs.append(pool.submit(check, "mypy", ["-m", "mypy"]))
         results += [run.result() for run in runs]
         if full and set(reports) == set(BACKENDS):

@@ -70,7 +70,7 @@ class RoutedModel(
             ids = layer_ids(state.schema, entries, batch_length(own, entries))
             # Keras refuses arrays beside tensors in one dict.
             inputs = {**tree.map_structure(_as_tensor, own), **ids}
-        with encoded(ids):
+        with encoded(state.schema, ids):
             return super().__call__(
                 *put_back(name, inputs, args),
                 **kwargs,

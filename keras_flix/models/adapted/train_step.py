@@ -84,7 +84,7 @@ class RowGradients(_compat.Mixin):
         if isinstance(inputs, Mapping):
             data = keras.utils.pack_x_y_sample_weight({**own, **ids}, y, sample_weight)
         scope = scope_of_batch(self, trained, ids)
-        with row_scope(scope), encoded(ids):
+        with row_scope(scope), encoded(schema, ids):
             return super().train_step((scope.with_zeros(trained), *rest), data)
 
     def compute_loss_and_updates(self, trained: Any, *args: Any, **kwargs: Any) -> Any:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import keras
-
 from keras_flix._utils.renamed import renamed_keyword
 from keras_flix.features.dropout import FeatureDropout
 from keras_flix.features.feature import Feature, Value
 from keras_flix.features.schema import FeatureSchema
+from keras_flix.models.adapted.adaptation import Model
 from keras_flix.models.enable import check_names, checked_seed
 from keras_flix.models.growing.resize import (
     Start,
@@ -31,14 +30,14 @@ from keras_flix.models.growing.schema_changes import (
 
 @renamed_keyword("axis", "feature")
 def add_values(
-    model: keras.Model,
+    model: Model,
     feature: str,
     values: Sequence[Value],
     init: Value | Mapping[Value, float] | None = None,
     *,
     rank: int | Mapping[Value, int] | None = None,
     seed: int | None = None,
-) -> keras.Model:
+) -> Model:
     """Gives a feature of an adapted model more values, also after training.
 
     What the model computes for the values it had does not change, bit by bit
@@ -103,9 +102,7 @@ def add_values(
 
 
 @renamed_keyword("axis", "feature")
-def remove_values(
-    model: keras.Model, feature: str, values: Sequence[Value]
-) -> keras.Model:
+def remove_values(model: Model, feature: str, values: Sequence[Value]) -> Model:
     """Takes values from a feature of an adapted model.
 
     The ids of later values move up. All else stays as it was, with the same care
@@ -142,9 +139,7 @@ def remove_values(
 
 
 @renamed_keyword("axis", "feature")
-def rename_value(
-    model: keras.Model, feature: str, old: Value, new: Value
-) -> keras.Model:
+def rename_value(model: Model, feature: str, old: Value, new: Value) -> Model:
     """Gives a value of an adapted model's feature another name.
 
     Its id, its adapter weights and all that training knows of it stay.
@@ -181,13 +176,13 @@ def rename_value(
 
 
 def add_feature(
-    model: keras.Model,
+    model: Model,
     feature: Feature,
     *,
     rank: int | Mapping[Value, int] = 4,
     dropout: float | FeatureDropout = 0.0,
     seed: int | None = None,
-) -> keras.Model:
+) -> Model:
     """Gives an adapted model one more feature, also after training.
 
     What the model computes does not change until the feature is trained: its

@@ -4,9 +4,10 @@ import keras
 import numpy as np
 import pytest
 from helpers.gemma import FEATURES, make_backbone, randomize, to_numpy
-from helpers.models import make_mlp
+from helpers.models import make_mlp, rows
 
 import keras_flix
+from keras_flix.features import input_entries
 
 PROMPTS = {"prompts": ["the quick", "dog", "fox"], "responses": ["brown", "fox", "the"]}
 FEATURES_OF = {"task": ["qa", None, "list"], "language": ["sw", "sw", None]}
@@ -220,3 +221,25 @@ def compiled(model):
 
         return tf.function(model)
     pytest.skip("Keras runs torch models eagerly, where ids are checked and raise.")
+
+
+@pytest.mark.parametrize("optimizer", [keras.optimizers.Adam, keras_flix.LazyAdam])
+def test_entries_are_encoded_once_per_step(monkeypatch, optimizer):
+    counts = []
+    encode = input_entries.encode_inputs
+
+    def counted(*args):
+        counts[-1] += 1
+        return encode(*args)
+
+    monkeypatch.setattr(input_entries, "encode_inputs", counted)
+    for steps in (2, 5):
+        model = keras_flix.enable_flix(
+            make_mlp(), {"task": ["qa", "parse"]}, rank=1, targets="all-linear"
+        )
+        model.compile(optimizer(0.01), "mse", run_eagerly=True)
+        counts.append(0)
+        x = {**rows(2 * steps), "task": ["qa", "parse"] * steps}
+        model.fit(x, np.zeros((2 * steps, 4)), batch_size=2, verbose=0)
+    # The data set is encoded once, and its shape is learned from a first call.
+    assert counts[1] - counts[0] == 3

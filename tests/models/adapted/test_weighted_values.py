@@ -223,6 +223,7 @@ def test_bad_weights_raise(entry, message):
     assert message in str(error.value)
 
 
+@pytest.mark.eager(False)
 def test_batches_of_different_kinds_are_refused_where_they_cannot_be_compiled():
     model = adapted()
     model.compile(keras.optimizers.SGD(0.0), loss="mse")

@@ -1,0 +1,48 @@
+"""Ids that a model has checked are not checked again, and no others pass for them."""
+
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_flix import FeatureSchema
+from keras_flix.features.input_entries import encoded, layer_ids
+
+SCHEMA = FeatureSchema({"task": ["qa", "parse"]})
+
+
+def make_ids(values):
+    return {"task": ops.convert_to_tensor(np.array(values), "int32")}
+
+
+def test_the_very_ids_come_back():
+    ids = make_ids([0, 1])
+    with encoded(SCHEMA, ids):
+        assert layer_ids(SCHEMA, dict(ids), 2) is ids
+        assert layer_ids(SCHEMA, make_ids([0, 1]), 2) is not ids
+    assert layer_ids(SCHEMA, ids, 2) is not ids
+
+
+def test_without_entries_nothing_is_known():
+    with encoded(SCHEMA, {}), pytest.raises(ValueError, match="no entry 'task'"):
+        layer_ids(SCHEMA, {}, 2)
+
+
+def test_other_ids_are_checked():
+    with encoded(SCHEMA, make_ids([0, 1])):
+        with pytest.raises(ValueError, match=r"must be in \[0, 2\).*task=2"):
+            layer_ids(SCHEMA, make_ids([0, 2]), 2)
+
+
+def test_the_same_ids_are_checked_for_other_features():
+    ids = make_ids([0, 1])
+    with encoded(SCHEMA, ids):
+        with pytest.raises(ValueError, match=r"must be in \[0, 1\).*task=1"):
+            layer_ids(FeatureSchema({"task": ["qa"]}), ids, 2)
+
+
+def test_it_ends_with_the_block():
+    ids = make_ids([0, 1])
+    with pytest.raises(RuntimeError, match="inside"):
+        with encoded(SCHEMA, ids):
+            raise RuntimeError("inside")
+    assert layer_ids(SCHEMA, ids, 2) is not ids
