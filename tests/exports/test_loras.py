@@ -14,6 +14,7 @@ from helpers.gemma import FEATURES, randomize, to_numpy
 
 import keras_flix
 from keras_flix import Feature, export_lora, export_loras
+from keras_flix.exports.lora_writer import RANKS
 
 
 def make(features=FEATURES, **options):
@@ -77,6 +78,11 @@ def test_all_combinations_with_one_rank_and_an_index(tmp_path):
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         one, same = (tmp_path / d / name for d in ("one", "all/qa-sw"))
         assert one.read_bytes() == same.read_bytes()
+
+
+def test_the_ranks_are_those_of_vllm():
+    # The choices of `max_lora_rank` in its `vllm/config/lora.py`.
+    assert RANKS == (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def test_the_rank_of_the_highest_holds_for_all(tmp_path):

@@ -13,6 +13,7 @@ from keras import ops
 
 import keras_flix
 from keras_flix import Feature
+from keras_flix.files import adapter_file
 
 INPUTS = {**rows(), "task": "qa", "language": ["sw", None, "en"]}
 
@@ -135,6 +136,14 @@ def without(key):
             "TypeError: 'int' object is not iterable",
         ),
         (
+            lambda header, tensors: {**header, "layers": header["layers"] * 2},
+            "ValueError: The layers must be a list of different names.",
+        ),
+        (
+            lambda header, tensors: {**header, "layers": "one"},
+            "ValueError: The layers must be a list of different names.",
+        ),
+        (
             lambda header, tensors: [1],
             "TypeError: list indices must be integers or slices, not str",
         ),
@@ -143,6 +152,13 @@ def without(key):
 def test_a_header_of_another_form(tmp_path, change, error):
     path = rewritten(saved(tmp_path), change)
     check_plain_and_adapted(path, tmp_path, UNREADABLE.format(path=path, error=error))
+
+
+def test_a_header_that_would_not_be_read_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(adapter_file, "MAX_HEADER", 100)
+    with pytest.raises(ValueError, match="in an adapter file may take 100 bytes"):
+        saved(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_safetensors_of_something_else(tmp_path):

@@ -339,6 +339,9 @@ def test_limit():
     }
     assert len(chosen) > 3
     assert mixture.limit(8).inputs()["prompts"] == mixture.inputs()["prompts"]
+    assert [len(dataset) for dataset in mixture.limit(1).datasets] == [1] * len(
+        mixture.datasets
+    )
     assert refusal(lambda: mixture.limit(0)) == (
         "A limit must leave every dataset an example. Received: count=0. Pass at "
         "least 1, or `split` datasets off."

@@ -92,6 +92,37 @@ def test_a_path_that_no_other_layer_has_is_left_as_it_is():
     assert key == layer.path == "one"
 
 
+def two_towers():
+    x = keras.Input((4,))
+    towers = [
+        keras.Model(x, keras.layers.Dense(4, name="one")(x), name=name)
+        for name in ("left", "right")
+    ]
+    return keras.Model(x, [tower(x) for tower in towers]), towers
+
+
+def test_towers_with_the_same_paths_are_told_apart():
+    model, towers = two_towers()
+    assert [(key, id(layer)) for key, layer in keyed_layers(model)] == [
+        (f"{tower.name}/one", id(tower.get_layer("one"))) for tower in towers
+    ]
+
+
+def test_what_reads_images_is_left_out_unless_it_is_a_tower_beside_one_of_text():
+    model, (left, right) = two_towers()
+    model.vision_encoder = right
+    assert list(find_targets(model, "all-linear")) == ["left/one"]
+    model.text_encoder = left
+    assert list(find_targets(model, "all-linear")) == ["left/one", "right/one"]
+
+
+def test_all_linear_leaves_layers_out_by_their_names():
+    x = keras.Input((4,))
+    layers = [keras.layers.Dense(4, name=name) for name in ("one", "router")]
+    model = keras.Model(x, [layer(x) for layer in layers])
+    assert list(find_targets(model, "all-linear")) == ["one"]
+
+
 def test_a_model_with_paths_of_one_part():
     assert list(find_targets(make_mlp(), "all-linear")) == ["hidden", "head"]
 
