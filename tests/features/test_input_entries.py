@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 
 from keras_flix import FeatureSchema
-from keras_flix.features.input_entries import encoded, layer_ids
+from keras_flix.features.input_entries import batch_length, encoded, layer_ids
 
 SCHEMA = FeatureSchema({"task": ["qa", "parse"]})
 
@@ -46,3 +46,24 @@ def test_it_ends_with_the_block():
         with encoded(SCHEMA, ids):
             raise RuntimeError("inside")
     assert layer_ids(SCHEMA, ids, 2) is not ids
+
+
+@pytest.mark.parametrize(
+    "own, length",
+    [
+        ({"prompts": ["a", "b", "c"]}, 3),
+        ("a", 1),
+        ([[1.0], [2.0]], 2),
+        ({"x": np.zeros((4, 3)), "y": np.zeros((4, 2))}, 4),
+    ],
+    ids=["prompts", "prompt", "numbers", "arrays"],
+)
+def test_the_length_of_a_batch(own, length):
+    assert batch_length(own, {"task": "qa"}) == length
+
+
+def test_inputs_of_several_lengths_take_one_value_for_all():
+    own = {"texts": np.zeros((2, 3)), "images": np.zeros((3, 4))}
+    assert batch_length(own, {"task": "qa"}) == 1
+    with pytest.raises(ValueError, match=r"lengths \[2, 3\], and 2 entries of 'task'"):
+        batch_length(own, {"task": ["qa", "parse"]})
