@@ -100,10 +100,7 @@ def gathered(x: Tensor, tables: Tables, ids: list[Tensor]) -> Tensor:
     """Rows looked up per example, ranks of all axes side by side, batched products."""
     count = tables[0][0].shape[0]
     active = {n: ActiveValues.from_ids(i, count) for n, i in zip(AXES, ids)}
-    named = [
-        FeatureTables(name, a, b, scales=[1.0] * count)
-        for name, (a, b) in zip(AXES, tables)
-    ]
+    named = [FeatureTables(name, a, b) for name, (a, b) in zip(AXES, tables)]
     return low_rank_update(x, named, active)
 
 

@@ -180,6 +180,11 @@ class LazyRows(Mixin):
             or self.loss_scale_factor
         )
 
+    @property
+    def moves_rows_without_gradient(self) -> bool:
+        """Whether a step changes more than the rows with a gradient."""
+        return bool(self.weight_decay or self.use_ema)
+
     def update_step(self, gradient: Any, variable: Any, learning_rate: Tensor) -> None:
         index = self._get_variable_index(variable)
         table = self._trainable_variables[index]

@@ -156,7 +156,9 @@ def _factors(path: str, layer: LowRankLayer, ids: Ids) -> tuple[np.ndarray, np.n
     for feature, table in zip(layer.features, layer._tables.by_feature()):
         own = _ids_of(feature, ids)
         active = ActiveValues.from_ids(
-            ops.convert_to_tensor(own, "int32"), len(feature.values)
+            ops.convert_to_tensor(own, "int32"),
+            len(feature.values),
+            scale=feature.scale,
         )
         a, b = (
             ops.convert_to_numpy(part)[0] for part in table.gather(active, "float32")

@@ -218,6 +218,13 @@ class Feature:
         return tuple(self.alpha / rank for rank in self.ranks)
 
     @functools.cached_property
+    def scale(self) -> float | np.ndarray:
+        """`scales` as one number if all values have the same, else float32."""
+        if self.alpha is None or len(set(self.scales)) == 1:
+            return self.scales[0]
+        return np.asarray(self.scales, "float32")
+
+    @functools.cached_property
     def ranks(self) -> tuple[int, ...]:
         """The rank of each value, in the order of `values`."""
         if self.rank is None:

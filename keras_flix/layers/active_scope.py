@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_flix.features.dropout import as_dropout
 from keras_flix.features.schema import FeatureSchema
@@ -49,6 +50,7 @@ class Routing:
         *,
         batch_size: Tensor = None,
         dropout_seed: keras.random.SeedGenerator | None = None,
+        trained: Mapping[str, np.ndarray] | None = None,
     ) -> Routing:
         """The routing of a batch.
 
@@ -58,15 +60,22 @@ class Routing:
                 with weights.
             batch_size: Needed only to drop `always` features.
             dropout_seed: Turns feature dropout on and draws from this seed.
+            trained: Which values train, of features where some do not.
         """
         weights = {}
         if dropout_seed is not None:
             ids = drop_features(schema, ids, batch_size, dropout_seed)
             weights = {f.name: as_dropout(f.dropout or 0.0).weight for f in schema}
-        sizes, active = schema.sizes, {}
+        trained = trained or {}
+        active = {}
         for name, value in ids.items():
-            weight = weights.get(name, 1.0)
-            active[name] = ActiveValues.from_ids(value, sizes[name], weight)
+            size, weight = schema.sizes[name], weights.get(name, 1.0)
+            if schema[name].always:  # Scaled and frozen as the one table it is.
+                active[name] = ActiveValues.from_ids(value, size, weight)
+            else:
+                active[name] = ActiveValues.from_ids(
+                    value, size, weight, schema[name].scale, trained.get(name)
+                )
         return cls(schema, active)
 
 

@@ -236,6 +236,7 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
                 ids,
                 batch_size=ops.shape(inputs)[0],
                 dropout_seed=self._dropout_seed if training else None,
+                trained=self._tables.trained(),
             )
         routing.ran.add(id(self))
         return routing

@@ -31,22 +31,36 @@ class ActiveValues:
         filler: float32 `(batch, k, 1)`: what stands for a table where there is
             no value: 0, or NaN where an id that could not be checked is out
             of range. So it is never another value's table, nor unnoticed.
-        weight: How much present values count: one number, or float32
-            `(batch, k, 1)`.
+        weight: What the updates of present values are multiplied by, their `s_f`
+            included: one number, or float32 `(batch, k, 1)`.
+        trained: bool `(batch, k, 1)`: whether the value trains; `None` if all do.
     """
 
     rows: Tensor
     present: Tensor
     filler: Tensor
     weight: float | Tensor = 1.0
+    trained: Tensor | None = None
 
     @classmethod
     def from_ids(
-        cls, ids: Tensor, num_values: int, weight: float = 1.0
+        cls,
+        ids: Tensor,
+        num_values: int,
+        weight: float = 1.0,
+        scale: float | np.ndarray = 1.0,
+        trained: np.ndarray | None = None,
     ) -> ActiveValues:
-        """Reads ids of shape `(batch,)` or `(batch, k)`; -1 is absent.
+        """Reads ids; what depends on the values alone is looked up here, once for all
+        layers.
 
-        Ids with weights have the shape `(batch, k, 2)`, see `WEIGHT_UNIT`.
+        Args:
+            ids: Of shape `(batch,)` or `(batch, k)`, -1 being absent; with weights of
+                shape `(batch, k, 2)`, see `WEIGHT_UNIT`.
+            num_values: How many values the feature has.
+            weight: What the updates of all values are multiplied by.
+            scale: `s_f` of all values, or of each: float32 `(values,)`.
+            trained: Which values train, bool `(values,)`; `None` for all.
         """
         if len(ids.shape) == 3:
             weight = weight * WEIGHT_UNIT * ops.cast(ids[..., 1:], "float32")
@@ -56,12 +70,18 @@ class ActiveValues:
             ids = ops.expand_dims(ids, -1)
         present = ops.logical_and(ids >= 0, ids < num_values)
         valid = ops.logical_or(present, ops.equal(ids, ABSENT))
+        rows = ops.where(present, ids, 0)
+        if isinstance(scale, np.ndarray):
+            scale = _compat.take_rows(ops.convert_to_tensor(scale, "float32"), rows)
+        if trained is not None:
+            trained = _compat.take_rows(ops.convert_to_tensor(trained, "bool"), rows)
         return cls(
-            rows=ops.where(present, ids, 0),
+            rows=rows,
             # Once for all layers, each of which looks up both tables of every feature.
             present=ops.expand_dims(present, -1),
             filler=ops.expand_dims(ops.where(valid, 0.0, float("nan")), -1),
-            weight=weight,
+            weight=weight * scale,
+            trained=trained,
         )
 
     @property
@@ -79,60 +99,38 @@ class FeatureTables:
         a: `(values, d_in, rank)`.
         b: `(values, rank, d_out)`. Values of a lower rank than the feature's
             highest have zeros beyond it in both, where gradients stay zero.
-        scales: `s_f` of each value.
+        scale: `s_f` of all values, or of each: float32 `(values,)`.
         shared: Whether all examples use the one value (`always`), so that no
             look-up per example is needed.
-        trained: Which values train; `None` for all.
+        trains: Whether it trains, where it is shared; see `ActiveValues` for others.
     """
 
     name: str
     a: Tensor
     b: Tensor
-    scales: Sequence[float]
+    scale: float | np.ndarray = 1.0
     shared: bool = False
-    trained: Sequence[bool] | None = None
-
-    def look_up(self, table: Tensor, rows: Tensor, row_scope: Any = None) -> Tensor:
-        """Entries, each flat: `(*rows.shape, their size)`.
-
-        Their gradient is zero where they do not train. For `row_scope` see
-        `low_rank_update`.
-        """
-        found = None if row_scope is None else row_scope.take(table, rows)
-        if found is None:
-            found = _compat.take_rows(table, rows)
-        if self.trained is None:
-            return found
-        trained = _compat.take_rows(ops.convert_to_tensor(self.trained, "bool"), rows)
-        # Not cut off where no value trains: then too, the gradient is to be zeros.
-        return ops.where(trained, found, ops.stop_gradient(found))
+    trains: bool = True
 
     def only(self, table: Tensor, dtype: str) -> Tensor:
         """The entry of a table that is `shared`, of shape `table.shape[1:]`."""
-        if self.trained is None:
-            return ops.cast(table, dtype)[0]
-        found = self.look_up(table, ops.zeros((1,), "int32"))
-        return ops.reshape(ops.cast(found, dtype), table.shape[1:])
+        found = ops.cast(table, dtype)[0]
+        return found if self.trains else zero_gradient(found)
 
     def gather(
-        self,
-        active: ActiveValues,
-        dtype: str,
-        found: tuple[Tensor, Tensor] | None = None,
+        self, active: ActiveValues, dtype: str, row_scope: Any = None
     ) -> tuple[Tensor, Tensor]:
         """`A` of shape `(batch, d_in, k * rank)`, `B` `(batch, k * rank, d_out)`.
 
-        `found` are the entries of both tables, if they have been looked up.
+        For `row_scope` see `low_rank_update`.
         """
-        rows, filler = active.rows, ops.cast(active.filler, dtype)
-        a, b = found or (self.look_up(self.a, rows), self.look_up(self.b, rows))
+        filler = ops.cast(active.filler, dtype)
+        a = look_up(self.a, active, row_scope)
+        b = look_up(self.b, active, row_scope)
         # Selecting, not multiplying by 0: a NaN in one table must not reach
         # an example that does not use it.
         a = ops.where(active.present, ops.cast(a, dtype), filler)
         b = ops.where(active.present, ops.cast(b, dtype), filler)
-        if set(self.scales) != {1.0}:
-            scales = ops.convert_to_tensor(self.scales, dtype)
-            a = a * _compat.take_rows(scales, active.rows)
         if not isinstance(active.weight, float):
             a = a * ops.cast(active.weight, dtype)
         elif active.weight != 1.0:
@@ -148,6 +146,27 @@ class FeatureTables:
         return ops.reshape(a, (-1, d_in, k * rank)), b
 
 
+def look_up(table: Tensor, active: ActiveValues, row_scope: Any = None) -> Tensor:
+    """Entries of a table, each flat: `(batch, k, size)`.
+
+    Their gradient is zero where they do not train.
+    """
+    found = None if row_scope is None else row_scope.take(table, active.rows)
+    if found is None:
+        found = _compat.take_rows(table, active.rows)
+    if active.trained is None:
+        return found
+    return zero_gradient(found, ops.logical_not(active.trained))
+
+
+def zero_gradient(x: Tensor, chosen: Tensor | bool = True) -> Tensor:
+    """`x`, whose gradient is zero where it is chosen.
+
+    Not cut off where all is: then too, the gradient is to be zeros.
+    """
+    return ops.where(chosen, ops.stop_gradient(x), x)
+
+
 def gather_tables(
     tables: Sequence[FeatureTables],
     active: Mapping[str, ActiveValues],
@@ -160,17 +179,11 @@ def gather_tables(
         `A` of shape `(batch, d_in, ranks)` and `B` of shape `(batch, ranks, d_out)`;
         `None` where all tables are `shared`.
     """
-    found = []
-    for table in tables:
-        if not table.shared:
-            values = active[table.name]
-            a, b, rows = table.a, table.b, values.rows
-            if row_scope is None and table.trained is None:
-                entries = _compat.take_rows(a, rows), _compat.take_rows(b, rows)
-            else:
-                entries = tuple(table.look_up(x, rows, row_scope) for x in (a, b))
-            found.append((table, values, entries))
-    routed = [table.gather(values, dtype, entries) for table, values, entries in found]
+    routed = [
+        table.gather(active[table.name], dtype, row_scope)
+        for table in tables
+        if not table.shared
+    ]
     if len(routed) < 2:
         return routed[0] if routed else None
     return side_by_side(routed, ops.concatenate)
@@ -208,7 +221,7 @@ def low_rank_update(
     for table in tables:
         if table.shared:
             a, b = table.only(table.a, dtype), table.only(table.b, dtype)
-            delta = ops.matmul(ops.matmul(x, a * table.scales[0]), b)
+            delta = ops.matmul(ops.matmul(x, a * table.scale), b)
             if table.name in active:
                 one = active[table.name]
                 filler = ops.cast(one.filler, dtype)
@@ -229,7 +242,9 @@ def combined_matrix(
     """
     active = {
         table.name: ActiveValues.from_ids(
-            ops.convert_to_tensor(ids[table.name], "int32"), len(table.scales)
+            ops.convert_to_tensor(ids[table.name], "int32"),
+            table.a.shape[0],
+            scale=table.scale,
         )
         for table in tables
         if table.name in ids

@@ -38,7 +38,8 @@ class Tables:
     trainable: Mapping[str, Sequence[Value]] | None = None
     kernel_shape: tuple[int, ...] = ()
     _read: tuple[Any, ...] = (None, None, 0)
-    _found: list[FeatureTables] = dataclasses.field(default_factory=list)
+    _found: list[FeatureTables] | None = None
+    _trained: Mapping[str, np.ndarray] | None = None
 
     @property
     def named_variables(self) -> dict[str, keras.Variable]:
@@ -72,14 +73,22 @@ class Tables:
                 "order."
             )
 
-    def trained(self, feature: Feature) -> list[bool] | None:
-        """Which values of a feature train; `None` for all."""
+    def trained(self) -> Mapping[str, np.ndarray]:
+        """Which values train, bool `(values,)`, of features where some do not."""
+        self._read_again()
+        if self._trained is None:
+            self._trained = {
+                feature.name: np.asarray([v in named for v in feature.values])
+                for feature, named in self._chosen()
+                if not named.issuperset(feature.values)
+            }
+        return self._trained
+
+    def _chosen(self) -> list[tuple[Feature, set[Value]]]:
+        """The features, each with its values that were chosen to train."""
         if self.trainable is None:
-            return None
-        named = set(self.trainable.get(feature.name, ()))
-        if named.issuperset(feature.values):
-            return None
-        return [value in named for value in feature.values]
+            return []
+        return [(f, set(self.trainable.get(f.name, ()))) for f in self.schema]
 
     def factors(self, feature: str) -> Factors:
         """The updates of a feature as factors in float64."""
@@ -88,6 +97,23 @@ class Tables:
 
     def by_feature(self) -> list[FeatureTables]:
         """What the update reads, in the order of the schema."""
+        self._read_again()
+        if self._found is None:
+            frozen = self.trained() if any(f.always for f in self.schema) else {}
+            self._found = [
+                FeatureTables(
+                    feature.name,
+                    *self.variables[feature.name],
+                    scale=feature.scale,
+                    shared=feature.always,
+                    trains=feature.name not in frozen,
+                )
+                for feature in self.schema
+            ]
+        return self._found
+
+    def _read_again(self) -> None:
+        """Forgets what was read, if it changed since."""
         # Read in every pass of a model, and changed hardly ever.
         schema, trainable, count = self._read
         if (
@@ -95,18 +121,8 @@ class Tables:
             or trainable is not self.trainable
             or count != len(self.variables)
         ):
-            self._found = [
-                FeatureTables(
-                    feature.name,
-                    *self.variables[feature.name],
-                    scales=feature.scales,
-                    shared=feature.always,
-                    trained=self.trained(feature),
-                )
-                for feature in self.schema
-            ]
+            self._found = self._trained = None
             self._read = self.schema, self.trainable, len(self.variables)
-        return self._found
 
 
 def _meaning(stamp: np.ndarray) -> Any:

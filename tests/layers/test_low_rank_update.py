@@ -13,8 +13,8 @@ from keras_flix.layers.low_rank_update import (
 )
 
 D_IN, D_OUT, POSITIONS = 6, 5, 4
-SCALES = {"task": [1.0, 1.0, 1.0], "language": [0.5, 2.0], "shared": [3.0]}
-VALUES = {name: len(scales) for name, scales in SCALES.items()}
+SCALES = {"task": 1.0, "language": np.float32([0.5, 2.0]), "shared": 3.0}
+VALUES = {"task": 3, "language": 2, "shared": 1}
 RANKS = {"task": 3, "language": 2, "shared": 1}
 
 
@@ -39,13 +39,17 @@ def update(x, ids, arrays=None, names=("task", "language", "shared")):
         FeatureTables(
             name,
             *map(ops.convert_to_tensor, (arrays or make_tables())[name]),
-            scales=SCALES[name],
+            scale=SCALES[name],
             shared=name == "shared",
         )
         for name in names
     ]
     active = {
-        name: ActiveValues.from_ids(ops.convert_to_tensor(value), VALUES[name])
+        name: ActiveValues.from_ids(
+            ops.convert_to_tensor(value),
+            VALUES[name],
+            scale=1.0 if name == "shared" else SCALES[name],
+        )
         for name, value in ids.items()
     }
     return low_rank_update(ops.convert_to_tensor(x), tables, active)
@@ -62,7 +66,8 @@ def numpy_update(x, ids, arrays=None, names=("task", "language", "shared")):
             for value in np.atleast_1d(entry):
                 if value != -1:
                     a, b = (table[value].astype("float64") for table in arrays[name])
-                    kernel += SCALES[name][value] * a @ b
+                    scale = np.broadcast_to(SCALES[name], VALUES[name])[value]
+                    kernel += scale * a @ b
         rows.append(x[example].astype("float64") @ kernel)
     return np.stack(rows)
 
@@ -153,7 +158,7 @@ def test_combined_matrix(ids):
         FeatureTables(
             name,
             *map(ops.convert_to_tensor, arrays),
-            scales=SCALES[name],
+            scale=SCALES[name],
             shared=name == "shared",
         )
         for name, arrays in make_tables().items()

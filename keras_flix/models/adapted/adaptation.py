@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import numpy as np
+
 from keras_flix.features.feature import Value
 from keras_flix.features.schema import FeatureSchema
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     import keras
 
     from keras_flix.layers.low_rank_layer import LowRankLayer
+    from keras_flix.layers.tables import Tables
     from keras_flix.models.adapted.thread_lock import Turns
 
 Model = TypeVar("Model", bound="keras.Model")
@@ -82,7 +85,17 @@ class Adaptation:
     @property
     def trainable(self) -> Choice:
         """Which values train, see `set_trainable`."""
-        return next(iter(self.layers.values()))._tables.trainable
+        return self._any_tables.trainable
+
+    @property
+    def trained(self) -> Mapping[str, np.ndarray]:
+        """Which values train, bool `(values,)`, of features where some do not."""
+        return self._any_tables.trained()
+
+    @property
+    def _any_tables(self) -> Tables:
+        # The choice is the same in all layers.
+        return next(iter(self.layers.values()))._tables
 
     def tables(self, feature: str | None = None) -> Iterator[Table]:
         """The tables of all layers, or those of one feature, layer by layer."""

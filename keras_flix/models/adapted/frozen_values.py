@@ -38,19 +38,21 @@ def guard_optimizer(model: Any) -> None:
     """Makes a model's optimizer, if it has one, leave frozen rows alone."""
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None:
-        rows = frozen_rows(model._adaptation)
+        # A lazy one moves nothing without a gradient, and to watch it would cost a
+        # pass over all values.
+        moves = getattr(optimizer, "moves_rows_without_gradient", True)
+        rows = frozen_rows(model._adaptation) if moves else {}
         with creation_scope(model):
             _compat.guard_rows(optimizer, model.trainable_variables, rows)
 
 
 def frozen_rows(adaptation: Any) -> dict[int, np.ndarray]:
     """Which rows of tables are frozen, by id of the variable."""
-    if adaptation.trainable is None:
+    frozen = {name: np.logical_not(rows) for name, rows in adaptation.trained.items()}
+    if not frozen:
         return {}
-    tables = next(iter(adaptation.layers.values()))._tables
-    trained = {f.name: tables.trained(f) for f in adaptation.schema}
     return {
-        id(table.variable): np.logical_not(trained[table.feature])
+        id(table.variable): frozen[table.feature]
         for table in adaptation.tables()
-        if trained[table.feature] is not None
+        if table.feature in frozen
     }

@@ -139,6 +139,7 @@ class RoutedModel(
             layer_ids(state.schema, entries, size),
             batch_size=size,
             dropout_seed=state.dropout_seed if training else None,
+            trained=state.trained,
         )
 
     def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:

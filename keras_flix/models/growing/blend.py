@@ -162,6 +162,7 @@ class _Blended(keras.Model):
         self.inner = inner
         self.blended = feature.name
         self.rows = tuple(weights)
+        self.scales = tuple(feature.scales[row] for row in weights)
         self.blend = self.add_weight(
             name="blend", shape=(len(weights),), dtype="float32"
         )
@@ -178,7 +179,10 @@ class _Blended(keras.Model):
             rows=ops.broadcast_to(np.asarray(self.rows, "int32"), shape),
             present=ops.ones((*shape, 1), "bool"),
             filler=ops.zeros((*shape, 1)),
-            weight=ops.broadcast_to(self.blend.value[:, None], (*shape, 1)),
+            weight=ops.broadcast_to(
+                ops.multiply(self.blend, np.asarray(self.scales, "float32"))[:, None],
+                (*shape, 1),
+            ),
         )
         active = {**routing.active, self.blended: blend}
         # Feature dropout would only blur what few examples say: no training=True.
