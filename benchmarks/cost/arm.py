@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.cost.workload import Workload
+
 
 @dataclasses.dataclass(frozen=True)
 class ArmSpec:
@@ -41,6 +43,10 @@ class Arm(abc.ABC):
     @abc.abstractmethod
     def step(self) -> float:
         """One training step, which waits for its loss and returns it."""
+
+    @abc.abstractmethod
+    def use(self, workload: Workload) -> None:
+        """Takes the batch of a workload that has the same model."""
 
     @abc.abstractmethod
     def adapted_layers(self) -> list[str]:

@@ -157,7 +157,8 @@ def peft_arms(sizes: Sizes, model: Any, counts: list[int]) -> dict[str, Generate
         adapted = peft.PeftModel.from_pretrained(adapted, folders[0], names[0])
         for name, directory in zip(names[1:], folders[1:]):
             adapted.load_adapter(directory, name)
-    prompts = torch.tensor(sizes.prompts().astype("int64"))
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    prompts = torch.tensor(sizes.prompts().astype("int64"), device=where)
     options = {
         "attention_mask": torch.ones_like(prompts),
         "do_sample": False,
@@ -169,12 +170,12 @@ def peft_arms(sizes: Sizes, model: Any, counts: list[int]) -> dict[str, Generate
     }
 
     def arm(model: Any, **adapters: Any) -> Generate:
-        model.eval()
+        model.to(where, getattr(torch, sizes.dtype)).eval()
 
         def generate() -> np.ndarray:
             with torch.inference_mode():
                 tokens = model.generate(input_ids=prompts, **options, **adapters)
-            return tokens[:, sizes.prompt :].numpy()
+            return tokens[:, sizes.prompt :].cpu().numpy()
 
         return generate
 
@@ -287,13 +288,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--peft", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--label", help="part of the result file's name")
     parser.add_argument("--output", type=pathlib.Path, help="result file")
     arguments = parser.parse_args()
     sizes = Sizes.from_arguments(arguments)
     backend = keras.config.backend()
     peft = backend == "torch" if arguments.peft is None else arguments.peft
     result = run(sizes, arguments.counts, arguments.rounds, arguments.warm_up, peft)
-    write_result(arguments.output or result_path("generation"), result)
+    write_result(arguments.output or result_path("generation", arguments.label), result)
     shown = ("same_tokens", "wall", "cpu")
     print(json.dumps({key: result[key] for key in shown}, indent=2))
 

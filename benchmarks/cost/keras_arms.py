@@ -38,6 +38,7 @@ class KerasArm(Arm):
     x: dict[str, np.ndarray]
     y: np.ndarray
     gradients: Callable[[], float] | None = None
+    values: int | None = None
 
     def __post_init__(self) -> None:
         if keras.config.backend() == "torch" and self.gradients is None:
@@ -58,6 +59,9 @@ class KerasArm(Arm):
         if self.gradients is not None:
             return self.gradients()
         return float(np.ravel(self.model.train_on_batch(self.x, self.y))[0])
+
+    def use(self, workload: Workload) -> None:
+        self.x, self.y = workload.data(self.values)
 
     def adapted_layers(self) -> list[str]:
         layers = self.model._flatten_layers(include_self=False)
@@ -92,10 +96,11 @@ def keras_arm(spec: ArmSpec, workload: Workload) -> KerasArm:
     model.compile(
         optimizer=OPTIMIZERS[spec.optimizer]() or "sgd",
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=True if workload.compiled else "auto",
     )
     x, y = workload.data(values)
     gradients = forward_backward(model, x, y) if spec.optimizer == "none" else None
-    return KerasArm(spec.name, model, x, y, gradients)
+    return KerasArm(spec.name, model, x, y, gradients, values)
 
 
 def own(layer: keras.layers.Layer) -> list[keras.Variable]:

@@ -24,7 +24,7 @@ import numpy as np
 from keras import ops
 
 from benchmarks.cost.timing import paired, quartiles
-from benchmarks.shared.environment import result_path, write_result
+from benchmarks.shared.environment import accelerator, result_path, write_result
 from keras_flix.layers.low_rank_update import (
     ActiveValues,
     FeatureTables,
@@ -198,6 +198,15 @@ KERNELS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+AT_ONCE = 20
+"""Calls between two looks at the clock, where calls return before they are done."""
+
+
+def ready(x: Tensor) -> Tensor:
+    """Waits for a tensor of JAX."""
+    return x.block_until_ready() if hasattr(x, "block_until_ready") else x
+
+
 def passes(kernel: Callable[..., Tensor], case: Case) -> dict[str, Callable[[], Any]]:
     """A forward pass, and one with the gradients of activations and tables."""
     x, tables, ids = case.inputs()
@@ -259,14 +268,30 @@ def check(name: str, case: Case) -> None:
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """Of one call."""
+    """Of one call, by the clock; on PyTorch's GPU the mean of several at once."""
+    if keras.config.backend() != "torch" or accelerator() is None:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+    import torch
+
+    torch.cuda.synchronize()
     start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    for _ in range(AT_ONCE):
+        run()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) / AT_ONCE
 
 
-def peak() -> dict[str, float]:
+def peak(dtype: str) -> dict[str, float]:
     """What this machine reaches: FLOP/s of a product, bytes/s of a copy."""
+    if accelerator() is not None:
+        size, count = 8192, 2**28
+        one = ops.convert_to_tensor(np.random.default_rng(0).normal(size=(size, size)))
+        one, source = ops.cast(one, dtype), ops.ones((count,), "float32")
+        product = min(seconds(lambda: ready(ops.matmul(one, one))) for _ in range(20))
+        copy = min(seconds(lambda: ready(ops.negative(source))) for _ in range(10))
+        return {"flops": 2 * size**3 / product, "bytes": 8 * count / copy}
     size = 1024
     one = np.random.default_rng(0).normal(size=(size, size)).astype("float32")
     source, target = np.ones(2**25, "float32"), np.ones(2**25, "float32")
@@ -321,9 +346,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--label", help="part of the result file's name")
     parser.add_argument("--output", type=pathlib.Path, help="result file")
     options = parser.parse_args()
-    limits = peak()
+    limits = peak(options.dtype)
     cases = [
         Case(
             batch=options.batch,
@@ -343,13 +369,14 @@ def main() -> None:
             "Kernels in turn, every other round in reverse order; medians, and medians "
             "of paired ratios with quartiles. The roofline is the larger of FLOPs and "
             "bytes over what a product of 1024 x 1024 matrices and a copy of 128 MiB "
-            "reach in NumPy on the same cores. `backward` holds the forward pass."
+            "reach in NumPy on the same cores, or of 8192 x 8192 and 1 GiB on a GPU. "
+            "`backward` holds the forward pass."
         ),
         "limits": {k: float(f"{v:.4g}") for k, v in limits.items()},
         "rounds": options.rounds,
         "cases": [measure(case, options.rounds, limits) for case in cases],
     }
-    write_result(options.output or result_path("kernels"), result)
+    write_result(options.output or result_path("kernels", options.label), result)
     for case in result["cases"]:
         print(json.dumps({k: case[k] for k in ("case", "refused")}))
         for direction in ("forward", "backward"):

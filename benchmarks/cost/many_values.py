@@ -41,10 +41,12 @@ METHOD = (
 CALLS = 20
 
 
-def adapted(count: int, case: str, width: int, layers: int, batch: int) -> Any:
+def adapted(
+    count: int, case: str, width: int, layers: int, batch: int, length: int
+) -> Any:
     """A model of some dense layers, and its batch."""
     keras.utils.set_random_seed(0)
-    x = y = keras.Input((width,), name="x")
+    x = y = keras.Input((length, width), name="x")
     for index in range(layers):
         y = keras.layers.Dense(width, activation="tanh", name=f"dense_{index}")(y)
     model = keras.Model({"x": x}, y)
@@ -63,9 +65,9 @@ def adapted(count: int, case: str, width: int, layers: int, batch: int) -> Any:
     model.compile(keras_flix.LazyAdam(1e-3), "mse")
     random = np.random.default_rng(0)
     ids = random.integers(0, count, batch).astype("int32")
-    inputs = {"x": random.normal(size=(batch, width)).astype("float32")}
+    inputs = {"x": random.normal(size=(batch, length, width)).astype("float32")}
     inputs["user"] = ids if case != "strings" else [users[i] for i in ids]
-    return model, inputs, np.zeros((batch, width), "float32")
+    return model, inputs, np.zeros((batch, length, width), "float32")
 
 
 def timed(call: Callable[[], Any]) -> Callable[[], tuple[float, ...]]:
@@ -112,13 +114,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--counts", type=int, nargs=2, default=[2, 100_000])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--length", type=int, default=16)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--label", help="part of the result file's name")
     parser.add_argument("--output", type=pathlib.Path, help="result file")
     options = parser.parse_args()
-    sizes = {name: getattr(options, name) for name in ("width", "layers", "batch")}
+    sizes = {
+        name: getattr(options, name) for name in ("width", "layers", "length", "batch")
+    }
     cases = {
         case: measure(case, options.counts, options.rounds, sizes)
         for case in options.cases
@@ -130,7 +136,7 @@ def main() -> None:
         "rounds": options.rounds,
         "cases": cases,
     }
-    write_result(options.output or result_path("many_values"), result)
+    write_result(options.output or result_path("many_values", options.label), result)
     for case, found in cases.items():
         ratios = {name: found[name]["ratio"]["median"] for name in ("step", "predict")}
         print(case, json.dumps(ratios))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -59,7 +59,18 @@ def tracing(path: pathlib.Path) -> Iterator[dict[str, Any]]:
         device = torch.cuda.is_available()
         field = "self_device_time_total" if device else "self_cpu_time_total"
         events = sorted(profiler.key_averages(), key=lambda e: -getattr(e, field))
+        operations["launches"] = launches(profiler.events())
         operations["milliseconds"] = {
             event.key: round(getattr(event, field) / 1e3 / STEPS, 3)
             for event in events[:TOP]
         }
+
+
+def launches(events: Iterable[Any]) -> dict[str, float]:
+    """Per step: kernels started, and milliseconds that the device was at work."""
+    started = sum("LaunchKernel" in event.name for event in events)
+    busy = sum(getattr(event, "self_device_time_total", 0.0) for event in events)
+    return {
+        "kernels": round(started / STEPS, 1),
+        "device_milliseconds": round(busy / 1e3 / STEPS, 3),
+    }

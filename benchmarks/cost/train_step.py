@@ -69,16 +69,19 @@ def check_arms(arms: dict[str, Arm], layers: int) -> dict[str, float]:
     return losses
 
 
-def run(options: argparse.Namespace, workload: Workload) -> dict[str, Any]:
+def run(
+    options: argparse.Namespace, workload: Workload, arms: dict[str, Arm]
+) -> dict[str, Any]:
     """All timings of one workload, as they go to the result file."""
-    arms = {name: build_arm(ArmSpec.parse(name), workload) for name in options.arms}
+    for arm in arms.values():
+        arm.use(workload)
     result = {
         "workload": dataclasses.asdict(workload),
         "arms": {name: arm.facts() for name, arm in arms.items()},
         "left_out": sorted({*KERAS_ARMS, *PEER_ARMS} - set(arms)),
         "first_loss": check_arms(arms, workload.layers),
     }
-    eager = keras.config.backend() == "torch"
+    eager = not workload.compiled and keras.config.backend() == "torch"
     result["time"] = timings(arms, RATIOS, options.rounds, options.warm_up, eager)
     if options.profile:
         folder = options.profile / str(workload.length)
@@ -91,6 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     Workload.add_arguments(parser)
     parser.add_argument("--lengths", type=int, nargs="+", help="a result per length")
+    parser.add_argument("--tokens", type=int, help="of a step: gives each its batch")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--warm-up", type=int, default=2)
     parser.add_argument("--arms", nargs="+", default=default_arms())
@@ -99,10 +103,12 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, help="result file")
     options = parser.parse_args()
     workload = Workload.from_arguments(options)
+    arms = {name: build_arm(ArmSpec.parse(name), workload) for name in options.arms}
     for length in options.lengths or [None]:
         if length:
-            workload = dataclasses.replace(workload, length=length)
-        result = run(options, workload)
+            batch = options.tokens // length if options.tokens else workload.batch
+            workload = dataclasses.replace(workload, length=length, batch=batch)
+        result = run(options, workload, arms)
         labels = [options.label, length] if length else [options.label]
         write_result(options.output or result_path("train_step", *labels), result)
         time = result["time"]

@@ -38,6 +38,7 @@ class Workload:
         rank: Active rank of an example, and the LoRA's rank.
         values: Values per axis.
         dtype: Of weights and activations; adapters' tables stay in float32.
+        compiled: Whether PyTorch compiles its steps; JAX always does.
     """
 
     layers: int = 4
@@ -52,6 +53,7 @@ class Workload:
     rank: int = 8
     values: int = 8
     dtype: str = "float32"
+    compiled: bool = False
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -59,7 +61,10 @@ class Workload:
         parser.add_argument("--preset-size", choices=SIZES, default="quarter")
         for field in dataclasses.fields(cls):
             name = "--" + field.name.replace("_", "-")
-            parser.add_argument(name, type=type(field.default))
+            if isinstance(field.default, bool):
+                parser.add_argument(name, action="store_const", const=True)
+            else:
+                parser.add_argument(name, type=type(field.default))
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Workload:
@@ -74,8 +79,9 @@ class Workload:
     def as_arguments(self) -> list[str]:
         """The options that give this workload."""
         return [
-            f"--{name.replace('_', '-')}={value}"
+            f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
             for name, value in dataclasses.asdict(self).items()
+            if value is not False
         ]
 
     @property

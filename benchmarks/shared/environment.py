@@ -101,7 +101,8 @@ def git_commit() -> str | None:
         commit = _output([*git, "rev-parse", "--short=12", "HEAD"])
         changes = _output([*git, "status", "--porcelain", "--", "keras_flix"])
     except (OSError, subprocess.CalledProcessError):
-        return None
+        # A copy of the files alone, as on another machine, may be told.
+        return os.environ.get("GIT_COMMIT")
     return f"{commit}+changes" if changes else commit
 
 

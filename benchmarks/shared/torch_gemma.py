@@ -25,7 +25,9 @@ GEMMA_1 = {
 
 
 def export_base(
-    model: keras_hub.models.GemmaCausalLM, directory: str | pathlib.Path
+    model: keras_hub.models.GemmaCausalLM,
+    directory: str | pathlib.Path,
+    tolerance: float = 1e-4,
 ) -> pathlib.Path:
     """Writes a KerasHub Gemma as one of transformers, and checks its logits.
 
@@ -36,6 +38,7 @@ def export_base(
     Args:
         model: A Gemma of the first generation, not adapted.
         directory: Where `config.json` and the weights go, in float32.
+        tolerance: How far logits may differ.
 
     Returns:
         The directory.
@@ -74,11 +77,11 @@ def export_base(
     exported = transformers.GemmaForCausalLM(config)
     exported.load_state_dict(_weights(backbone), strict=True)
     difference = logits_difference(model, exported)
-    if not difference <= 1e-4:
+    if not difference <= tolerance:
         raise ValueError(
-            "The exported Gemma must compute the logits of the KerasHub one to 1e-4. "
-            f"Received: logits that differ by {difference:.2g}. Pass a model in "
-            "float32 that is built by KerasHub alone."
+            "The exported Gemma must compute the logits of the KerasHub one to "
+            f"{tolerance:g}. Received: logits that differ by {difference:.2g}. Pass a "
+            "model in float32 that is built by KerasHub alone."
         )
     exported.save_pretrained(directory)
     return pathlib.Path(directory)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,10 +73,11 @@ def take_rows(table: Tensor, rows: Tensor) -> Tensor:
     `ops.take` also counts negative rows from the end, in five operations on
     TensorFlow, and on JAX passes over the output for rows out of range.
     """
-    # The gradient of `reshape` is dense: TensorFlow's optimizers would otherwise clip
-    # and square that of each example, not their sum.
-    table = ops.reshape(table, (table.shape[0], -1))
     backend = keras.config.backend()
+    if backend == "tensorflow" and isinstance(table, keras.Variable):
+        return _take_of_variable(table, rows)
+    # The gradient of `reshape` is dense, too.
+    table = ops.reshape(table, (table.shape[0], -1))
     if backend == "tensorflow":
         return tf.gather(table, rows)
     if backend == "torch":
@@ -85,6 +87,44 @@ def take_rows(table: Tensor, rows: Tensor) -> Tensor:
     import jax.numpy as jnp
 
     return jnp.take(table, rows, axis=0, mode="clip")
+
+
+def _take_of_variable(table: keras.Variable, rows: Tensor) -> Tensor:
+    """`take_rows` on TensorFlow: without a gradient, it reads no more than the rows.
+
+    A variable that was updated in rows is copied when it is read as a whole. But the
+    gradient of a look-up in a variable is sparse: optimizers would clip and square
+    that of each example, not their sum.
+    """
+    from tensorflow.python.eager import record
+
+    shape = tf.concat([tf.shape(rows), [math.prod(table.shape[1:])]], 0)
+    if record.could_possibly_record():
+        found = tf.gather(tf.reshape(table.value, (table.shape[0], -1)), rows)
+    elif tf.executing_eagerly():
+        found = tf.reshape(tf.gather(table.value, rows), shape)
+    else:
+        # Whoever differentiates the finished graph gets a dense gradient, too.
+        _register_dense_gradient()
+        graph = tf.compat.v1.get_default_graph()
+        with graph.gradient_override_map({"ResourceGather": DENSE}):
+            found = tf.reshape(tf.gather(table.value, rows), shape)
+    found.set_shape((*rows.shape, math.prod(table.shape[1:])))
+    return found
+
+
+DENSE = "KerasFlixDenseRows"
+
+
+@functools.cache
+def _register_dense_gradient() -> None:
+    @tf.RegisterGradient(DENSE)
+    def gradient(op: Any, upstream: Tensor) -> Any:
+        handle, rows = op.inputs[:2]
+        table = tf.raw_ops.ReadVariableOp(resource=handle, dtype=upstream.dtype)
+        flat = tf.reshape(upstream, tf.concat([[-1], tf.shape(table)[1:]], 0))
+        rows = tf.reshape(rows, (-1,))
+        return tf.math.unsorted_segment_sum(flat, rows, tf.shape(table)[0]), None
 
 
 def take_with_row_gradient(table: keras.Variable, rows: Tensor) -> Tensor:
