@@ -44,6 +44,12 @@ class Arm(abc.ABC):
     def step(self) -> float:
         """One training step, which waits for its loss and returns it."""
 
+    def steps(self, count: int) -> float:
+        """Several training steps on the same batch; the last one's loss."""
+        for _ in range(count - 1):
+            self.step()
+        return self.step()
+
     @abc.abstractmethod
     def use(self, workload: Workload) -> None:
         """Takes the batch of a workload that has the same model."""
@@ -56,17 +62,18 @@ class Arm(abc.ABC):
     def facts(self) -> dict[str, Any]:
         """What the arm is."""
 
-    def checked_step(self) -> None:
-        """One step, whose loss must be a number."""
-        loss = self.step()
+    def checked_step(self, count: int = 1) -> None:
+        """One step, or several at once, whose loss must be a number."""
+        loss = self.steps(count) if count > 1 else self.step()
         if not np.isfinite(loss):
             raise RuntimeError(f"Arm {self.name!r} has a loss of {loss}.")
 
-    def timed_step(self) -> tuple[float, float, float]:
+    def timed_step(self, count: int = 1) -> tuple[float, ...]:
         """Seconds of one step: by wall clock, of CPU time, and of it outside of
-        the optimizer (where that is watched)."""
+        the optimizer (where that is watched). The mean of `count` steps at once."""
         self.optimizer_seconds = 0.0
         wall, cpu = time.perf_counter(), time.process_time()
-        self.checked_step()
+        self.checked_step(count)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        return wall, cpu, cpu - self.optimizer_seconds
+        seconds = wall, cpu, cpu - self.optimizer_seconds
+        return tuple(one / count for one in seconds)

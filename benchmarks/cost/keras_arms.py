@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,7 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "lazy_sgd": lambda: keras_flix.LazySGD(1e-4),
     "none": lambda: None,
 }
+
 """`none` computes the loss and all gradients, and leaves the weights alone."""
 
 
@@ -59,6 +61,22 @@ class KerasArm(Arm):
         if self.gradients is not None:
             return self.gradients()
         return float(np.ravel(self.model.train_on_batch(self.x, self.y))[0])
+
+    def steps(self, count: int) -> float:
+        # `fit` starts a step before the last one is done.
+        def batches() -> Any:
+            for _ in range(count):
+                yield self.x, self.y
+
+        # KerasHub's own `fit` takes no generators; that of an adapted model does.
+        adapted = self.values is not None
+        fit = (
+            self.model.fit
+            if adapted
+            else functools.partial(keras.Model.fit, self.model)
+        )
+        history = fit(batches(), steps_per_epoch=count, verbose=0)
+        return history.history["loss"][-1]
 
     def use(self, workload: Workload) -> None:
         self.x, self.y = workload.data(self.values)

@@ -174,6 +174,14 @@ class TorchArm(Arm):
             self.inputs["task_ids"] = torch.tensor(x["task"].astype("int64"))
 
     def step(self) -> float:
+        return self._step().item()
+
+    def steps(self, count: int) -> float:
+        for _ in range(count - 1):
+            self._step()
+        return self.step()
+
+    def _step(self) -> Any:
         torch = optional("torch")
         where = device()
         inputs = {name: value.to(where) for name, value in self.inputs.items()}
@@ -186,7 +194,7 @@ class TorchArm(Arm):
         start = time.process_time()
         self.optimizer.step()
         self.optimizer_seconds += time.process_time() - start
-        return loss.item()
+        return loss.detach()
 
     def adapted_layers(self) -> list[str]:
         names = [n for n, p in self.model.named_parameters() if p.requires_grad]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import statistics
 from collections.abc import Callable, Mapping
@@ -23,12 +24,15 @@ Ratios = Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
 """By name: the arms whose times are multiplied, and those they are divided by."""
 
 
-def time_arms(arms: Mapping[str, Arm], rounds: int, warm_up: int) -> dict[str, list]:
+def time_arms(
+    arms: Mapping[str, Arm], rounds: int, warm_up: int, steps: int = 1
+) -> dict[str, list]:
     """Seconds of each arm's steps by each clock, round by round."""
     for arm in arms.values():
         for _ in range(warm_up):
-            arm.checked_step()
-    return interleaved({n: arm.timed_step for n, arm in arms.items()}, rounds)
+            arm.checked_step(steps)
+    calls = {n: functools.partial(a.timed_step, steps) for n, a in arms.items()}
+    return interleaved(calls, rounds)
 
 
 def interleaved(
@@ -81,15 +85,21 @@ def quartiles(values: list[float]) -> dict[str, Any]:
 
 
 def timings(
-    arms: Mapping[str, Arm], ratios: Ratios, rounds: int, warm_up: int, eager: bool
+    arms: Mapping[str, Arm],
+    ratios: Ratios,
+    rounds: int,
+    warm_up: int,
+    eager: bool,
+    steps: int = 1,
 ) -> dict[str, Any]:
     """All timings, as they go to a result file."""
-    seconds = time_arms(arms, rounds, warm_up)
+    seconds = time_arms(arms, rounds, warm_up, steps)
     clocks = CLOCKS if eager else CLOCKS[:2]
     return {
         "method": METHOD,
         "rounds": rounds,
         "warm_up": warm_up,
+        "steps_at_once": steps,
         **{clock: summary(seconds, ratios, clock) for clock in clocks},
         "samples": {
             name: [[round(t, 4) for t in step[: len(clocks)]] for step in steps]

@@ -82,7 +82,9 @@ def run(
         "first_loss": check_arms(arms, workload.layers),
     }
     eager = not workload.compiled and keras.config.backend() == "torch"
-    result["time"] = timings(arms, RATIOS, options.rounds, options.warm_up, eager)
+    result["time"] = timings(
+        arms, RATIOS, options.rounds, options.warm_up, eager, options.steps
+    )
     if options.profile:
         folder = options.profile / str(workload.length)
         result["profile"] = profile(arms, folder)
@@ -97,6 +99,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="of a step: gives each its batch")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--warm-up", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=1, help="timed at once, by `fit`")
     parser.add_argument("--arms", nargs="+", default=default_arms())
     parser.add_argument("--profile", type=pathlib.Path, help="a folder for traces")
     parser.add_argument("--label", help="part of the result file's name")

@@ -4,6 +4,7 @@ Written against Keras 3.13 to 3.15 and KerasHub 0.27 to 0.32. Each function says
 what it relies on, so that a new release can be checked function by function.
 """
 
+from keras_flix._compat import eager_ops as eager_ops
 from keras_flix._compat.layers import (
     BaseVariablesCheck as BaseVariablesCheck,
     Mixin as Mixin,

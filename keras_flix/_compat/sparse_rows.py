@@ -76,14 +76,15 @@ def take_rows(table: Tensor, rows: Tensor) -> Tensor:
     backend = keras.config.backend()
     if backend == "tensorflow" and isinstance(table, keras.Variable):
         return _take_of_variable(table, rows)
+    if backend == "torch":
+        import torch
+
+        value = table.value if isinstance(table, keras.Variable) else table
+        return torch.nn.functional.embedding(rows, value.reshape(len(value), -1))
     # The gradient of `reshape` is dense, too.
     table = ops.reshape(table, (table.shape[0], -1))
     if backend == "tensorflow":
         return tf.gather(table, rows)
-    if backend == "torch":
-        import torch
-
-        return torch.nn.functional.embedding(rows, table)
     import jax.numpy as jnp
 
     return jnp.take(table, rows, axis=0, mode="clip")

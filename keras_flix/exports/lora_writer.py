@@ -160,9 +160,7 @@ def _factors(path: str, layer: LowRankLayer, ids: Ids) -> tuple[np.ndarray, np.n
             len(feature.values),
             scale=feature.scale,
         )
-        a, b = (
-            ops.convert_to_numpy(part)[0] for part in table.gather(active, "float32")
-        )
+        a, b = (ops.convert_to_numpy(part)[0] for part in table.gather(active))
         columns = _columns(feature, own)
         beyond = np.delete(np.any(a, axis=0) & np.any(b, axis=1), columns)
         if np.any(beyond) or not (np.isfinite(a).all() and np.isfinite(b).all()):

@@ -20,6 +20,8 @@ from keras_flix.features.encoding import ABSENT, WEIGHT_UNIT
 from keras_flix.features.tensor_ids import Tensor, narrow_ids
 from keras_flix.layers.factors import side_by_side
 
+eager = _compat.eager_ops
+
 
 @dataclasses.dataclass(frozen=True)
 class ActiveValues:
@@ -118,30 +120,27 @@ class FeatureTables:
         return found if self.trains else zero_gradient(found)
 
     def gather(
-        self, active: ActiveValues, dtype: str, row_scope: Any = None
+        self, active: ActiveValues, row_scope: Any = None
     ) -> tuple[Tensor, Tensor]:
         """`A` of shape `(batch, d_in, k * rank)`, `B` `(batch, k * rank, d_out)`.
 
-        For `row_scope` see `low_rank_update`.
+        In the tables' float32. For `row_scope` see `low_rank_update`.
         """
-        filler = ops.cast(active.filler, dtype)
-        a = look_up(self.a, active, row_scope)
-        b = look_up(self.b, active, row_scope)
         # Selecting, not multiplying by 0: a NaN in one table must not reach
         # an example that does not use it.
-        a = ops.where(active.present, ops.cast(a, dtype), filler)
-        b = ops.where(active.present, ops.cast(b, dtype), filler)
-        if not isinstance(active.weight, float):
-            a = a * ops.cast(active.weight, dtype)
-        elif active.weight != 1.0:
+        a, b = (
+            eager.where(active.present, look_up(x, active, row_scope), active.filler)
+            for x in (self.a, self.b)
+        )
+        if not isinstance(active.weight, float) or active.weight != 1.0:
             a = a * active.weight
         _, d_in, rank = self.a.shape
         k = a.shape[1]
         if k is None:  # TensorFlow, where examples have any number of values.
             k = ops.shape(a)[1]
-        b = ops.reshape(b, (-1, k * rank, self.b.shape[-1]))
+        b = eager.reshape(b, (-1, k * rank, self.b.shape[-1]))
         if a.shape[1] == 1:
-            return ops.reshape(a, (-1, d_in, rank)), b
+            return eager.reshape(a, (-1, d_in, rank)), b
         a = ops.transpose(ops.reshape(a, (-1, k, d_in, rank)), (0, 2, 1, 3))
         return ops.reshape(a, (-1, d_in, k * rank)), b
 
@@ -180,13 +179,15 @@ def gather_tables(
         `None` where all tables are `shared`.
     """
     routed = [
-        table.gather(active[table.name], dtype, row_scope)
+        table.gather(active[table.name], row_scope)
         for table in tables
         if not table.shared
     ]
-    if len(routed) < 2:
-        return routed[0] if routed else None
-    return side_by_side(routed, ops.concatenate)
+    if not routed:
+        return None
+    # One cast for all features, not one for each.
+    a, b = routed[0] if len(routed) == 1 else side_by_side(routed, eager.concatenate)
+    return eager.cast(a, dtype), eager.cast(b, dtype)
 
 
 def low_rank_update(
@@ -216,8 +217,8 @@ def low_rank_update(
         gathered = gather_tables(tables, active, dtype, row_scope)
     deltas = []
     if gathered is not None:
-        a, b = ops.cast(gathered[0], dtype), ops.cast(gathered[1], dtype)
-        deltas.append(ops.matmul(ops.matmul(x, a), b))
+        a, b = gathered
+        deltas.append(eager.matmul(eager.matmul(x, a), b))
     for table in tables:
         if table.shared:
             a, b = table.only(table.a, dtype), table.only(table.b, dtype)

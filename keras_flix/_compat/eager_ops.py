@@ -1,0 +1,37 @@
+"""The operations of a layer's update, without what `keras.ops` does around each.
+
+On PyTorch, which runs eagerly, that is most of what they cost: each looks through its
+arguments for symbolic tensors and converts them. Within a layer's `call` there are
+only tensors, of one dtype where two meet.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+Tensor = Any
+
+if keras.config.backend() == "torch":
+    import torch
+    from keras.src.backend.torch.core import to_torch_dtype
+
+    where, matmul = torch.where, torch.matmul
+
+    def cast(x: Tensor, dtype: str) -> Tensor:
+        return x.to(_torch_dtype(dtype))
+
+    def reshape(x: Tensor, shape: Sequence[Any]) -> Tensor:
+        return x.reshape(shape)
+
+    def concatenate(tensors: Sequence[Tensor], axis: int) -> Tensor:
+        return torch.cat(tensors, axis)
+
+    _torch_dtype = functools.cache(to_torch_dtype)
+else:
+    where, matmul, cast = ops.where, ops.matmul, ops.cast
+    reshape, concatenate = ops.reshape, ops.concatenate
