@@ -27,7 +27,6 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "lazy_sgd": lambda: keras_flix.LazySGD(1e-4),
     "none": lambda: None,
 }
-
 """`none` computes the loss and all gradients, and leaves the weights alone."""
 
 
