@@ -1,6 +1,6 @@
 """All access to what Keras and KerasHub do not document, in one place.
 
-Written against Keras 3.13 to 3.15 and KerasHub 0.27 to 0.32. Each function says
+Written against Keras 3.13 to 3.16 and KerasHub 0.28 to 0.33. Each function says
 what it relies on, so that a new release can be checked function by function.
 """
 
@@ -41,6 +41,11 @@ from keras_flix._compat.optimizer_state import (
     check_growable as check_growable,
     regrow_optimizer as regrow_optimizer,
     resize_variable as resize_variable,
+)
+from keras_flix._compat.processes import (
+    is_split as is_split,
+    to_host as to_host,
+    written_once as written_once,
 )
 from keras_flix._compat.sparse_rows import (
     LazyRows as LazyRows,

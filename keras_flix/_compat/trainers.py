@@ -192,12 +192,13 @@ def _by_position(
     """A call as a function of its tensors alone, and these.
 
     TensorFlow's graphs cannot rematerialize a call that has keywords, and would
-    make a tensor of every other argument.
+    make a tensor of every other argument. From Keras 3.16 on, `rematerialized_call`
+    states `training` once more, when it runs what it was given: `kwargs` has it.
     """
     leaves = tree.flatten((args, kwargs))
     is_tensor = [keras.ops.is_tensor(leaf) for leaf in leaves]
 
-    def positional(*tensors: Any) -> Any:
+    def positional(*tensors: Any, training: Any = None) -> Any:
         given = iter(tensors)
         filled = [next(given) if own else x for x, own in zip(leaves, is_tensor)]
         own_args, own_kwargs = tree.pack_sequence_as((args, kwargs), filled)

@@ -17,9 +17,11 @@ class MirroredBuild(_compat.Mixin):
 
     def _maybe_symbolic_build(self, iterator: Any = None, **kwargs: Any) -> None:
         # Keras averages the first batch over the replicas to learn its shapes,
-        # which makes floats of ids.
-        if iterator is not None:
-            iterator = _first_replica(iterator, self.distribute_strategy)
+        # which makes floats of ids. From 3.16 on, JAX's trainer builds so too, which
+        # has no replicas.
+        strategy = getattr(self, "distribute_strategy", None)
+        if iterator is not None and strategy is not None:
+            iterator = _first_replica(iterator, strategy)
         super()._maybe_symbolic_build(iterator=iterator, **kwargs)
 
 
