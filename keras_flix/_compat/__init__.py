@@ -20,6 +20,7 @@ from keras_flix._compat.layers import (
 from keras_flix._compat.models import (
     archive_read_without_checksums as archive_read_without_checksums,
     asks_for_shapes as asks_for_shapes,
+    attribute_of as attribute_of,
     clone as clone,
     dry_run as dry_run,
     flatten_layers as flatten_layers,

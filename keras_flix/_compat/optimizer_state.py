@@ -14,6 +14,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_flix._compat.processes import to_host
+
 AVERAGES = "_model_variables_moving_average"
 
 
@@ -157,8 +159,8 @@ def regrow_optimizer(
             kept = old.slots[name][index[id(variable)]]
             if id(variable) in rows and kept.shape != slot.shape:
                 value = carried_rows(
-                    ops.convert_to_numpy(kept.value),
-                    ops.convert_to_numpy(slot.value),
+                    to_host(kept),
+                    to_host(slot),
                     rows[id(variable)],
                 )
                 resize_variable(kept, value)

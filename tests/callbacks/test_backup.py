@@ -220,7 +220,6 @@ def fit_with_backup(model, folder, epochs=SHARED_EPOCHS, **options):
 
 @pytest.mark.short("torch")
 @pytest.mark.slow
-@pytest.mark.support("State", "`keras_flix`'s `BackupAndRestore`, several processes")
 def test_processes_share_a_directory(tmp_path):
     arguments = [sys.executable, "-c", TOGETHER, str(TESTS), str(tmp_path)]
     processes = [
