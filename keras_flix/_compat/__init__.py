@@ -57,12 +57,15 @@ from keras_flix._compat.sparse_rows import (
 )
 from keras_flix._compat.trainers import (
     accept_training as accept_training,
+    averages_gradients as averages_gradients,
     begin_at_epoch as begin_at_epoch,
+    fitting_processes as fitting_processes,
     in_replica as in_replica,
     is_running as is_running,
     number_sources as number_sources,
     optimizer_knows as optimizer_knows,
     reset_functions as reset_functions,
+    reset_parameters as reset_parameters,
     source_kind as source_kind,
     track_torch_parameters as track_torch_parameters,
     training_state as training_state,

@@ -19,13 +19,19 @@ from helpers.places import ROOT, TESTS
 import keras_flix
 from keras_flix.files import read_adapters
 
+ON_JAX = keras.config.backend() == "jax"
+NEXT = hasattr(keras.Model, "_initialize_ddp")
+"""Whether this is Keras 3.16, whose `fit` trains in several processes of torch."""
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        keras.config.backend() != "jax",
-        reason="Only JAX splits a model across processes.",
+        not ON_JAX and not (keras.config.backend() == "torch" and NEXT),
+        reason="`fit` in several processes is JAX's, and from Keras 3.16 on torch's.",
     ),
 ]
+splits_models = pytest.mark.skipif(
+    not ON_JAX, reason="Only JAX splits a model across processes."
+)
 FOLDER = TESTS / "models/adapted/on_devices"
 SECONDS = 400
 """After which processes that wait for each other are ended."""
@@ -51,6 +57,7 @@ def folder(tmp_path_factory):
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS)]),
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "OMP_NUM_THREADS": "1",
     }
     logs = [open(folder / f"{rank}.log", "w+") for rank in range(2)]
     processes = [
@@ -88,15 +95,23 @@ def assert_same_file(path, model, exactly=True):
 
 
 def test_data_parallel_trains_as_one_process(folder, found, alone):
-    losses, model = alone.train_dense()
-    for one in found:
+    losses, model = alone.train_and_grow()
+    for rank, one in enumerate(found):
         np.testing.assert_allclose(one["data"]["losses"], losses, rtol=1e-5)
-    # Saved by the first process, without the other.
-    assert_same_file(folder / "data.flix.safetensors", model, exactly=False)
+        # Saved by each process, without the other.
+        assert_same_file(folder / f"data-{rank}.flix.safetensors", model, exactly=False)
     # Both backed up there, and both deleted it.
     assert not (folder / "backup").exists()
 
 
+def test_data_parallel_trains_lazily_as_one_process(folder, found, alone):
+    losses, model = alone.train_lazily()
+    for one in found:
+        np.testing.assert_allclose(one["data"]["lazy"], losses, rtol=1e-5)
+    assert_same_file(folder / "lazy.flix.safetensors", model, exactly=False)
+
+
+@splits_models
 def test_model_parallel_trains_as_one_process(folder, found, alone):
     model = alone.make_adapted()
     losses = alone.train_adapted(model)
@@ -105,6 +120,7 @@ def test_model_parallel_trains_as_one_process(folder, found, alone):
     assert_same_file(folder / "trained.flix.safetensors", model, exactly=False)
 
 
+@splits_models
 def test_split_models_are_saved_and_loaded_as_whole_ones(folder, found, alone):
     model = alone.make_adapted()
     digest = keras_flix.base_fingerprint(model).digest
@@ -116,6 +132,7 @@ def test_split_models_are_saved_and_loaded_as_whole_ones(folder, found, alone):
         np.testing.assert_allclose(one["model"]["norms"], norms, rtol=1e-6)
 
 
+@splits_models
 def test_split_models_are_exported_as_whole_ones(folder, alone, tmp_path):
     model = alone.make_adapted()
     keras_flix.export_lora(model, alone.COMBINATION, tmp_path / "lora")
@@ -131,6 +148,7 @@ def test_split_models_are_exported_as_whole_ones(folder, alone, tmp_path):
     assert not list(folder.glob(".*"))
 
 
+@splits_models
 def test_split_models_grow_as_whole_ones(folder, found, alone):
     model = alone.make_adapted()
     alone.build_optimizer(model)
@@ -146,6 +164,7 @@ def test_split_models_grow_as_whole_ones(folder, found, alone):
     assert_same_file(folder / "updated.flix.safetensors", model, exactly=False)
 
 
+@splits_models
 def test_what_the_first_process_cannot_write_fails_in_all(folder, found):
     first, second = (one["model"] for one in found)
     assert first["no folder"].startswith(

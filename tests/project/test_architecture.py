@@ -18,6 +18,7 @@ BACKENDS = ("jax", "tensorflow", "torch")
 IMPORT_BACKENDS = {
     "_compat.processes",
     "_compat.sparse_rows",
+    "_compat.trainers",
     "features.host_values",
     "features.input_entries",
     "models.adapted.data_sources",

@@ -1,4 +1,4 @@
-"""Trains adapted models in two processes of four devices each, on JAX.
+"""Trains adapted models in two processes: on JAX, of several devices each.
 
     python two_processes.py FOLDER PORT RANK
 
@@ -24,28 +24,42 @@ COMBINATION = {"task": "qa", "language": "sw"}
 TARGETS = ["query", "ffw_linear"]
 
 
-def train_dense(rank=None, callbacks=()):
-    """Losses of four epochs of eight rows, and the model; a process has half."""
+def make_dense(optimizer):
     model = keras_flix.enable_flix(make_mlp(), FEATURES, rank=2, targets="all-linear")
     draw(model.trainable_variables)
-    # A larger epsilon than usual: rounding is not to decide on a step's direction.
-    model.compile(keras.optimizers.Adam(0.01, epsilon=1e-3), loss="mse")
-    x = {
-        **rows(8),
-        "task": ["qa", "parse", "list", None] * 2,
-        "language": ["en", "en", "sw", "sw"] * 2,
-    }
+    model.compile(optimizer, loss="mse")
+    return model
+
+
+def train_dense(model, rank=None, tasks=("qa", "parse", "list", None), callbacks=()):
+    """Losses of two epochs of a step on eight rows, of which a process has half."""
+    x = {**rows(8), "task": [*tasks] * 2, "language": ["en", "en", "sw", "sw"] * 2}
     mine = slice(None) if rank is None else slice(4 * rank, 4 * rank + 4)
     history = model.fit(
         {name: value[mine] for name, value in x.items()},
         np.ones((8, 4), "float32")[mine],
         batch_size=8,
-        epochs=4,
+        epochs=2,
         shuffle=False,
         verbose=0,
         callbacks=[*callbacks],
     )
-    return history.history["loss"], model
+    return history.history["loss"]
+
+
+def train_and_grow(rank=None, callbacks=()):
+    """Losses before and after the model has one more value, and the model."""
+    # A larger epsilon than usual: rounding is not to decide on a step's direction.
+    model = make_dense(keras.optimizers.Adam(0.01, epsilon=1e-3))
+    losses = train_dense(model, rank, callbacks=callbacks)
+    keras_flix.add_values(model, "task", ["sum"], init="qa")
+    losses += train_dense(model, rank, tasks=("qa", "sum", "list", "sum"))
+    return losses, model
+
+
+def train_lazily(rank=None):
+    model = make_dense(keras_flix.LazyAdam(0.01, epsilon=1e-3))
+    return train_dense(model, rank), model
 
 
 def train_adapted(model, rank=None):
@@ -107,11 +121,13 @@ def data_parallel(rank, folder):
     distribution = keras.distribution.DataParallel(auto_shard_dataset=False)
     with distribution.scope():
         backup = keras_flix.callbacks.BackupAndRestore(folder / "backup")
-        losses, model = train_dense(rank, [backup])
+        losses, model = train_and_grow(rank, [backup])
+        lazy_losses, lazy = train_lazily(rank)
         # A model that every process holds whole can be saved by one.
-        if rank == 0:
-            keras_flix.save_adapters(model, folder / "data.flix.safetensors")
-    return {"losses": losses}
+        keras_flix.save_adapters(model, folder / f"data-{rank}.flix.safetensors")
+        if rank == 1:
+            keras_flix.save_adapters(lazy, folder / "lazy.flix.safetensors")
+    return {"losses": losses, "lazy": lazy_losses}
 
 
 def model_parallel(rank, folder):
@@ -157,15 +173,16 @@ def model_parallel(rank, folder):
 
 
 def main(folder, port, rank):
-    import jax
+    on_jax = keras.config.backend() == "jax"
+    if on_jax:
+        import jax
 
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # Before anything asks for a device.
     keras.distribution.initialize(f"127.0.0.1:{port}", 2, rank)
-    found = {
-        "data": data_parallel(rank, folder),
-        "model": model_parallel(rank, folder),
-    }
+    found = {"data": data_parallel(rank, folder)}
+    if on_jax:
+        found["model"] = model_parallel(rank, folder)
     (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
