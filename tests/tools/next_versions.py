@@ -23,8 +23,8 @@ NEW = (
     "tests/families",
     "tests/_compat",
     "-k",
-    "DiffusionGemma or EmbeddingGemma2 or ModernBert or every_backbone or blocks_of_text"
-    " or processes",
+    "DiffusionGemma or EmbeddingGemma2 or ModernBert or every_backbone"
+    " or blocks_of_text or processes",
 )
 """Tests of what only the next ones have, slow ones too: on PyTorch."""
 KNOWN = Path(__file__).with_suffix(".toml")
