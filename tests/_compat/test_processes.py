@@ -33,6 +33,7 @@ splits_models = pytest.mark.skipif(
     not ON_JAX, reason="Only JAX splits a model across processes."
 )
 FOLDER = TESTS / "models/adapted/on_devices"
+DEVICES = "--xla_force_host_platform_device_count=4"
 SECONDS = 400
 """After which processes that wait for each other are ended."""
 
@@ -56,7 +57,7 @@ def folder(tmp_path_factory):
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS)]),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}",
         "OMP_NUM_THREADS": "1",
     }
     logs = [open(folder / f"{rank}.log", "w+") for rank in range(2)]
