@@ -112,6 +112,20 @@ def test_data_parallel_trains_lazily_as_one_process(folder, found, alone):
     assert_same_file(folder / "lazy.flix.safetensors", model, exactly=False)
 
 
+@pytest.mark.skipif(ON_JAX, reason="JAX carries a `ModelParallel` out.")
+def test_model_parallel_is_refused(found):
+    message = (
+        "ValueError: A distribution of `keras.distribution` must be one that adapters "
+        "follow: JAX's, and from Keras 3.16 on PyTorch's `DataParallel` with one "
+        "process per device. Received: ModelParallel over 2 devices on the 'torch' "
+        "backend, in 2 process(es) that train together. Switch to JAX, or use "
+        "`keras.distribution.set_distribution(None)` and the backend's own "
+        "`torch.nn.parallel.DistributedDataParallel` or "
+        "`tf.distribute.MirroredStrategy`."
+    )
+    assert [one["refused"] for one in found] == [message] * 2
+
+
 @splits_models
 def test_model_parallel_trains_as_one_process(folder, found, alone):
     model = alone.make_adapted()

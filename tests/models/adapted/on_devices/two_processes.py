@@ -110,9 +110,9 @@ def build_optimizer(model):
     draw([v for v in model.optimizer.variables if v.shape], seed=7)
 
 
-def error_of(function, *arguments):
+def error_of(function, *arguments, **options):
     try:
-        function(*arguments)
+        function(*arguments, **options)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
@@ -172,6 +172,16 @@ def model_parallel(rank, folder):
     return found
 
 
+def refused_model_parallel():
+    """What `enable_flix` says of a model in parts, where adapters cannot follow."""
+    mesh = keras.distribution.DeviceMesh((1, 2), ("batch", "model"))
+    layout_map = keras.distribution.LayoutMap(mesh)
+    layout_map["hidden/kernel"] = (None, "model")
+    with keras.distribution.ModelParallel(layout_map=layout_map).scope():
+        model = make_mlp()
+        return error_of(keras_flix.enable_flix, model, FEATURES, targets="all-linear")
+
+
 def main(folder, port, rank):
     on_jax = keras.config.backend() == "jax"
     if on_jax:
@@ -183,6 +193,8 @@ def main(folder, port, rank):
     found = {"data": data_parallel(rank, folder)}
     if on_jax:
         found["model"] = model_parallel(rank, folder)
+    else:
+        found["refused"] = refused_model_parallel()
     (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
