@@ -27,8 +27,9 @@ def resize_variable(variable: keras.Variable, value: np.ndarray) -> None:
     brought up to date.
     """
     tensor = variable._convert_to_tensor(value, dtype=variable._dtype)
-    variable._initialize(tensor)
+    # First: from Keras 3.16 on, TensorFlow's new tensor must have this shape.
     variable._shape = variable._validate_shape(value.shape)
+    variable._initialize(tensor)
 
 
 def carried_rows(
@@ -190,3 +191,10 @@ def _set_trained(optimizer: Any, variables: list[keras.Variable]) -> None:
     object.__setattr__(optimizer, "_trainable_variables", variables)
     indices = {optimizer._var_key(v): i for i, v in enumerate(variables)}
     object.__setattr__(optimizer, "_trainable_variables_indices", indices)
+    if hasattr(optimizer, "_weight_decay_by_var_key"):
+        # From Keras 3.16 on, worked out once, when the optimizer is built.
+        decayed = {
+            optimizer._var_key(v): not optimizer._is_excluded_from_weight_decay(v)
+            for v in variables
+        }
+        object.__setattr__(optimizer, "_weight_decay_by_var_key", decayed)
