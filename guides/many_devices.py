@@ -275,8 +275,8 @@ with keras.distribution.DataParallel().scope():
         print(error)
 
 # %% [markdown]
-# Keras ignores a `keras.distribution` on TensorFlow, and before 3.16 on PyTorch, without
-# a word; `enable_flix` refuses it there too.
+# Keras ignores a `keras.distribution` on TensorFlow, and before 3.16 on PyTorch,
+# without a word; `enable_flix` refuses it there too.
 #
 # ## TensorFlow and PyTorch
 #
