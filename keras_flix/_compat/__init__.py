@@ -1,6 +1,6 @@
 """All access to what Keras and KerasHub do not document, in one place.
 
-Written against Keras 3.13 to 3.15 and KerasHub 0.27 to 0.32. Each function says
+Written against Keras 3.13 to 3.16 and KerasHub 0.28 to 0.33. Each function says
 what it relies on, so that a new release can be checked function by function.
 """
 
@@ -21,6 +21,7 @@ from keras_flix._compat.layers import (
 from keras_flix._compat.models import (
     archive_read_without_checksums as archive_read_without_checksums,
     asks_for_shapes as asks_for_shapes,
+    attribute_of as attribute_of,
     clone as clone,
     dry_run as dry_run,
     flatten_layers as flatten_layers,
@@ -43,6 +44,11 @@ from keras_flix._compat.optimizer_state import (
     regrow_optimizer as regrow_optimizer,
     resize_variable as resize_variable,
 )
+from keras_flix._compat.processes import (
+    is_split as is_split,
+    to_host as to_host,
+    written_once as written_once,
+)
 from keras_flix._compat.sparse_rows import (
     LazyRows as LazyRows,
     RowGradient as RowGradient,
@@ -52,12 +58,15 @@ from keras_flix._compat.sparse_rows import (
 )
 from keras_flix._compat.trainers import (
     accept_training as accept_training,
+    averages_gradients as averages_gradients,
     begin_at_epoch as begin_at_epoch,
+    fitting_processes as fitting_processes,
     in_replica as in_replica,
     is_running as is_running,
     number_sources as number_sources,
     optimizer_knows as optimizer_knows,
     reset_functions as reset_functions,
+    reset_parameters as reset_parameters,
     source_kind as source_kind,
     track_torch_parameters as track_torch_parameters,
     training_state as training_state,

@@ -38,6 +38,15 @@ def layers_with_parents(
     return list(found.values())
 
 
+def attribute_of(holder: keras.layers.Layer, part: keras.layers.Layer) -> str | None:
+    """The attribute that holds a part of a layer, if any does.
+
+    On torch, layers are modules, which keep others apart from their attributes.
+    """
+    attributes = vars(holder) | vars(holder).get("_modules", {})
+    return next((name for name, value in attributes.items() if value is part), None)
+
+
 def seed_states(model: keras.Model) -> list[keras.Variable]:
     """The states of all seed generators of a model, which Keras' files leave out."""
     generators = {

@@ -58,6 +58,33 @@ def reset_functions(model: keras.Model) -> dict[str, Any]:
     return old
 
 
+def reset_parameters(model: keras.Model) -> None:
+    """Drops what knows the parameters that there were, besides the functions.
+
+    From Keras 3.16 on, it averages gradients over processes of torch.
+    """
+    reset_functions(model)
+    if averages_gradients(model):
+        # As Keras sets it: it holds the model, and must be no part of it.
+        object.__setattr__(model, "ddp_model", None)
+
+
+def averages_gradients(model: keras.Model) -> bool:
+    """Whether torch averages the gradients of a step over processes."""
+    return getattr(model, "ddp_model", None) is not None
+
+
+def fitting_processes() -> int:
+    """How many processes of torch `fit` averages gradients over, from Keras 3.16 on."""
+    if keras.config.backend() != "torch" or not hasattr(keras.Model, "_initialize_ddp"):
+        return 1
+    import torch.distributed
+
+    if not torch.distributed.is_initialized():
+        return 1
+    return int(torch.distributed.get_world_size())
+
+
 def track_torch_parameters(layers: Iterable[keras.layers.Layer]) -> None:
     """Lists new variables among `model.parameters()`, before the first `fit`."""
     if keras.config.backend() != "torch":
@@ -192,12 +219,13 @@ def _by_position(
     """A call as a function of its tensors alone, and these.
 
     TensorFlow's graphs cannot rematerialize a call that has keywords, and would
-    make a tensor of every other argument.
+    make a tensor of every other argument. From Keras 3.16 on, `rematerialized_call`
+    states `training` once more, when it runs what it was given: `kwargs` has it.
     """
     leaves = tree.flatten((args, kwargs))
     is_tensor = [keras.ops.is_tensor(leaf) for leaf in leaves]
 
-    def positional(*tensors: Any) -> Any:
+    def positional(*tensors: Any, training: Any = None) -> Any:
         given = iter(tensors)
         filled = [next(given) if own else x for x, own in zip(leaves, is_tensor)]
         own_args, own_kwargs = tree.pack_sequence_as((args, kwargs), filled)

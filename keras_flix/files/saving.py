@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
+from keras_flix import _compat
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_file import (
     Adapters,
@@ -33,6 +33,9 @@ def save_adapters(model: keras.Model, path: str | os.PathLike[str]) -> None:
     fingerprint of the base model, which is not in it itself, and a digest of all
     that, by which damage is noticed. The same file loads on every backend.
 
+    Where layouts split a model across processes of JAX, all of them must call this, and
+    the first one writes. To load such a model's adapters, all must reach the file.
+
     Args:
         model: A model adapted by `enable_flix`.
         path: A file name that ends in `.flix.safetensors`. An existing file is
@@ -41,7 +44,10 @@ def save_adapters(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """
     adaptation_of(model)
     path = checked_path(path)
-    write_adapters(adapters_of(model), path)
+    adapters = adapters_of(model)
+    _compat.written_once(
+        lambda: write_adapters(adapters, path), _compat.is_split(model.variables)
+    )
 
 
 def load_adapters(
@@ -96,7 +102,7 @@ def adapters_of(model: keras.Model) -> Adapters:
         alpha=adaptation.alpha,
         layers=list(adaptation.layers),
         tables={
-            name: np.ascontiguousarray(ops.convert_to_numpy(variable.value))
+            name: np.ascontiguousarray(_compat.to_host(variable))
             for name, variable in _named_tables(model).items()
         },
         base=base_fingerprint(model),

@@ -8,7 +8,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_flix import _compat
 from keras_flix.features.feature import Feature, Value
@@ -227,7 +226,7 @@ def _overwrite(
 ) -> None:
     own = adaptation.schema[feature]
     for table in adaptation.tables(feature):
-        value = np.array(ops.convert_to_numpy(table.variable.value))
+        value = np.array(_compat.to_host(table.variable))
         for name in names:
             taken = _pair(theirs, table.layer, feature, name)["ab".index(table.part)]
             rows, columns = taken.shape

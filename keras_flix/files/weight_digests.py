@@ -30,6 +30,9 @@ def base_fingerprint(model: keras.Model) -> BaseFingerprint:
     every backend. Large variables stay on their device; only the samples leave
     it. So changes of a few elements go unnoticed, those of training do not.
 
+    A model that is split across processes of JAX has its fingerprint if all of them
+    ask for it.
+
     Adapters are not part of it. Of quantized layers, only the biases are; and
     float16 variables are compared with float16 ones only.
 
@@ -101,11 +104,11 @@ def _samples(variable: keras.Variable) -> np.ndarray:
         counts[largest] = (counts[largest] + 1) // 2
     value = variable.value
     if math.prod(shape) <= SMALL:
-        value = ops.convert_to_numpy(value)
+        value = _compat.to_host(value)
     # The axis that loses most comes first, so what follows is small.
     for axis in sorted(range(len(shape)), key=lambda i: counts[i] / max(shape[i], 1)):
         if counts[axis] < shape[axis]:
             rows = np.arange(counts[axis], dtype="int64") * shape[axis] // counts[axis]
             take = np.take if isinstance(value, np.ndarray) else ops.take
             value = take(value, rows.astype("int32"), axis=axis)
-    return np.ascontiguousarray(ops.convert_to_numpy(value)).astype("float32")
+    return np.ascontiguousarray(_compat.to_host(value)).astype("float32")

@@ -287,7 +287,7 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
         """The Frobenius norm of the base's kernel; NaN if it is not in floats."""
         if self.quantization_mode is not None:
             return float("nan")
-        kernel = ops.convert_to_numpy(ops.cast(self.kernel, "float32"))
+        kernel = _compat.to_host(ops.cast(self.kernel, "float32"))
         return float(np.linalg.norm(kernel.astype("float64")))
 
     def get_config(self) -> dict[str, Any]:

@@ -193,7 +193,7 @@ def _route(model: keras.Model, adaptation: Adaptation) -> None:
         # A namespace, which Keras does not look into: the layers are the
         # model's already, and tracking them twice would rename their paths.
         object.__setattr__(model, "_adaptation", adaptation)
-    _compat.reset_functions(model)
+    _compat.reset_parameters(model)
 
 
 def _checked_walk(model: Any, schema: FeatureSchema) -> list[Placed]:

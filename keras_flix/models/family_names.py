@@ -6,7 +6,7 @@ import re
 
 ATTENTION_PROJECTIONS = re.compile(
     r"(query|key|value|output)(_(dense|projector|proj|layer))?|receptance"
-    r"|attention_(output|qkv|projection)|query_key_value"
+    r"|(attention_)?qkv|attention_(output|projection)|query_key_value"
     r"|[qkvo]_(proj|dense_layer)|out_proj|in_proj_(qkv|z)"
 )
 """Names that KerasHub's families give to the projections of attention."""

@@ -133,8 +133,8 @@ def _below_tower(layer: Any, parents: tuple[Any, ...]) -> str:
         is_task = isinstance(holder, keras_hub.models.Task)
         if isinstance(tower, keras.Model) and not is_task:
             # Not by its name, which Keras counts up.
-            names = [name for name, value in vars(holder).items() if value is tower]
-            return f"{names[0] if names else tower.name}/{path}"
+            name = _compat.attribute_of(holder, tower) or tower.name
+            return f"{name}/{path}"
     return path
 
 

@@ -16,7 +16,9 @@ import keras_flix
 ROOT = Path(keras_flix.__file__).parent
 BACKENDS = ("jax", "tensorflow", "torch")
 IMPORT_BACKENDS = {
+    "_compat.processes",
     "_compat.sparse_rows",
+    "_compat.trainers",
     "features.host_values",
     "features.input_entries",
     "models.adapted.data_sources",

@@ -17,9 +17,11 @@ class MirroredBuild(_compat.Mixin):
 
     def _maybe_symbolic_build(self, iterator: Any = None, **kwargs: Any) -> None:
         # Keras averages the first batch over the replicas to learn its shapes,
-        # which makes floats of ids.
-        if iterator is not None:
-            iterator = _first_replica(iterator, self.distribute_strategy)
+        # which makes floats of ids. From 3.16 on, JAX's trainer builds so too, which
+        # has no replicas.
+        strategy = getattr(self, "distribute_strategy", None)
+        if iterator is not None and strategy is not None:
+            iterator = _first_replica(iterator, strategy)
         super()._maybe_symbolic_build(iterator=iterator, **kwargs)
 
 
@@ -42,6 +44,12 @@ def creation_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
+def _by_processes(distribution: Any, devices: int) -> bool:
+    """Whether torch's processes carry a distribution out, each with the whole model."""
+    data_parallel = isinstance(distribution, keras.distribution.DataParallel)
+    return data_parallel and _compat.fitting_processes() == devices
+
+
 def check_devices(model: keras.Model) -> None:
     """Raises if adapters would not be where the model's own variables are."""
     weights = model.weights
@@ -52,18 +60,18 @@ def check_devices(model: keras.Model) -> None:
     wanted = 1 if distribution is None else distribution.device_mesh.devices.size
     sharding = getattr(value, "sharding", None)
     held = 1 if sharding is None else len(sharding.device_set)
-    if sharding is None and wanted > 1:
+    if sharding is None and wanted > 1 and not _by_processes(distribution, wanted):
         raise ValueError(
-            "A distribution of `keras.distribution` must be one that the backend "
-            "carries out: only JAX does. Received: "
-            f"{type(distribution).__name__} over {wanted} devices on the "
-            f"{keras.config.backend()!r} backend, where Keras would run the whole "
-            "model on one of them. Switch to JAX, or use "
-            "`keras.distribution.set_distribution(None)` and the backend's own "
-            "`torch.nn.parallel.DistributedDataParallel` or "
+            "A distribution of `keras.distribution` must be one that adapters follow: "
+            "JAX's, and from Keras 3.16 on PyTorch's `DataParallel` with one process "
+            f"per device. Received: {type(distribution).__name__} over {wanted} "
+            f"devices on the {keras.config.backend()!r} backend, in "
+            f"{_compat.fitting_processes()} process(es) that train together. Switch to "
+            "JAX, or use `keras.distribution.set_distribution(None)` and the backend's "
+            "own `torch.nn.parallel.DistributedDataParallel` or "
             "`tf.distribute.MirroredStrategy`."
         )
-    if held != wanted:
+    if sharding is not None and held != wanted:
         raise ValueError(
             "A model must be built and adapted under the same distribution. "
             f"Received: a model on {held} device(s), and a current distribution "

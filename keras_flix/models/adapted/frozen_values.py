@@ -30,7 +30,7 @@ def choose(adaptation: Any, choice: Choice) -> None:
     for layer in adaptation.layers.values():
         layer._tables.trainable = choice
     for part in adaptation.parts:
-        _compat.reset_functions(part)
+        _compat.reset_parameters(part)
         guard_optimizer(part)
 
 

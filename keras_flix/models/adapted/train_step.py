@@ -30,8 +30,10 @@ def takes_rows(model: Any) -> bool:
     """Whether a model's optimizer updates only rows, and needs no others."""
     if not getattr(model.optimizer, "takes_row_gradients", False):
         return False
-    distributed = keras.distribution.distribution() is not None
-    return not (keras.config.backend() == "jax" and distributed)
+    if keras.config.backend() == "jax":
+        return keras.distribution.distribution() is None
+    # Torch's processes average dense gradients only.
+    return not _compat.averages_gradients(model)
 
 
 def scope_of_batch(

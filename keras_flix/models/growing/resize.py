@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from keras import ops
 
 from keras_flix import _compat
 from keras_flix.features.feature import Feature
@@ -81,7 +80,7 @@ class Start:
         """The tables of the value in that row of a grown feature, in one layer."""
         adapter = layer._tables
         old = adapter.schema[grown.name]
-        a, b = (ops.convert_to_numpy(v.value) for v in adapter.variables[grown.name])
+        a, b = map(_compat.to_host, adapter.variables[grown.name])
         rank = grown.ranks[row]
         if self.copies:
             (source,) = self.weights
@@ -118,7 +117,7 @@ def resize(
     count, width = len(feature.values), max(feature.ranks)
     values = []
     for table in tables:
-        old = ops.convert_to_numpy(table.variable.value)
+        old = _compat.to_host(table.variable)
         place = "ab".index(table.part)
         shape = (old.shape[1], width) if place == 0 else (width, old.shape[2])
         value = np.zeros((count, *shape), "float32")

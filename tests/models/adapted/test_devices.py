@@ -233,11 +233,12 @@ def test_a_distribution_that_does_not_hold_the_model_is_refused(row, request):
     else:
         request.node.add_marker(pytest.mark.support("Devices", row, "refused"))
         message = (
-            "A distribution of `keras.distribution` must be one that the backend "
-            f"carries out: only JAX does. Received: {name} over 8 devices on the "
-            f"{BACKEND!r} backend, where Keras would run the whole model on one of "
-            "them. Switch to JAX, or use `keras.distribution.set_distribution(None)` "
-            "and the backend's own `torch.nn.parallel.DistributedDataParallel` or "
+            "A distribution of `keras.distribution` must be one that adapters follow: "
+            "JAX's, and from Keras 3.16 on PyTorch's `DataParallel` with one process "
+            f"per device. Received: {name} over 8 devices on the {BACKEND!r} backend, "
+            "in 1 process(es) that train together. Switch to JAX, or use "
+            "`keras.distribution.set_distribution(None)` and the backend's own "
+            "`torch.nn.parallel.DistributedDataParallel` or "
             "`tf.distribute.MirroredStrategy`."
         )
     model, batch = make_mlp(), rows()
