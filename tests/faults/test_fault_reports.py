@@ -148,7 +148,7 @@ def test_the_best_epoch_comes_back():
 
 @once
 def test_a_value_that_comes_back_starts_anew():
-    """huggingface/peft #2381: what belonged to a deleted adapter was kept."""
+    """huggingface/peft #2466: what belonged to a deleted adapter was kept."""
     model = adapted()
     model.compile(keras.optimizers.Adam(0.1), loss="mse")
     model.fit(DATA, Y, verbose=0)
@@ -255,7 +255,7 @@ def test_training_without_adapters_is_refused(optimizer):
 
 @pytest.mark.short("jax", "torch")
 def test_statistics_of_a_frozen_base_stay(tmp_path, recwarn):
-    """huggingface/peft #1732: they moved in training, and were not saved."""
+    """huggingface/peft #1734: they moved in training, and were not saved."""
 
     def make():
         return functional(
@@ -303,7 +303,7 @@ class Counting(keras.layers.Layer):
     ids=["counting", "spectral"],
 )
 def test_what_changes_a_frozen_base_is_named(make, path):
-    """A brother of huggingface/peft #1732."""
+    """A brother of huggingface/peft #1734."""
     with pytest.warns(UserWarning, match="should stay as it is") as caught:
         model = adapted(functional(make, lambda: keras.layers.Dropout(0.5)))
     assert path in str(caught[0].message)

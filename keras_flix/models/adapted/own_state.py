@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -10,15 +11,19 @@ import keras
 from keras_flix import _compat
 
 
-def warn_of_own_state(model: keras.Model) -> None:
+def warn_of_own_state(model: keras.Model, layers: Sequence[keras.layers.Layer]) -> None:
     """Warns if training changes variables of an adapted model's frozen base.
 
     Frozen weights get no gradients, and Keras' `BatchNormalization` keeps its
     statistics where it is frozen. Other layers may not ask: `SpectralNormalization`
     divides its kernel anew in every step.
+
+    Args:
+        model: The model.
+        layers: All layers in it.
     """
     inputs = _compat.symbolic_inputs(model)
-    if inputs is None or not any(map(_has_state, _compat.flatten_layers(model))):
+    if inputs is None or not any(map(_has_state, layers)):
         return
     parts: list[Any] = model._adaptation.parts
     try:
