@@ -16,7 +16,7 @@ class FrozenRows(_compat.Mixin):
 
     def _check_optimizer(self) -> None:
         if self._adaptation.disabled:
-            # Without gradients: weight decay and momentum would move them yet.
+            # JAX gives zeros for gradients, and weight decay would move them yet.
             raise ValueError(
                 "The adapters must be on while they train. Received: training within "
                 "`adapters_disabled`. Leave the block; to train without a feature, "
