@@ -5,12 +5,18 @@ what it relies on, so that a new release can be checked function by function.
 """
 
 from keras_flix._compat import eager_ops as eager_ops
+from keras_flix._compat.dry_runs import (
+    assigned_variables as assigned_variables,
+    dry_run as dry_run,
+    kernels_read_elsewhere as kernels_read_elsewhere,
+)
 from keras_flix._compat.layers import (
     BaseVariablesCheck as BaseVariablesCheck,
     Mixin as Mixin,
     add_table as add_table,
     change_class as change_class,
     fresh_seed as fresh_seed,
+    has_untrained_variables as has_untrained_variables,
     kernel_shape as kernel_shape,
     memory_of as memory_of,
     own_variables as own_variables,
@@ -23,7 +29,6 @@ from keras_flix._compat.models import (
     asks_for_shapes as asks_for_shapes,
     attribute_of as attribute_of,
     clone as clone,
-    dry_run as dry_run,
     flatten_layers as flatten_layers,
     freeze as freeze,
     input_keys as input_keys,

@@ -144,3 +144,11 @@ class BaseVariablesCheck(Mixin):
 def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     """The variables of a layer without those of its sublayers."""
     return layer._trainable_variables + layer._non_trainable_variables
+
+
+def has_untrained_variables(layer: keras.layers.Layer) -> bool:
+    """Whether a layer has variables that were made not to be trained.
+
+    Freezing a layer does not move its variables to that list.
+    """
+    return bool(layer._non_trainable_variables)

@@ -8,7 +8,6 @@ from typing import Any
 
 import keras
 from keras import tree
-from keras.src import backend
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 from keras.src.saving import object_registration
 from keras.src.utils import io_utils
@@ -83,15 +82,6 @@ def freeze(
         layer._trainable = True
     for variable in tables:
         variable.trainable = True
-
-
-def dry_run(model: keras.Model, inputs: Any) -> None:
-    """Runs `call` of every layer on shapes only.
-
-    `Functional.compute_output_spec` asks layers for shapes and skips `call`;
-    the backend's own tracing does not.
-    """
-    backend.compute_output_spec(lambda x: model(x, training=False), inputs)
 
 
 def input_keys(model: keras.Model) -> list[str] | None:

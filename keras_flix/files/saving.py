@@ -184,7 +184,9 @@ def _check_layers(model: keras.Model, adapters: Adapters) -> dict[str, Any]:
             raise ValueError(
                 "The layers of an adapter file must be in the model. Received: "
                 f"layer {name!r} in {adapters.source!r}; the model's layers look like "
-                f"{list(by_path)[:3]}. Use the base model it was trained with."
+                f"{list(by_path)[:3]}. Use the base model it was trained with. Keras "
+                "counts up the names of layers that have none of their own, such as "
+                "'dense_1': give them some."
             )
         d_in, d_out = matrix_shape(by_path[name])
         for feature in adapters.schema:

@@ -21,6 +21,7 @@ from keras_flix.layers.quantized import check_quantized_layers, rounded_logits
 from keras_flix.models.adapted.adaptation import Adaptation, Model, is_adapted
 from keras_flix.models.adapted.devices import check_devices, creation_scope
 from keras_flix.models.adapted.model import routed_class
+from keras_flix.models.adapted.own_state import warn_of_own_state
 from keras_flix.models.adapted.thread_lock import Turns
 from keras_flix.models.adapted.unsupported import never_runs
 from keras_flix.models.targets import Placed, find_targets
@@ -153,6 +154,7 @@ def adapt_layers(
             add_dropout_seed(parts, seed)
     _compat.wrap_rematerialization(inner, carry_routing)
     _compat.track_torch_parameters([*inner, model])
+    warn_of_own_state(model, inner)
     return model
 
 

@@ -110,7 +110,7 @@ def _linear(walk: Sequence[Placed]) -> list[Placed]:
 
 
 def _keyed(linear: Sequence[Placed]) -> list[tuple[str, keras.layers.Layer]]:
-    keys = [layer.path for layer, _ in linear]
+    keys = [layer.path or _below_parent(layer, parents) for layer, parents in linear]
     for place in (_below_parent, _below_tower):
         shared = {key for key, count in Counter(keys).items() if count > 1}
         keys = [
@@ -123,7 +123,8 @@ def _keyed(linear: Sequence[Placed]) -> list[tuple[str, keras.layers.Layer]]:
 def _below_parent(layer: Any, parents: tuple[Any, ...]) -> str:
     parent = parents[-1]
     inside = not isinstance(parent, keras.Model) and parent.path
-    return f"{parent.path}/{layer.name}" if inside else layer.path
+    # Keras gives no path to a layer whose weights were put in instead of built.
+    return f"{parent.path}/{layer.name}" if inside else layer.path or layer.name
 
 
 def _below_tower(layer: Any, parents: tuple[Any, ...]) -> str:
@@ -220,7 +221,7 @@ def _named(
             for key, layer in candidates
             if layer.name == target
             or pattern.fullmatch(key)
-            or pattern.fullmatch(layer.path)
+            or pattern.fullmatch(layer.path or key)
         ]
         if not matches:
             raise ValueError(_no_match(walk, candidates, target, pattern))

@@ -284,7 +284,8 @@ def test_layers_that_a_plain_model_lacks(tmp_path):
     text = (
         f"The layers of an adapter file must be in the model. Received: layer 'top' "
         f"in '{path}'; the model's layers look like ['hidden', 'head']. Use the base "
-        "model it was trained with."
+        "model it was trained with. Keras counts up the names of layers that have none "
+        "of their own, such as 'dense_1': give them some."
     )
     check_refusal(make_mlp(), rows(), path, text)
 

@@ -15,6 +15,13 @@ class FrozenRows(_compat.Mixin):
     """The part of an adapted model that prepares its optimizer for training."""
 
     def _check_optimizer(self) -> None:
+        if self._adaptation.disabled:
+            # JAX gives zeros for gradients, and weight decay would move them yet.
+            raise ValueError(
+                "The adapters must be on while they train. Received: training within "
+                "`adapters_disabled`. Leave the block; to train without a feature, "
+                "state None for it."
+            )
         if not _compat.optimizer_knows(self, self.trainable_variables):
             raise ValueError(
                 "The optimizer must know the adapters' variables. Received: a "
