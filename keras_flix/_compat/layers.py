@@ -144,3 +144,10 @@ class BaseVariablesCheck(Mixin):
 def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     """The variables of a layer without those of its sublayers."""
     return layer._trainable_variables + layer._non_trainable_variables
+
+
+def is_vmapped(x: Any) -> bool:
+    """Whether a tensor of torch stands for one of several, inside of `torch.vmap`."""
+    import torch
+
+    return bool(torch._C._functorch.is_batchedtensor(x))
