@@ -150,4 +150,10 @@ def is_vmapped(x: Any) -> bool:
     """Whether a tensor of torch stands for one of several, inside of `torch.vmap`."""
     import torch
 
-    return bool(torch._C._functorch.is_batchedtensor(x))
+    wrappers = torch._C._functorch
+    # `torch.func.grad` wraps, too, and may do so around those of `vmap`.
+    while wrappers.is_functorch_wrapped_tensor(x):
+        if wrappers.is_batchedtensor(x):
+            return True
+        x = wrappers.get_unwrapped(x)
+    return False

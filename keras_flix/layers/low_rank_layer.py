@@ -240,6 +240,7 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
                 batch_size=ops.shape(inputs)[0],
                 dropout_seed=self._dropout_seed if training else None,
                 trained=self._tables.trained(),
+                orders=EACH_ROW,
             )
         routing.ran.add(id(self))
         return routing

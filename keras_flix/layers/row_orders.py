@@ -76,6 +76,12 @@ def by_example(
         return 1, math.prod(positions)
     if orders is None:
         raise ValueError(unknown_rows(path))
+    if not orders:
+        raise ValueError(
+            f"Each call of layer {path!r} must bring its features. Received: none, as "
+            "`rows` of `enable_flix` has no order for it. Pass `features=`, with one "
+            "entry per row, or state an order."
+        )
     repeats = bool(generates) or (REPEAT in orders and generates is None)
     tiles = TILE in orders and generates is None
     if known and rows != batch:
@@ -110,12 +116,6 @@ def unknown_rows(path: str) -> str:
 def _unlike(
     rows: int, batch: int, orders: Orders, generates: bool | None, path: str
 ) -> str:
-    if not orders:
-        return (
-            f"Each call of layer {path!r} must bring its features. Received: none, as "
-            "`rows` of `enable_flix` has no order for it. Pass `features=`, with one "
-            "entry per row, or state an order."
-        )
     remedy = "Pass one entry per example."
     if generates is not None:
         remedy = (

@@ -40,6 +40,7 @@ FLOORS = (
 IN_MODELS = (
     ("adapted", "family_names"),
     ("targets",),
+    ("trial",),
     ("disable", "enable", "merge", "optimizers", "sharding", "summary"),
     ("growing", "restore"),
 )
