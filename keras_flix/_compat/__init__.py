@@ -10,12 +10,12 @@ from keras_flix._compat.layers import (
     add_table as add_table,
     change_class as change_class,
     fresh_seed as fresh_seed,
-    is_vmapped as is_vmapped,
     kernel_shape as kernel_shape,
     memory_of as memory_of,
     own_variables as own_variables,
     quantized_output as quantized_output,
     rounds_logits as rounds_logits,
+    torch_value as torch_value,
     unlocked as unlocked,
 )
 from keras_flix._compat.models import (

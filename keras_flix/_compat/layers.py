@@ -146,14 +146,20 @@ def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     return layer._trainable_variables + layer._non_trainable_variables
 
 
-def is_vmapped(x: Any) -> bool:
-    """Whether a tensor of torch stands for one of several, inside of `torch.vmap`."""
+def torch_value(x: Any) -> Any | None:
+    """The value of a tensor of torch, also of one that `torch.func.grad` wraps.
+
+    `None` inside of `torch.vmap`, where it stands for several.
+    """
     import torch
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
     wrappers = torch._C._functorch
-    # `torch.func.grad` wraps, too, and may do so around those of `vmap`.
+    if not wrappers.is_functorch_wrapped_tensor(x):
+        return x.detach().cpu().numpy()
     while wrappers.is_functorch_wrapped_tensor(x):
         if wrappers.is_batchedtensor(x):
-            return True
+            return None
         x = wrappers.get_unwrapped(x)
-    return False
+    with temporarily_clear_interpreter_stack():
+        return x.detach().cpu().numpy()

@@ -36,9 +36,7 @@ def host_value(x: Any) -> Any:
             return None
         if x.is_meta or type(x) is not torch.Tensor or _compat.asks_for_shapes():
             return None
-        if _compat.is_vmapped(x):
-            return None
-        return x.detach().cpu().numpy()
+        return _compat.torch_value(x)
     if hasattr(x, "__array__") and not isinstance(x, (np.ndarray, np.generic)):
         return np.asarray(x)
     return x

@@ -222,8 +222,9 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
     ) -> Routing:
         schema = self._tables.schema
         routing = None
+        around = current_routing(schema)
         if features is None:
-            routing = current_routing(schema)
+            routing = around
             if routing is None and schema.routed:
                 raise ValueError(
                     f"Layer {self.path!r} must know the features "
@@ -242,7 +243,9 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
                 trained=self._tables.trained(),
                 orders=EACH_ROW,
             )
-        routing.ran.add(id(self))
+        for running in (routing, around):
+            if running is not None:
+                running.ran.add(id(self))
         return routing
 
     def kernel_delta(self, combination: Mapping[str, Any]) -> Tensor:

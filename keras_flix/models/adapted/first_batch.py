@@ -12,7 +12,12 @@ from keras_flix import _compat
 from keras_flix.features.host_values import host_value
 from keras_flix.features.input_entries import leading_size, split_entries
 from keras_flix.layers.active_scope import Routing, routing_scope
-from keras_flix.models.adapted.row_probe import LENGTHS, Probe, find_orders, unclear_rows
+from keras_flix.models.adapted.row_probe import (
+    LENGTHS,
+    Probe,
+    find_orders,
+    unclear_rows,
+)
 
 
 class FirstBatch(_compat.Mixin):

@@ -125,9 +125,7 @@ def _count_odd(found: Mapping[str, Found]) -> int:
     return sum(bool(one.odd) for one in found.values())
 
 
-def _tried(
-    probe: Probe, layers: Mapping[str, Any], filling: Any
-) -> dict[str, Found]:
+def _tried(probe: Probe, layers: Mapping[str, Any], filling: Any) -> dict[str, Found]:
     codes = _codes(probe.length)
     base = _run(probe, layers, _batch(probe, (), filling))
     runs = []
@@ -186,7 +184,9 @@ def _batch(probe: Probe, changed: Sequence[int], filling: Any) -> Any:
         value = draw.normal(size=x.shape) if is_float else draw.integers(0, 2, x.shape)
         if not is_float and len(x.shape):
             # Ids of any vocabulary, and not in the order of their size.
-            value.reshape(len(value), -1)[:, :1] = np.arange(len(value))[:, None] % 2 == 0
+            value.reshape(len(value), -1)[:, :1] = (
+                np.arange(len(value))[:, None] % 2 == 0
+            )
         if len(x.shape) and x.shape[0] == probe.length:
             for i in changed:
                 if not is_float:
