@@ -35,4 +35,4 @@ OTHER_MEDIA = (
 """Where backbones of language models keep what reads images and sound."""
 
 UNKNOWN_ROWS = re.compile("(BLIP2|Blip2|Flux|PARSeq|StableDiffusion3|SAM3).*")
-"""Models of KerasHub whose rows no test has looked at, or that guide by doubling them."""
+"""Models of KerasHub of whose rows no test knows, or that double them to be guided."""

@@ -44,8 +44,12 @@ def mapped(function, *arrays):
 def test_a_model_inside_of_vectorized_map(model):
     x = rows(len(IDS))["x"]
     expected = ops.convert_to_numpy(model({"x": x, "task": IDS}))
-    for task in (lambda t: t[None], lambda t: t):  # ids, and one for all rows
-        found = mapped(lambda x, t: model({"x": x[None], "task": task(t)})[0], x, IDS)
+    for shape in ((1,), ()):  # ids, and one for all rows
+
+        def one(x, task, shape=shape):
+            return model({"x": x[None], "task": ops.reshape(task, shape)})[0]
+
+        found = mapped(one, x, IDS)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -82,7 +82,7 @@ class _Unclear(Exception):
 
 
 def _length(own: Any, entries: Mapping[str, Any]) -> int | None:
-    """The length of a batch; `None` if it is traced, or not that of several examples."""
+    """The length of a batch; `None` if it is traced, or cannot be told."""
     leaves = [x for x in tree.flatten(own) if len(getattr(x, "shape", None) or ())]
     if any(host_value(x) is None for x in leaves):
         return None

@@ -295,7 +295,7 @@ def unclear_rows(found: Mapping[str, Found]) -> str:
     more = f" ({len(odd) - 1} more targets are alike)" if len(odd) > 1 else ""
     return (
         "The rows of a target's input must be those of the batch: one per example, or "
-        "as `keras.ops.repeat` or `keras.ops.tile` make several of them; or one row for "
+        "as `keras.ops.repeat` or `keras.ops.tile` make several of them; or one for "
         f"all. Received: layer {path!r}, whose input has {text}{more}. Leave it out of "
         "`targets`, or state the order: `enable_flix(..., rows={"
         f"{path!r}: 'batch'}})`, or None if its calls bring `features=`."
