@@ -212,7 +212,7 @@ def _run(probe: Probe, layers: Mapping[str, Any], inputs: Any) -> Runs:
     def see(path: str, x: Any) -> None:
         rows: list[np.ndarray] = []
         calls[path].append(rows)
-        if not tell_value(ops.cast(x, "float32"), rows.append):
+        if not tell_value(ops.stop_gradient(ops.cast(x, "float32")), rows.append):
             calls[path][-1] = None
 
     # Nothing that the model keeps, such as a state or a count, is to change.
