@@ -16,6 +16,7 @@ import keras_flix
 ROOT = Path(keras_flix.__file__).parent
 BACKENDS = ("jax", "tensorflow", "torch")
 IMPORT_BACKENDS = {
+    "_compat.layers",
     "_compat.sparse_rows",
     "features.host_values",
     "features.input_entries",

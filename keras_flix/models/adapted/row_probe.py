@@ -135,12 +135,11 @@ def _tried(probe: Probe, layers: Mapping[str, Any], filling: Any) -> dict[str, F
     owners = {code: i for i, code in enumerate(codes)}
 
     def shorter() -> Runs:
-        short = probe._replace(
-            inputs=tree.map_structure(
-                lambda x: _resized(x, probe.length, probe.length - 1), probe.inputs
-            ),
-            length=probe.length - 1,
+        less = probe.length - 1
+        inputs = tree.map_structure(
+            lambda x: _resized(x, probe.length, less), probe.inputs
         )
+        short = Probe(probe.call, inputs, less, probe.sure)
         return _run(short, layers, _batch(short, (), filling))
 
     found = {}
