@@ -22,6 +22,7 @@ from keras_flix._compat.layers import (
     own_variables as own_variables,
     quantized_output as quantized_output,
     rounds_logits as rounds_logits,
+    torch_value as torch_value,
     unlocked as unlocked,
 )
 from keras_flix._compat.models import (
@@ -29,6 +30,7 @@ from keras_flix._compat.models import (
     asks_for_shapes as asks_for_shapes,
     attribute_of as attribute_of,
     clone as clone,
+    example_inputs as example_inputs,
     flatten_layers as flatten_layers,
     freeze as freeze,
     input_keys as input_keys,

@@ -128,6 +128,50 @@ def symbolic_inputs(model: keras.Model) -> Any | None:
     )
 
 
+def example_inputs(model: keras.Model, lengths: Sequence[int]) -> Any | None:
+    """Stand-ins for a batch of a model's inputs, with leading axes that tell it.
+
+    Args:
+        model: A built model.
+        lengths: Those to choose the batch's from, if it may have any.
+
+    Returns:
+        The inputs, the batch's length, and whether that and the dtypes are known to
+        be the model's; `None` where it does not tell which axes are the batch's. An
+        input without a batch axis has another length.
+    """
+    functional = is_functional(model)
+    if functional:
+        struct = model._inputs_struct
+    else:
+        shapes = getattr(model, "_build_shapes_dict", None)
+        if not shapes or len(shapes) != 1:
+            return None
+        struct = tree.map_shape_structure(
+            lambda s: keras.KerasTensor(s, dtype="float32"), next(iter(shapes.values()))
+        )
+    leaves = tree.flatten(struct)
+    if not all(isinstance(x, keras.KerasTensor) and len(x.shape) for x in leaves):
+        return None
+    leading = {x.shape[0] for x in leaves}
+    if None not in leading and len(leading) > 1:
+        return None
+    fixed = functional and None not in leading
+    length = next(n for n in lengths if n not in leading)
+    # What is built on data has the length of that data, and takes any other.
+    of_batch = (leading - {None}) if len(leading) == 1 else set()
+    if fixed:
+        (length,) = leading
+
+    def sized(x: keras.KerasTensor) -> keras.KerasTensor:
+        first, *rest = x.shape
+        first = length if first is None or first in of_batch else first
+        shape = (first, *(8 if size is None else size for size in rest))
+        return keras.KerasTensor(shape, dtype=x.dtype)
+
+    return tree.map_structure(sized, struct), length, functional
+
+
 def takes_dict(model: keras.Model) -> bool:
     """Whether the model's own input is a dict."""
     if is_functional(model):

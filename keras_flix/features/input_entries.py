@@ -151,6 +151,10 @@ def encode_inputs(
         known[feature.name] = feature.encoder()(value)
     size = batch_size if isinstance(batch_size, int) else None
     for name, entry in traced.items():
+        if not len(entry.shape) and batch_size is not None:
+            # Such as one of several ids inside of `vectorized_map`.
+            entry = ops.reshape(ops.cast(entry, "int32"), (1,))
+            traced[name] = entry = ops.broadcast_to(entry, (batch_size,))
         if size is not None and entry.shape[0] not in (None, size):
             raise ValueError(
                 "Every feature must have one entry per example. Received: "
@@ -190,6 +194,8 @@ def _check_traced(feature: Any, entry: Tensor) -> Tensor:
             "Cast ids to int32; encode strings with `schema.encode(...)`."
         )
     rank = len(shape)
+    if not rank and not feature.multiple:
+        return entry
     weighted = rank == 3 and shape[2] in (None, 2)
     if rank != 1 and not weighted and not (feature.multiple and rank == 2):
         wanted = "(batch,) or (batch, k)" if feature.multiple else "(batch,)"

@@ -23,12 +23,13 @@ from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.fingerprint import BaseFingerprint
 from keras_flix.files.hub_handles import adapter_file
 from keras_flix.layers.factors import Factors
+from keras_flix.layers.row_orders import as_orders
 
 SUFFIX = ".flix.safetensors"
 FORMAT_VERSION = 1
 HEADER = "keras_flix"
 """What safetensors' metadata of a file holds: JSON."""
-ENTRIES = {"version", "schema", "alpha", "layers", "base"}
+ENTRIES = {"version", "schema", "alpha", "layers", "base", "rows"}
 DIGEST = re.compile(r', "digest": "([0-9a-f]{32})"\}$')
 """How that ends; files of earlier versions have no digest."""
 MAX_HEADER = 16 * 2**20
@@ -49,6 +50,7 @@ class Adapters:
         tables: The adapter weights, by `layer/flix_<feature>_<a or b>`: arrays of
             shape `(values, d_in, rank)` and `(values, rank, d_out)`.
         base: The fingerprint of the base; `None` in files that have none.
+        rows: The orders of rows that `enable_flix` was told, by layer.
     """
 
     source: str
@@ -57,6 +59,7 @@ class Adapters:
     layers: list[str]
     tables: Mapping[str, np.ndarray]
     base: BaseFingerprint | None = None
+    rows: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     @renamed_keyword("axis", "feature")
     def pair(self, layer: str, feature: str) -> tuple[np.ndarray, np.ndarray]:
@@ -110,6 +113,8 @@ def write_adapters(adapters: Adapters, path: Path) -> None:
     }
     if adapters.base is not None:
         header["base"] = adapters.base.get_config()
+    if adapters.rows:
+        header["rows"] = adapters.rows
     check_folder(path)
     text = json.dumps(header)
     digest = content_digest(text, adapters.tables)
@@ -248,6 +253,10 @@ def _described(header: Mapping[str, Any], file: Any, place: str) -> Adapters:
         layers=layers,
         tables=_stand_ins(schema, layers, file),
         base=None if base is None else BaseFingerprint.from_config(base),
+        rows={
+            path: sorted(as_orders(orders))
+            for path, orders in (header.get("rows") or {}).items()
+        },
     )
 
 

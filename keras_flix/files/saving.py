@@ -21,7 +21,9 @@ from keras_flix.files.adapter_file import (
 from keras_flix.files.fingerprint import BaseFingerprint
 from keras_flix.files.weight_digests import base_fingerprint
 from keras_flix.layers.checks import matrix_shape
+from keras_flix.layers.row_orders import as_orders
 from keras_flix.models.adapted.adaptation import Model, adaptation_of, is_adapted
+from keras_flix.models.adapted.plain_view import stated_rows
 from keras_flix.models.enable import adapt_layers
 from keras_flix.models.targets import keyed_layers
 
@@ -87,7 +89,14 @@ def load_adapters(
     # Before the tables are read: a file may claim to hold any number of bytes.
     adapters = read_adapters(path, check)
     if not is_adapted(model):
-        adapt_layers(model, adapters.schema, layers, alpha=adapters.alpha, seed=0)
+        adapt_layers(
+            model,
+            adapters.schema,
+            layers,
+            alpha=adapters.alpha,
+            seed=0,
+            rows={p: as_orders(o) for p, o in adapters.rows.items() if p in layers},
+        )
     for name, variable in _named_tables(model).items():
         variable.assign(adapters.tables[name])
     return model
@@ -106,6 +115,7 @@ def adapters_of(model: keras.Model) -> Adapters:
             for name, variable in _named_tables(model).items()
         },
         base=base_fingerprint(model),
+        rows=stated_rows(adaptation),
     )
 
 

@@ -20,6 +20,7 @@ from keras_flix.features.dropout import as_dropout
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.features.tensor_ids import Tensor, drop_features
 from keras_flix.layers.low_rank_update import ActiveValues
+from keras_flix.layers.row_orders import Orders
 from keras_flix.layers.row_scope import RowScope, current_row_scope
 
 
@@ -34,6 +35,8 @@ class Routing:
         gathered: By id of a layer, the tables of each example where they were
             looked up ahead, for all calls of this routing.
         row_scope: The training step without dense gradients that runs, if any.
+        orders: How rows belong to examples; `None` goes by each layer's own.
+        generates: See `by_example`.
     """
 
     schema: FeatureSchema
@@ -41,6 +44,8 @@ class Routing:
     ran: set[int] = dataclasses.field(default_factory=set)
     gathered: dict[int, tuple[Tensor, Tensor]] = dataclasses.field(default_factory=dict)
     row_scope: RowScope | None = dataclasses.field(default_factory=current_row_scope)
+    orders: Orders | None = None
+    generates: bool | None = None
 
     @classmethod
     def from_ids(
@@ -51,6 +56,8 @@ class Routing:
         batch_size: Tensor = None,
         dropout_seed: keras.random.SeedGenerator | None = None,
         trained: Mapping[str, np.ndarray] | None = None,
+        orders: Orders | None = None,
+        generates: bool | None = None,
     ) -> Routing:
         """The routing of a batch.
 
@@ -60,6 +67,8 @@ class Routing:
                 with weights.
             batch_size: Needed only to drop `always` features.
             dropout_seed: Turns feature dropout on and draws from this seed.
+            orders: See `Routing`.
+            generates: See `Routing`.
             trained: Which values train, of features where some do not.
         """
         weights = {}
@@ -76,7 +85,7 @@ class Routing:
                 active[name] = ActiveValues.from_ids(
                     value, size, weight, schema[name].scale, trained.get(name)
                 )
-        return cls(schema, active)
+        return cls(schema, active, orders=orders, generates=generates)
 
 
 # A ContextVar, not a global: threads, and tasks of one thread, never share it.

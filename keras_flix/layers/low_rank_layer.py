@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +27,7 @@ from keras_flix.layers.low_rank_update import (
     low_rank_update,
 )
 from keras_flix.layers.quantized import QuantizedCall
+from keras_flix.layers.row_orders import EACH_ROW, SHARED, Orders, by_example
 from keras_flix.layers.tables import Constant, Tables, initial_a
 
 
@@ -37,6 +37,8 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
     _tables: Tables
     equation: str
     plain_class: type
+    row_orders: Orders | None = None
+    """The orders of the rows in calls without `features=`; `None` if unknown."""
 
     @property
     def features(self) -> FeatureSchema:
@@ -174,9 +176,9 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
         """What the active values add to the layer's linear output.
 
         Args:
-            inputs: The layer's input, batch first.
-            features: Values or ids by feature, or `None` to take those of the
-                model's current input.
+            inputs: The layer's input, its rows in one of the `row_orders`.
+            features: Values or ids by feature, each one for all rows or one per
+                row; or `None` to take those of the model's current input.
             training: Whether feature dropout applies.
 
         Returns:
@@ -196,12 +198,13 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
         for values in active.values():
             batch = ops.shape(values.rows)[0]
             break
-        if batch is not None and inputs.shape[0] == 1:
-            # All examples share it, such as relative position embeddings. Each one's
-            # update makes something else of it.
+        orders = routing.orders or self.row_orders
+        if batch is not None and SHARED in (orders or ()) and inputs.shape[0] == 1:
+            # Each example's update makes something else of it.
             inputs = ops.broadcast_to(inputs, (batch, *ops.shape(inputs)[1:]))
         positions = ops.shape(inputs)[: flat.split.num_positions]
-        x = ops.reshape(inputs, (*self._by_example(positions, batch), flat.d_in))
+        shape = by_example(positions, batch, orders, routing.generates, self.path)
+        x = ops.reshape(inputs, (*shape, flat.d_in))
         delta = low_rank_update(
             x,
             self._tables.by_feature(),
@@ -219,8 +222,9 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
     ) -> Routing:
         schema = self._tables.schema
         routing = None
+        around = current_routing(schema)
         if features is None:
-            routing = current_routing(schema)
+            routing = around
             if routing is None and schema.routed:
                 raise ValueError(
                     f"Layer {self.path!r} must know the features "
@@ -237,30 +241,12 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
                 batch_size=ops.shape(inputs)[0],
                 dropout_seed=self._dropout_seed if training else None,
                 trained=self._tables.trained(),
+                orders=EACH_ROW,
             )
-        routing.ran.add(id(self))
+        for running in (routing, around):
+            if running is not None:
+                running.ran.add(id(self))
         return routing
-
-    def _by_example(self, positions: Any, batch: Tensor | None) -> tuple[Tensor, Any]:
-        """The shape `(batch, positions)` that gives each example its rows.
-
-        Samplers and expert layers repeat examples side by side: the leading
-        axis is then a multiple of the batch, example-major.
-        """
-        rows = positions[0]
-        batch = rows if batch is None else batch
-        # Exporters have lengths of their own kind, neither ints nor tensors.
-        static = not (ops.is_tensor(rows) or ops.is_tensor(batch))
-        batch_or_one = max(batch, 1) if static else ops.maximum(batch, 1)
-        if static and rows % batch_or_one:
-            raise ValueError(
-                "The features must have one entry per example. Received: "
-                f"{batch} entries for a batch of {rows} in layer {self.path!r}. "
-                "Pass one entry per example."
-            )
-        # Not -1: where lengths are only known as the graph runs, it would take
-        # a batch that is no multiple of the entries.
-        return batch, math.prod(positions[1:], start=rows // batch_or_one)
 
     def kernel_delta(self, combination: Mapping[str, Any]) -> Tensor:
         """The update of one combination of values.

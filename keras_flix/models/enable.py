@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -18,13 +18,19 @@ from keras_flix.layers.active_scope import carry_routing
 from keras_flix.layers.checks import check_ranks
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.layers.quantized import check_quantized_layers, rounded_logits
+from keras_flix.layers.row_orders import Orders
 from keras_flix.models.adapted.adaptation import Adaptation, Model, is_adapted
 from keras_flix.models.adapted.devices import check_devices, creation_scope
 from keras_flix.models.adapted.model import routed_class
 from keras_flix.models.adapted.own_state import warn_of_own_state
 from keras_flix.models.adapted.thread_lock import Turns
-from keras_flix.models.adapted.unsupported import never_runs
-from keras_flix.models.targets import Placed, find_targets
+from keras_flix.models.targets import (
+    Placed,
+    Rows,
+    find_targets,
+    stated_orders,
+)
+from keras_flix.models.trial import known_orders, try_out
 
 ADAPTED_CLASSES: dict[type, type[LowRankLayer]] = {
     keras.layers.EinsumDense: FlixEinsumDense,
@@ -41,6 +47,7 @@ def enable_flix(
     dropout: Dropouts = 0.0,
     targets: str | Sequence[str] | None = None,
     seed: int | None = None,
+    rows: Rows = None,
 ) -> Model:
     """Gives every feature value a low-rank update of the model's layers.
 
@@ -72,6 +79,14 @@ def enable_flix(
             or sound, the first two select layers of its text decoder only.
         seed: Seeds initial adapter weights and feature dropout. `None` draws a seed
             that follows `keras.utils.set_random_seed`.
+        rows: Which example each row of a target's input belongs to, by layer name or
+            regex, where that cannot be found out: `"batch"` (one per example),
+            `"repeat"` (as by `keras.ops.repeat(x, k, axis=0)`), `"tile"` (as by
+            `keras.ops.concatenate([x, y], axis=0)`), `"shared"` (one for all), or a
+            list of these; `None` if each call of the layer brings `features=`.
+            KerasHub's own models are known. Any other one is tried with a few random
+            batches, here or before its first batch, and refused if some rows are in
+            no such order, or depend on several examples.
 
     Returns:
         `model`.
@@ -96,7 +111,15 @@ def enable_flix(
     schema = FeatureSchema(features).resolve(rank, dropout, check_alpha(alpha))
     walk = _checked_walk(model, schema)
     layers = find_targets(model, targets, walk)
-    return adapt_layers(model, schema, layers, alpha=alpha, seed=seed, walk=walk)
+    return adapt_layers(
+        model,
+        schema,
+        layers,
+        alpha=alpha,
+        seed=seed,
+        walk=walk,
+        rows=stated_orders(rows, layers),
+    )
 
 
 def adapt_layers(
@@ -107,10 +130,12 @@ def adapt_layers(
     alpha: float | None,
     seed: int | None,
     walk: Sequence[Placed] | None = None,
+    rows: Mapping[str, Orders] | None = None,
 ) -> Model:
     """`enable_flix` for layers that are known, with a schema that is resolved.
 
-    `walk` is what `_checked_walk` gave, if it has run.
+    `walk` is what `_checked_walk` gave, if it has run; `rows` the orders that are
+    stated, by path.
     """
     schema = schema.resolve(alpha=check_alpha(alpha))
     seed = checked_seed(seed)
@@ -119,12 +144,15 @@ def adapt_layers(
     for layer in layers.values():
         _check_stock(layer)
         check_ranks(layer, schema)
-    verified = _check_runs(model, layers)
+    known = known_orders(model, schema, walk)
+    orders = dict.fromkeys(layers, known) | dict(rows or {})
+    verified = try_out(model, layers, orders)
 
     with creation_scope(model):
         for key, layer in layers.items():
             adapted = ADAPTED_CLASSES[type(layer)]
             adapted.from_layer(layer, schema, seed=seed, key=key)
+            layer.row_orders = orders[key]
     parts = _parts(model)
     tables = [
         variable
@@ -145,6 +173,8 @@ def adapt_layers(
             input_keys=_compat.input_keys(part),
             verified=verified,
             turns=turns,
+            rows_known=None not in orders.values(),
+            rows=dict(rows or {}),
         )
         if isinstance(part, keras_hub.models.Task):
             adaptation.no_gradient = rounded_logits(inner)
@@ -246,46 +276,3 @@ def _check_stock(layer: Any) -> None:
             f"{layer.path!r}, on which `enable_lora` was called. Start from a "
             "model without it; FLix with one always-on feature is a LoRA."
         )
-
-
-def _check_runs(model: keras.Model, layers: dict[str, Any]) -> bool:
-    """Raises if a target's `call` never runs in the model.
-
-    Returns:
-        Whether that could be found out here. If not, the first real call of
-        the model does.
-    """
-    inputs = _compat.symbolic_inputs(model)
-    if inputs is None:
-        return False
-    ran: set[str] = set()
-
-    def entry(layer: Any) -> str:
-        return "call" if layer.quantization_mode is None else "quantized_call"
-
-    def spy(path: str, layer: Any) -> Any:
-        call = getattr(layer, entry(layer))
-
-        def spied(*args: Any, **kwargs: Any) -> Any:
-            ran.add(path)
-            return call(*args, **kwargs)
-
-        return spied
-
-    try:
-        for path, layer in layers.items():
-            object.__setattr__(layer, entry(layer), spy(path, layer))
-        _compat.dry_run(model, inputs)
-    except Exception:
-        # A subclassed model does not tell the dtypes of its inputs, and some
-        # layers need more than the small sizes that stand for unknown ones.
-        return False
-    finally:
-        for layer in layers.values():
-            object.__delattr__(layer, entry(layer))
-    idle = [path for path in layers if path not in ran]
-    if idle:
-        bypassed = {layers[path].name for path in idle}
-        others = {layers[path].name for path in ran} - bypassed
-        raise ValueError(never_runs(idle, sorted(others)))
-    return True

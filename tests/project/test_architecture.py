@@ -17,6 +17,7 @@ ROOT = Path(keras_flix.__file__).parent
 BACKENDS = ("jax", "tensorflow", "torch")
 IMPORT_BACKENDS = {
     "_compat.processes",
+    "_compat.layers",
     "_compat.sparse_rows",
     "_compat.trainers",
     "features.host_values",
@@ -42,6 +43,7 @@ FLOORS = (
 IN_MODELS = (
     ("adapted", "family_names"),
     ("targets",),
+    ("trial",),
     ("disable", "enable", "merge", "optimizers", "sharding", "summary"),
     ("growing", "restore"),
 )

@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_flix.features.feature import Value
 from keras_flix.features.schema import FeatureSchema
+from keras_flix.layers.row_orders import Orders
 
 if TYPE_CHECKING:
     import keras
@@ -65,6 +66,9 @@ class Adaptation:
         disabled: Whether the adapters are off.
         no_gradient: Why the model cannot be trained; empty if it can.
         turns: The threads that use the model or its backbone.
+        rows_known: Whether the rows of every adapted layer are known, of which
+            examples they are.
+        rows: The orders of the rows that the user stated, by path of the layer.
     """
 
     schema: FeatureSchema
@@ -81,6 +85,8 @@ class Adaptation:
     verified: bool = False
     disabled: bool = False
     no_gradient: str = ""
+    rows_known: bool = False
+    rows: dict[str, Orders] = dataclasses.field(default_factory=dict)
 
     @property
     def trainable(self) -> Choice:

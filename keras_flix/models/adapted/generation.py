@@ -101,7 +101,9 @@ class RoutedGeneration(_compat.Mixin):
         else:
             size = leading_size(own)
             routing = Routing.from_ids(
-                state.schema, layer_ids(state.schema, entries, size)
+                state.schema,
+                layer_ids(state.schema, entries, size),
+                generates=_keeps_rows_together(getattr(self, "sampler", None)),
             )
             # Once, not per token: each token would cost more to look up than to adapt.
             for layer in state.layers.values():
@@ -114,6 +116,11 @@ class RoutedGeneration(_compat.Mixin):
                     routing.gathered[id(layer)] = gathered
         with routing_scope(routing):
             return super().generate_step(own, *args, **kwargs)
+
+
+def _keeps_rows_together(sampler: Any) -> bool:
+    """Whether a sampler is known to repeat the rows of an example side by side."""
+    return type(sampler).__module__.partition(".")[0] == "keras_hub"
 
 
 def _python_strings(inputs: Any) -> Any:

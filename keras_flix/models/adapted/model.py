@@ -32,6 +32,7 @@ from keras_flix.models.adapted import prompts
 from keras_flix.models.adapted.adaptation import Adaptation
 from keras_flix.models.adapted.data_sources import map_batches
 from keras_flix.models.adapted.devices import MirroredBuild
+from keras_flix.models.adapted.first_batch import FirstBatch
 from keras_flix.models.adapted.frozen_values import FrozenRows
 from keras_flix.models.adapted.generation import RoutedGeneration
 from keras_flix.models.adapted.plain_view import REGISTERED_NAME, PlainView
@@ -44,6 +45,7 @@ from keras_flix.models.adapted.unsupported import Refusals, never_runs
 @take_turns
 class RoutedModel(
     RoutedGeneration,
+    FirstBatch,
     FrozenRows,
     RowGradients,
     MirroredBuild,
@@ -64,6 +66,8 @@ class RoutedModel(
         ids: dict[str, Any] = {}
         if not entries:
             self._refuse_a_task_around(inputs)
+        if entries and not state.rows_known:
+            self._find_rows(inputs, *args[1:], **kwargs)
         if state.disabled:
             inputs = own
         elif entries and keras.KerasTensor not in map(type, entries.values()):
@@ -214,7 +218,11 @@ class RoutedModel(
     def _encode(self, x: Any) -> Any:
         if self._adaptation.disabled:
             return split_entries(x, self._adaptation.schema)[0]
-        return encode_batch(self._adaptation.schema, x)
+        x = encode_batch(self._adaptation.schema, x)
+        if not self._adaptation.rows_known and isinstance(x, Mapping):
+            # Now: Keras' loops over data trace the model.
+            self._find_rows(x)
+        return x
 
     def _encode_batch(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self._encode(batch[0]), *batch[1:])

@@ -109,6 +109,7 @@ class PlainView(_compat.Mixin):
             # By position: paths may change where a model is made again.
             "layers": layer_positions(self, adaptation.layers),
             "seed": adaptation.seed,
+            **({"rows": stated_rows(adaptation)} if adaptation.rows else {}),
             **(
                 {}
                 if adaptation.trainable is None
@@ -136,6 +137,11 @@ def unchanged_if_it_raises(model: Any) -> Iterator[None]:
         for variable, value in zip(variables, before):
             variable.assign(value)
         raise
+
+
+def stated_rows(adaptation: Any) -> dict[str, list[str]]:
+    """The orders of rows that `enable_flix` was told, by path, for files."""
+    return {path: sorted(orders) for path, orders in adaptation.rows.items()}
 
 
 def layers_with_kernels(model: Any) -> list[Any]:
