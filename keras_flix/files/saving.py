@@ -22,6 +22,7 @@ from keras_flix.files.fingerprint import BaseFingerprint
 from keras_flix.files.weight_digests import base_fingerprint
 from keras_flix.layers.checks import matrix_shape
 from keras_flix.models.adapted.adaptation import Model, adaptation_of, is_adapted
+from keras_flix.models.adapted.frozen_values import guard_optimizer
 from keras_flix.models.enable import adapt_layers
 from keras_flix.models.targets import keyed_layers
 
@@ -84,6 +85,8 @@ def load_adapters(
         adapt_layers(model, adapters.schema, layers, alpha=adapters.alpha, seed=0)
     for name, variable in _named_tables(model).items():
         variable.assign(adapters.tables[name])
+    # Averages of frozen values are what the weights now are.
+    guard_optimizer(model)
     return model
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_flix import _compat
+from keras_flix.models.adapted.frozen_values import guard_optimizer
 from keras_flix.models.adapted.keras_files import (
     WEIGHTS,
     check_archive,
@@ -94,6 +95,8 @@ class PlainView(_compat.Mixin):
         with unchanged_if_it_raises(self), errors_name_the_file(filepath):
             check_undamaged(filepath)
             super().load_weights(filepath, *args, **kwargs)
+        # Averages of frozen values are what the weights now are.
+        guard_optimizer(self)
 
     def get_config(self) -> dict[str, Any]:
         """The plain model's config, and what `enable_flix` did to it."""
