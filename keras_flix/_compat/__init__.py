@@ -23,7 +23,6 @@ from keras_flix._compat.models import (
     clone as clone,
     dry_run as dry_run,
     flatten_layers as flatten_layers,
-    freeze as freeze,
     input_keys as input_keys,
     input_names as input_names,
     is_functional as is_functional,
@@ -48,6 +47,15 @@ from keras_flix._compat.sparse_rows import (
     first_place as first_place,
     take_rows as take_rows,
     take_with_row_gradient as take_with_row_gradient,
+)
+from keras_flix._compat.trainable_flags import (
+    Flagged as Flagged,
+    KeepsFrozen as KeepsFrozen,
+    by_gradients as by_gradients,
+    flags_of as flags_of,
+    is_on as is_on,
+    switch as switch,
+    with_flags as with_flags,
 )
 from keras_flix._compat.trainers import (
     accept_training as accept_training,

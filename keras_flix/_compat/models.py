@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -57,23 +57,6 @@ def clone(model: keras.Model) -> keras.Model:
             "`layer.kernel_delta(...)` to the kernels of a model of your own."
         )
     return keras.models.clone_model(model)
-
-
-def freeze(
-    model: keras.Model,
-    trained: Sequence[keras.layers.Layer],
-    tables: Sequence[keras.Variable],
-) -> None:
-    """Leaves only the tables trainable.
-
-    The setter of `Layer.trainable` reaches all sublayers, so the flags of the
-    given layers and models are set past it.
-    """
-    model.trainable = False
-    for layer in trained:
-        layer._trainable = True
-    for variable in tables:
-        variable.trainable = True
 
 
 def dry_run(model: keras.Model, inputs: Any) -> None:

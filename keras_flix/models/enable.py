@@ -119,6 +119,8 @@ def adapt_layers(
         _check_stock(layer)
         check_ranks(layer, schema)
     verified = _check_runs(model, layers)
+    flags = list(_compat.flags_of([model, *inner]))
+    frozen = [one for one in flags if not _compat.is_on(one)]
 
     with creation_scope(model):
         for key, layer in layers.items():
@@ -130,7 +132,8 @@ def adapt_layers(
         for layer in layers.values()
         for variable in layer._tables.named_variables.values()
     ]
-    _compat.freeze(model, [*parts, *layers.values()], tables)
+    _compat.switch(flags, False)
+    _compat.switch([*parts, *layers.values(), *tables], True)
     turns = Turns()
     for part in parts:
         adaptation = Adaptation(
@@ -144,6 +147,7 @@ def adapt_layers(
             input_keys=_compat.input_keys(part),
             verified=verified,
             turns=turns,
+            frozen_before=frozen,
         )
         if isinstance(part, keras_hub.models.Task):
             adaptation.no_gradient = rounded_logits(inner)

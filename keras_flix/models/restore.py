@@ -11,6 +11,7 @@ from keras_flix.features.schema import FeatureSchema
 from keras_flix.models.adapted.adaptation import adaptation_of
 from keras_flix.models.adapted.frozen_values import choose
 from keras_flix.models.adapted.plain_view import REGISTERED_NAME, layers_with_kernels
+from keras_flix.models.adapted.trained_base import restore_flags
 from keras_flix.models.enable import adapt_layers
 from keras_flix.models.targets import keyed_layers
 
@@ -40,6 +41,7 @@ class AdaptedModel:
             base, schema, layers, alpha=config["alpha"], seed=config["seed"]
         )
         choose(adaptation_of(model), config.get("trainable"))
+        restore_flags(model, config.get("flags", {}))
         return model
 
 

@@ -65,6 +65,8 @@ class Adaptation:
         disabled: Whether the adapters are off.
         no_gradient: Why the model cannot be trained; empty if it can.
         turns: The threads that use the model or its backbone.
+        frozen_before: The layers and variables that were frozen before; the same list
+            for the model and its backbone.
     """
 
     schema: FeatureSchema
@@ -81,6 +83,7 @@ class Adaptation:
     verified: bool = False
     disabled: bool = False
     no_gradient: str = ""
+    frozen_before: list[Any] = dataclasses.field(default_factory=list)
 
     @property
     def trainable(self) -> Choice:

@@ -9,6 +9,7 @@ import numpy as np
 from keras_flix import _compat
 from keras_flix.models.adapted.adaptation import Choice
 from keras_flix.models.adapted.devices import creation_scope
+from keras_flix.models.adapted.trained_base import mark_trained
 
 
 class FrozenRows(_compat.Mixin):
@@ -21,6 +22,7 @@ class FrozenRows(_compat.Mixin):
                 "model whose optimizer was built before `enable_flix`. Call "
                 "`model.compile(...)` again before training."
             )
+        mark_trained(self)
         # Here too, since the model may have been compiled since the choice was made.
         guard_optimizer(self)
 

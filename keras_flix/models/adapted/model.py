@@ -38,6 +38,7 @@ from keras_flix.models.adapted.plain_view import REGISTERED_NAME, PlainView
 from keras_flix.models.adapted.savedmodel_onnx import Exporting
 from keras_flix.models.adapted.thread_lock import take_turns
 from keras_flix.models.adapted.train_step import RowGradients
+from keras_flix.models.adapted.trained_base import KeepsBaseFrozen
 from keras_flix.models.adapted.unsupported import Refusals, never_runs
 
 
@@ -45,6 +46,7 @@ from keras_flix.models.adapted.unsupported import Refusals, never_runs
 class RoutedModel(
     RoutedGeneration,
     FrozenRows,
+    KeepsBaseFrozen,
     RowGradients,
     MirroredBuild,
     PlainView,
