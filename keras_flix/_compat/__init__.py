@@ -38,6 +38,7 @@ from keras_flix._compat.optimizer_guard import guard_rows as guard_rows
 from keras_flix._compat.optimizer_state import (
     carried_rows as carried_rows,
     check_growable as check_growable,
+    innermost as innermost,
     regrow_optimizer as regrow_optimizer,
     resize_variable as resize_variable,
 )

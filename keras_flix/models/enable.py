@@ -135,6 +135,7 @@ def adapt_layers(
     _compat.switch(flags, False)
     _compat.switch([*parts, *layers.values(), *tables], True)
     turns = Turns()
+    added: dict[str, set[Any]] = {}
     for part in parts:
         adaptation = Adaptation(
             schema=schema,
@@ -148,6 +149,7 @@ def adapt_layers(
             verified=verified,
             turns=turns,
             frozen_before=frozen,
+            added=added,
         )
         if isinstance(part, keras_hub.models.Task):
             adaptation.no_gradient = rounded_logits(inner)

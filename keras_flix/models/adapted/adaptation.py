@@ -67,6 +67,8 @@ class Adaptation:
         turns: The threads that use the model or its backbone.
         frozen_before: The layers and variables that were frozen before; the same list
             for the model and its backbone.
+        added: By feature, the values that were added later; shared likewise.
+        said: What users were told once.
     """
 
     schema: FeatureSchema
@@ -84,6 +86,8 @@ class Adaptation:
     disabled: bool = False
     no_gradient: str = ""
     frozen_before: list[Any] = dataclasses.field(default_factory=list)
+    added: dict[str, set[Value]] = dataclasses.field(default_factory=dict)
+    said: set[str] = dataclasses.field(default_factory=set)
 
     @property
     def trainable(self) -> Choice:

@@ -34,6 +34,7 @@ from keras_flix.models.adapted.data_sources import map_batches
 from keras_flix.models.adapted.devices import MirroredBuild
 from keras_flix.models.adapted.frozen_values import FrozenRows
 from keras_flix.models.adapted.generation import RoutedGeneration
+from keras_flix.models.adapted.optimizer_advice import advise
 from keras_flix.models.adapted.plain_view import REGISTERED_NAME, PlainView
 from keras_flix.models.adapted.savedmodel_onnx import Exporting
 from keras_flix.models.adapted.thread_lock import take_turns
@@ -163,6 +164,7 @@ class RoutedModel(
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         self._check_optimizer()
         x, pipeline = self._feed(x)
+        advise(self, x)
         if kwargs.get("validation_data") is not None:
             kwargs["validation_data"] = self._feed_validation(
                 kwargs["validation_data"], pipeline

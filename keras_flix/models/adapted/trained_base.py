@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
+import keras_hub
 
 from keras_flix import _compat
 from keras_flix.layers.low_rank_layer import LowRankLayer
@@ -81,6 +82,21 @@ def _trains(layer: Any, variable: keras.Variable, adapted: bool) -> bool:
     if any(variable is v for v in _compat.by_gradients(layer)):
         return bool(variable.trainable)
     return not adapted and _compat.is_on(layer)
+
+
+def heads(model: keras.Model) -> list[keras.layers.Layer]:
+    """The layers with weights of their own that a KerasHub task has on its backbone."""
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(model, keras_hub.models.Task) or backbone is None:
+        return []
+    inner = {id(backbone)} | {id(layer) for layer in _compat.flatten_layers(backbone)}
+    return [
+        layer
+        for layer in _compat.flatten_layers(model)
+        if id(layer) not in inner
+        and not isinstance(layer, LowRankLayer)
+        and _compat.by_gradients(layer)
+    ]
 
 
 def mark_trained(model: keras.Model) -> None:
