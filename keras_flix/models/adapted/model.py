@@ -37,6 +37,7 @@ from keras_flix.models.adapted.generation import RoutedGeneration
 from keras_flix.models.adapted.optimizer_advice import advise
 from keras_flix.models.adapted.plain_view import REGISTERED_NAME, PlainView
 from keras_flix.models.adapted.savedmodel_onnx import Exporting
+from keras_flix.models.adapted.state_trees import StateTrees
 from keras_flix.models.adapted.thread_lock import take_turns
 from keras_flix.models.adapted.train_step import RowGradients
 from keras_flix.models.adapted.trained_base import KeepsBaseFrozen
@@ -51,6 +52,7 @@ class RoutedModel(
     RowGradients,
     MirroredBuild,
     PlainView,
+    StateTrees,
     Exporting,
     Refusals,
 ):
