@@ -45,7 +45,9 @@ def enable_flix(
 
     The model is changed in place and stays the same object; its layer names,
     variable paths and base variables stay too. Everything but the adapters is
-    frozen. Afterwards, all entry points (`model(...)`, `fit`, `evaluate`,
+    frozen, a task's fresh head included: `layer.trainable = True` lets a layer train
+    besides, and it is then saved with the adapters. (On the model, `True` only undoes
+    `False`.) Afterwards, all entry points (`model(...)`, `fit`, `evaluate`,
     `predict`, `generate`, ...) expect one more entry per feature in the input
     dict: ids (`int32`, shape `(batch,)`, -1 is absent), strings (`None` is
     absent), or one scalar for the whole batch. Compile the model again if it
