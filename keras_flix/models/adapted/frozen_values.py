@@ -16,13 +16,15 @@ class FrozenRows(_compat.Mixin):
     """The part of an adapted model that prepares its optimizer for training."""
 
     def _check_optimizer(self) -> None:
-        if not _compat.optimizer_knows(self, self.trainable_variables):
+        trained = self.trainable_variables
+        if not _compat.optimizer_knows(self, trained):
             raise ValueError(
                 "The optimizer must know the adapters' variables. Received: a "
                 "model whose optimizer was built before `enable_flix`. Call "
                 "`model.compile(...)` again before training."
             )
-        mark_trained(self)
+        if not all(getattr(v, "has_rows_of_values", False) for v in trained):
+            mark_trained(self)
         # Here too, since the model may have been compiled since the choice was made.
         guard_optimizer(self)
 

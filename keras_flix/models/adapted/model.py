@@ -40,7 +40,7 @@ from keras_flix.models.adapted.savedmodel_onnx import Exporting
 from keras_flix.models.adapted.state_trees import StateTrees
 from keras_flix.models.adapted.thread_lock import take_turns
 from keras_flix.models.adapted.train_step import RowGradients
-from keras_flix.models.adapted.trained_base import KeepsBaseFrozen
+from keras_flix.models.adapted.trained_base import KeepsBaseFrozen, mark_trained
 from keras_flix.models.adapted.unsupported import Refusals, never_runs
 
 
@@ -166,6 +166,7 @@ class RoutedModel(
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         self._check_optimizer()
         x, pipeline = self._feed(x)
+        mark_trained(self)
         advise(self, x)
         if kwargs.get("validation_data") is not None:
             kwargs["validation_data"] = self._feed_validation(
