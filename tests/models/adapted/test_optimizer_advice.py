@@ -14,6 +14,8 @@ import keras_flix
 from keras_flix.models.adapted import optimizer_advice
 from keras_flix.models.adapted.optimizer_advice import moves_absent
 
+pytestmark = pytest.mark.eager
+
 OPTIMIZERS = keras.optimizers
 WRAPPERS = ("Optimizer", "LossScaleOptimizer", "MultiOptimizer")
 PLAIN = {
@@ -47,6 +49,7 @@ ROUNDED = {"SGD, averages", "ScheduleFreeAdamW"}
 """These compute the same number of itself, which may come out a bit off."""
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("name", CASES)
 def test_which_optimizers_move_values_that_do_not_occur(name):
     generator = np.random.default_rng(0)
