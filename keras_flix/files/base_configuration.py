@@ -16,7 +16,7 @@ WITHOUT_EFFECT = re.compile(
     r"name|trainable|.*dtype|autocast|seed|features|.*_policy|(.*_)?(dropout|initializer"
     r"|regularizer|constraint)(_.*)?|rate|lora_.*|quantization_.*|gptq_.*|awq_.*"
     r"|(max_)?sequence_length|max_length|batch_shape|batch_input_shape|sparse|ragged"
-    r"|image_(shape|size)|unroll|use_cache|.*flash.*|backbone|preprocessor|image_converter|tokenizer"
+    r"|image_(shape|size)|data_format|unroll|use_cache|.*flash.*|backbone|preprocessor|image_converter|tokenizer"
     r"|registered_name|module|build_config|synchronized|momentum"
 )
 """Entries that do not change what a layer computes from the same weights: those of
