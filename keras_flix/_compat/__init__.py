@@ -32,7 +32,6 @@ from keras_flix._compat.models import (
     clone as clone,
     example_inputs as example_inputs,
     flatten_layers as flatten_layers,
-    freeze as freeze,
     input_keys as input_keys,
     input_names as input_names,
     is_functional as is_functional,
@@ -48,6 +47,7 @@ from keras_flix._compat.optimizer_guard import guard_rows as guard_rows
 from keras_flix._compat.optimizer_state import (
     carried_rows as carried_rows,
     check_growable as check_growable,
+    innermost as innermost,
     regrow_optimizer as regrow_optimizer,
     resize_variable as resize_variable,
 )
@@ -62,6 +62,15 @@ from keras_flix._compat.sparse_rows import (
     first_place as first_place,
     take_rows as take_rows,
     take_with_row_gradient as take_with_row_gradient,
+)
+from keras_flix._compat.trainable_flags import (
+    Flagged as Flagged,
+    KeepsFrozen as KeepsFrozen,
+    by_gradients as by_gradients,
+    flags_of as flags_of,
+    is_on as is_on,
+    switch as switch,
+    with_flags as with_flags,
 )
 from keras_flix._compat.trainers import (
     accept_training as accept_training,

@@ -67,23 +67,6 @@ def clone(model: keras.Model) -> keras.Model:
     return keras.models.clone_model(model)
 
 
-def freeze(
-    model: keras.Model,
-    trained: Sequence[keras.layers.Layer],
-    tables: Sequence[keras.Variable],
-) -> None:
-    """Leaves only the tables trainable.
-
-    The setter of `Layer.trainable` reaches all sublayers, so the flags of the
-    given layers and models are set past it.
-    """
-    model.trainable = False
-    for layer in trained:
-        layer._trainable = True
-    for variable in tables:
-        variable.trainable = True
-
-
 def input_keys(model: keras.Model) -> list[str] | None:
     """The keys of a functional model's input dict; `None` if it takes no dict."""
     struct = getattr(model, "_inputs_struct", None)

@@ -61,7 +61,7 @@ class _State:
     single: dict[str, keras.Variable]
 
 
-def _innermost(optimizer: Any) -> Any:
+def innermost(optimizer: Any) -> Any:
     """What a `LossScaleOptimizer` wraps, or the optimizer itself."""
     return getattr(optimizer, "inner_optimizer", None) or optimizer
 
@@ -105,7 +105,7 @@ def _fresh(optimizer: Any) -> Any:
 
 def check_growable(optimizer: Any, tables: Sequence[keras.Variable]) -> None:
     """Raises if an optimizer's state cannot follow tables that change their rows."""
-    optimizer = _innermost(optimizer)
+    optimizer = innermost(optimizer)
     _fresh(optimizer)
     state = _state(optimizer)
     changed = {id(table): table for table in tables}
@@ -139,7 +139,7 @@ def regrow_optimizer(
         variables: The variables it is to train from now on; `None` for the same.
         rows: By id of a resized variable, the old rows that come first in it.
     """
-    inner = _innermost(optimizer)
+    inner = innermost(optimizer)
     given = {id(v) for v in variables or ()}
     # Those that were frozen since the optimizer was built stay, with their state.
     others = [v for v in inner._trainable_variables if id(v) not in given]

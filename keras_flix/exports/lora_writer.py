@@ -22,6 +22,7 @@ from keras_flix.layers.factors import side_by_side
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.layers.low_rank_update import ActiveValues, FeatureTables
 from keras_flix.models.adapted.adaptation import adaptation_of
+from keras_flix.models.adapted.trained_base import trained_base
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM can make room for."""
@@ -57,6 +58,13 @@ class LoraWriter:
         adaptation = adaptation_of(model)
         names = peft_names(model)
         split = _compat.is_split(model.variables)
+        trained = list(trained_base(model))
+        if trained:
+            raise ValueError(
+                "A LoRA is of the base that the adapters were given to, and holds "
+                f"nothing else. Received: a model in which {trained[:3]} trained "
+                "besides. Use `merge_features`, or `export_merged`, which keep them."
+            )
         return cls(
             schema=adaptation.schema,
             layers=adaptation.layers,

@@ -31,7 +31,7 @@ from keras_flix.layers.row_orders import EACH_ROW, SHARED, Orders, by_example
 from keras_flix.layers.tables import Constant, Tables, initial_a
 
 
-class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
+class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck, _compat.KeepsFrozen):
     """Mixin of the adapted layers; the layer class comes after it."""
 
     _tables: Tables
@@ -124,11 +124,16 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
                 )
             )
 
+    def _adapter_flags(self) -> list[_compat.Flagged]:
+        return [self, *self._tables.named_variables.values()]
+
     def build(self, input_shape: Any) -> None:
         super().build(input_shape)
         self.kernel.trainable = False
         check_ranks(self, self.features)
         self._add_tables()
+        own = [v for v in _compat.by_gradients(self) if v is not self.kernel]
+        self.remember_flags([self, *own])
 
     def call(
         self,

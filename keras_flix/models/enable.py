@@ -53,7 +53,9 @@ def enable_flix(
 
     The model is changed in place and stays the same object; its layer names,
     variable paths and base variables stay too. Everything but the adapters is
-    frozen. Afterwards, all entry points (`model(...)`, `fit`, `evaluate`,
+    frozen, a task's fresh head included: `layer.trainable = True` lets a layer train
+    besides, and it is then saved with the adapters. (On the model, `True` only undoes
+    `False`.) Afterwards, all entry points (`model(...)`, `fit`, `evaluate`,
     `predict`, `generate`, ...) expect one more entry per feature in the input
     dict: ids (`int32`, shape `(batch,)`, -1 is absent), strings (`None` is
     absent), or one scalar for the whole batch. Compile the model again if it
@@ -147,6 +149,8 @@ def adapt_layers(
     known = known_orders(model, schema, walk)
     orders = dict.fromkeys(layers, known) | dict(rows or {})
     verified = try_out(model, layers, orders)
+    flags = list(_compat.flags_of([model, *inner]))
+    frozen = [one for one in flags if not _compat.is_on(one)]
 
     with creation_scope(model):
         for key, layer in layers.items():
@@ -159,8 +163,10 @@ def adapt_layers(
         for layer in layers.values()
         for variable in layer._tables.named_variables.values()
     ]
-    _compat.freeze(model, [*parts, *layers.values()], tables)
+    _compat.switch(flags, False)
+    _compat.switch([*parts, *layers.values(), *tables], True)
     turns = Turns()
+    added: dict[str, set[Any]] = {}
     for part in parts:
         adaptation = Adaptation(
             schema=schema,
@@ -175,6 +181,8 @@ def adapt_layers(
             turns=turns,
             rows_known=None not in orders.values(),
             rows=dict(rows or {}),
+            frozen_before=frozen,
+            added=added,
         )
         if isinstance(part, keras_hub.models.Task):
             adaptation.no_gradient = rounded_logits(inner)

@@ -27,7 +27,8 @@ def merge_features(model: Model, combination: Mapping[str, Any]) -> Model:
     Returns:
         A new model of the original class, without adapters, whose kernels hold
         the sum of the base and the combination's updates. It shares the
-        preprocessor of a task, and can be saved with `save_to_preset`.
+        preprocessor of a task, and can be saved with `save_to_preset`. What was
+        frozen before `enable_flix` is frozen in it, all else trains.
 
     Raises:
         ValueError: If the combination is not of the model's features, the base is
@@ -53,6 +54,7 @@ def merge_features(model: Model, combination: Mapping[str, Any]) -> Model:
             id(layer): layer.delta_of_ids(ids) for layer in adaptation.layers.values()
         },
         tables={id(table.variable) for table in adaptation.tables()},
+        frozen={id(one) for one in adaptation.frozen_before if not _compat.is_on(one)},
     )
     with plain_view(model):
         if isinstance(model, (keras_hub.models.Task, keras_hub.models.Backbone)):
@@ -61,7 +63,6 @@ def merge_features(model: Model, combination: Mapping[str, Any]) -> Model:
             merged = filling.fill(model, _compat.clone(model))
     _check_kernels(model, merged)
     filling.warn_of_rounding()
-    merged.trainable = True
     return merged
 
 
@@ -115,17 +116,23 @@ class _Filling:
     Attributes:
         deltas: By id of an adapted layer, the update of its kernel.
         tables: Ids of the adapters' variables.
+        frozen: Ids of layers and variables that were frozen before `enable_flix`, and
+            are.
         added: The square of the norm of all updates.
         lost: The same of what the kernels' dtype has rounded away of them.
     """
 
     deltas: dict[int, Any]
     tables: set[int]
+    frozen: set[int]
     added: float = 0.0
     lost: float = 0.0
 
     def fill(self, model: Any, copied: Any) -> Any:
-        """Gives `copied` the weights of `model` with the updates; returns it."""
+        """Gives `copied` the weights of `model` with the updates; returns it.
+
+        All of it trains but what is frozen.
+        """
         old_layers = [model, *_compat.flatten_layers(model)]
         new_layers = [copied, *_compat.flatten_layers(copied)]
         if len(old_layers) != len(new_layers):
@@ -134,7 +141,9 @@ class _Filling:
                 f"{type(model).__name__} with {len(old_layers)} layers, whose config "
                 f"builds {len(new_layers)}. Merge its backbone instead."
             )
+        _compat.switch(_compat.with_flags(copied), True)
         for old, new in zip(old_layers, new_layers):
+            _compat.switch([new], id(old) not in self.frozen)
             own = [v for v in _compat.own_variables(old) if id(v) not in self.tables]
             for source, target in zip(own, _compat.own_variables(new), strict=True):
                 value = source.value
@@ -142,6 +151,8 @@ class _Filling:
                     value = self.merged(value, self.deltas[id(old)], source.dtype)
                 # A copy: JAX would share the buffer, and training donates buffers.
                 target.assign(ops.copy(value))
+                if id(source) in self.frozen:
+                    target.trainable = False
         return copied
 
     def merged(self, kernel: Any, delta: Any, dtype: str) -> Any:

@@ -12,6 +12,7 @@ from keras_flix.layers.row_orders import as_orders
 from keras_flix.models.adapted.adaptation import adaptation_of
 from keras_flix.models.adapted.frozen_values import choose
 from keras_flix.models.adapted.plain_view import REGISTERED_NAME, layers_with_kernels
+from keras_flix.models.adapted.trained_base import restore_flags
 from keras_flix.models.enable import adapt_layers
 from keras_flix.models.targets import keyed_layers
 
@@ -50,6 +51,7 @@ class AdaptedModel:
             },
         )
         choose(adaptation_of(model), config.get("trainable"))
+        restore_flags(model, config.get("flags", {}))
         return model
 
 

@@ -69,6 +69,10 @@ class Adaptation:
         rows_known: Whether the rows of every adapted layer are known, of which
             examples they are.
         rows: The orders of the rows that the user stated, by path of the layer.
+        frozen_before: The layers and variables that were frozen before; the same list
+            for the model and its backbone.
+        added: By feature, the values that were added later; shared likewise.
+        said: What users were told once.
     """
 
     schema: FeatureSchema
@@ -87,6 +91,9 @@ class Adaptation:
     no_gradient: str = ""
     rows_known: bool = False
     rows: dict[str, Orders] = dataclasses.field(default_factory=dict)
+    frozen_before: list[Any] = dataclasses.field(default_factory=list)
+    added: dict[str, set[Value]] = dataclasses.field(default_factory=dict)
+    said: set[str] = dataclasses.field(default_factory=set)
 
     @property
     def trainable(self) -> Choice:

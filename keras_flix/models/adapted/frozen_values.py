@@ -9,6 +9,7 @@ import numpy as np
 from keras_flix import _compat
 from keras_flix.models.adapted.adaptation import Choice
 from keras_flix.models.adapted.devices import creation_scope
+from keras_flix.models.adapted.trained_base import mark_trained
 
 
 class FrozenRows(_compat.Mixin):
@@ -22,12 +23,15 @@ class FrozenRows(_compat.Mixin):
                 "`adapters_disabled`. Leave the block; to train without a feature, "
                 "state None for it."
             )
-        if not _compat.optimizer_knows(self, self.trainable_variables):
+        trained = self.trainable_variables
+        if not _compat.optimizer_knows(self, trained):
             raise ValueError(
                 "The optimizer must know the adapters' variables. Received: a "
                 "model whose optimizer was built before `enable_flix`. Call "
                 "`model.compile(...)` again before training."
             )
+        if not all(getattr(v, "has_rows_of_values", False) for v in trained):
+            mark_trained(self)
         # Here too, since the model may have been compiled since the choice was made.
         guard_optimizer(self)
 

@@ -35,10 +35,13 @@ from keras_flix.models.adapted.devices import MirroredBuild
 from keras_flix.models.adapted.first_batch import FirstBatch
 from keras_flix.models.adapted.frozen_values import FrozenRows
 from keras_flix.models.adapted.generation import RoutedGeneration
+from keras_flix.models.adapted.optimizer_advice import advise
 from keras_flix.models.adapted.plain_view import REGISTERED_NAME, PlainView
 from keras_flix.models.adapted.savedmodel_onnx import Exporting
+from keras_flix.models.adapted.state_trees import StateTrees
 from keras_flix.models.adapted.thread_lock import take_turns
 from keras_flix.models.adapted.train_step import RowGradients
+from keras_flix.models.adapted.trained_base import KeepsBaseFrozen, mark_trained
 from keras_flix.models.adapted.unsupported import Refusals, never_runs
 
 
@@ -47,9 +50,11 @@ class RoutedModel(
     RoutedGeneration,
     FirstBatch,
     FrozenRows,
+    KeepsBaseFrozen,
     RowGradients,
     MirroredBuild,
     PlainView,
+    StateTrees,
     Exporting,
     Refusals,
 ):
@@ -165,6 +170,8 @@ class RoutedModel(
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         self._check_optimizer()
         x, pipeline = self._feed(x)
+        mark_trained(self)
+        advise(self, x)
         if kwargs.get("validation_data") is not None:
             kwargs["validation_data"] = self._feed_validation(
                 kwargs["validation_data"], pipeline

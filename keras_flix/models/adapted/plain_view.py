@@ -13,6 +13,8 @@ import numpy as np
 from keras import ops
 
 from keras_flix import _compat
+from keras_flix.models.adapted.devices import creation_scope
+from keras_flix.models.adapted.frozen_values import guard_optimizer
 from keras_flix.models.adapted.keras_files import (
     WEIGHTS,
     check_archive,
@@ -21,6 +23,7 @@ from keras_flix.models.adapted.keras_files import (
     save_whole,
 )
 from keras_flix.models.adapted.thread_lock import USES
+from keras_flix.models.adapted.trained_base import flags_config
 
 REGISTERED_NAME = "keras_flix>AdaptedModel"
 """What Keras' files call an adapted model."""
@@ -94,6 +97,17 @@ class PlainView(_compat.Mixin):
         with unchanged_if_it_raises(self), errors_name_the_file(filepath):
             check_undamaged(filepath)
             super().load_weights(filepath, *args, **kwargs)
+        # Averages of frozen values are what the weights now are.
+        guard_optimizer(self)
+
+    def compile_from_config(self, config: Any) -> None:
+        """As Keras' own; what the optimizer knew is loaded in tasks, too."""
+        super().compile_from_config(config)
+        optimizer = getattr(self, "optimizer", None)
+        # Keras leaves that to the first step where `compile` is a class's own.
+        if optimizer is not None and not optimizer.built:
+            with creation_scope(self):
+                optimizer.build(self.trainable_variables)
 
     def get_config(self) -> dict[str, Any]:
         """The plain model's config, and what `enable_flix` did to it."""
@@ -102,6 +116,7 @@ class PlainView(_compat.Mixin):
             base = keras.saving.serialize_keras_object(self)
         # Compiling is left to the adapted model, which has other variables.
         base.pop("compile_config", None)
+        flags = flags_config(self)
         return {
             "base": base,
             "schema": adaptation.schema.get_config(),
@@ -115,6 +130,7 @@ class PlainView(_compat.Mixin):
                 if adaptation.trainable is None
                 else {"trainable": adaptation.trainable}
             ),
+            **({"flags": flags} if flags else {}),
         }
 
 

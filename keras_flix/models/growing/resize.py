@@ -133,6 +133,8 @@ def resize(
                 optimizer, None, {id(table.variable): rows for table in tables}
             )
     set_schema(adaptation, schema, choice)
+    more = feature.values[len(rows) :]
+    adaptation.added.setdefault(feature.name, set()).update(more)
     for part in adaptation.parts:
         _compat.track_torch_parameters([*_compat.flatten_layers(part), part])
 
