@@ -41,7 +41,7 @@ IN_MODELS = (
     ("adapted", "family_names"),
     ("targets",),
     ("disable", "enable", "merge", "optimizers", "sharding", "summary"),
-    ("growing", "restore"),
+    ("growing", "restore", "share"),
 )
 """The floors inside of `models`."""
 API = {

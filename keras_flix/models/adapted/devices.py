@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,8 +43,31 @@ def creation_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
+def check_whole(part: Any) -> None:
+    """Raises for a model or layer whose parameters torch has split over devices.
+
+    Keras' variables go on with the whole ones, so such a model would neither be
+    computed nor trained by its parts, without a word.
+    """
+    if keras.config.backend() != "torch":
+        return
+    distributed = sys.modules.get("torch.distributed.tensor")
+    if distributed is None:
+        return
+    for name, parameter in part.named_parameters():
+        if isinstance(parameter, distributed.DTensor):
+            raise ValueError(
+                "An adapted model's parameters must be whole on each device: Keras' "
+                "variables do not follow FSDP2 (`fully_shard`) and other DTensors. "
+                f"Received: a DTensor for {name!r}. Use "
+                "`torch.nn.parallel.DistributedDataParallel`, or JAX and "
+                "`keras.distribution.ModelParallel`."
+            )
+
+
 def check_devices(model: keras.Model) -> None:
     """Raises if adapters would not be where the model's own variables are."""
+    check_whole(model)
     weights = model.weights
     if not weights:
         return

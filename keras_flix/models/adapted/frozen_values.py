@@ -29,7 +29,7 @@ def choose(adaptation: Any, choice: Choice) -> None:
     """Makes all layers of a model, and its optimizers, follow a choice of values."""
     for layer in adaptation.layers.values():
         layer._tables.trainable = choice
-    for part in adaptation.parts:
+    for part in adaptation.users:
         _compat.reset_functions(part)
         guard_optimizer(part)
 

@@ -30,12 +30,14 @@ from keras_flix.features.input_entries import (
 from keras_flix.layers.active_scope import Routing, current_routing, routing_scope
 from keras_flix.models.adapted import prompts
 from keras_flix.models.adapted.adaptation import Adaptation
+from keras_flix.models.adapted.arguments import by_name, split_for_validation
 from keras_flix.models.adapted.data_sources import map_batches
-from keras_flix.models.adapted.devices import MirroredBuild
+from keras_flix.models.adapted.devices import MirroredBuild, check_whole
 from keras_flix.models.adapted.frozen_values import FrozenRows
 from keras_flix.models.adapted.generation import RoutedGeneration
 from keras_flix.models.adapted.plain_view import REGISTERED_NAME, PlainView
 from keras_flix.models.adapted.savedmodel_onnx import Exporting
+from keras_flix.models.adapted.score import RoutedScore
 from keras_flix.models.adapted.thread_lock import take_turns
 from keras_flix.models.adapted.train_step import RowGradients
 from keras_flix.models.adapted.unsupported import Refusals, never_runs
@@ -60,6 +62,7 @@ class RoutedModel(
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         name, inputs, args, kwargs = take_inputs(args, kwargs)
         state = self._adaptation
+        check_whole(next(iter(state.layers.values())))
         own, entries = split_entries(inputs, state.schema)
         ids: dict[str, Any] = {}
         if not entries:
@@ -159,9 +162,13 @@ class RoutedModel(
     # Data. ---------------------------------------------------------------
 
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = by_name(super().fit, x, args, kwargs)
         self._check_optimizer()
         x, pipeline = self._feed(x)
-        if kwargs.get("validation_data") is not None:
+        splits = kwargs.get("validation_split") and _compat.source_kind(x) == "arrays"
+        if pipeline and splits and kwargs.get("validation_data") is None:
+            x, kwargs = split_for_validation(x, kwargs)
+        elif kwargs.get("validation_data") is not None:
             kwargs["validation_data"] = self._feed_validation(
                 kwargs["validation_data"], pipeline
             )
@@ -171,17 +178,20 @@ class RoutedModel(
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("_use_cached_eval_dataset"):
             return super().evaluate(x, *args, **kwargs)
+        args, kwargs = by_name(super().evaluate, x, args, kwargs)
         x, pipeline = self._feed(x)
         with _compat.variables_survive(self), tf_errors_as_value_errors():
             return self._data_method("evaluate", pipeline)(x, *args, **kwargs)
 
     def predict(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = by_name(super().predict, x, args, kwargs)
         x, pipeline = self._feed(x)
         with _compat.variables_survive(self), tf_errors_as_value_errors():
             return self._data_method("predict", pipeline)(x, *args, **kwargs)
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         self._check_optimizer()
+        check_whole(self)
         return super().train_on_batch(self._encode(x), *args, **kwargs)
 
     def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -214,7 +224,8 @@ class RoutedModel(
     def _encode(self, x: Any) -> Any:
         if self._adaptation.disabled:
             return split_entries(x, self._adaptation.schema)[0]
-        return encode_batch(self._adaptation.schema, x)
+        nested = not isinstance(self, keras_hub.models.Task)
+        return encode_batch(self._adaptation.schema, x, nested)
 
     def _encode_batch(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self._encode(batch[0]), *batch[1:])
@@ -231,6 +242,7 @@ class RoutedModel(
             it: that takes arrays, tf.data and grain datasets, and is led
             around for all others.
         """
+        check_whole(self)
         kind = _compat.source_kind(x)
         has_pipeline = isinstance(self, keras_hub.models.Task)
         if kind == "arrays":
@@ -279,6 +291,9 @@ def routed_class(cls: type) -> type:
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
     }
-    routed = type(cls.__name__, (RoutedModel, cls), names)
+    bases = (RoutedModel, cls)
+    if hasattr(cls, "score"):
+        bases = (RoutedScore, *bases)
+    routed = type(cls.__name__, bases, names)
     _compat.register_class_name(routed, REGISTERED_NAME)
     return routed
