@@ -232,7 +232,7 @@ def _checked_walk(model: Any, schema: FeatureSchema) -> list[Placed]:
             "batch first."
         )
     check_quantized_layers(inner)
-    check_devices(model)
+    check_devices(model, inner)
     check_names(model, schema)
     return walk
 

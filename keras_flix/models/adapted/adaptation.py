@@ -63,6 +63,7 @@ class Adaptation:
         unwraps: Whether the model's own input is not a dict.
         input_keys: The keys of the model's own input dict, if they are known.
         verified: Whether every adapted layer is known to run.
+        called: Whether the model was called since, all its parameters being whole.
         disabled: Whether the adapters are off.
         no_gradient: Why the model cannot be trained; empty if it can.
         turns: The threads that use the model or its backbone.
@@ -82,6 +83,7 @@ class Adaptation:
     unwraps: bool = False
     input_keys: list[str] | None = None
     verified: bool = False
+    called: bool = False
     disabled: bool = False
     no_gradient: str = ""
     sharing: list[weakref.ref[Any]] = dataclasses.field(default_factory=list)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -43,31 +43,50 @@ def creation_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
-def check_whole(part: Any) -> None:
-    """Raises for a model or layer whose parameters torch has split over devices.
+def check_whole(model: keras.Model, layers: Sequence[Any] | None = None) -> None:
+    """Raises for a model whose parameters torch has split over devices.
 
     Keras' variables go on with the whole ones, so such a model would neither be
     computed nor trained by its parts, without a word.
+
+    Args:
+        model: On any backend.
+        layers: Which of its layers to look at; all if `None`.
     """
     if keras.config.backend() != "torch":
         return
-    distributed = sys.modules.get("torch.distributed.tensor")
-    if distributed is None:
-        return
-    for name, parameter in part.named_parameters():
-        if isinstance(parameter, distributed.DTensor):
-            raise ValueError(
-                "An adapted model's parameters must be whole on each device: Keras' "
-                "variables do not follow FSDP2 (`fully_shard`) and other DTensors. "
-                f"Received: a DTensor for {name!r}. Use "
-                "`torch.nn.parallel.DistributedDataParallel`, or JAX and "
-                "`keras.distribution.ModelParallel`."
-            )
+    layers = _compat.flatten_layers(model) if layers is None else layers
+    split = _split_part([model, *layers])
+    if split:
+        raise ValueError(
+            "An adapted model's parameters must be whole on each device: Keras' "
+            "variables do not follow FSDP2 (`fully_shard`) and other DTensors. "
+            f"Received: {split}. Use `torch.nn.parallel.DistributedDataParallel`, or "
+            "JAX and `keras.distribution.ModelParallel`."
+        )
 
 
-def check_devices(model: keras.Model) -> None:
-    """Raises if adapters would not be where the model's own variables are."""
-    check_whole(model)
+def _split_part(parts: Sequence[Any]) -> str:
+    # What is not imported has split nothing.
+    fsdp = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+    tensor = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
+    # Layers of a functional model are no submodules of it.
+    for part in parts:
+        # As soon as Keras tracks a model's parameters again, only its class tells.
+        if isinstance(part, fsdp):
+            return f"a {type(part).__name__}"
+        for name, parameter in part.named_parameters():
+            if isinstance(parameter, tensor):
+                return f"a DTensor for {name!r}"
+    return ""
+
+
+def check_devices(model: keras.Model, layers: Sequence[Any] | None = None) -> None:
+    """Raises if adapters would not be where the model's own variables are.
+
+    `layers` are those of the model, if they are known.
+    """
+    check_whole(model, layers)
     weights = model.weights
     if not weights:
         return
