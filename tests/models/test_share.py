@@ -130,6 +130,7 @@ def test_a_model_around_an_adapted_one_is_built_within_the_block():
     )
 
 
+@pytest.mark.short("torch")
 def test_blocks_of_a_backbone():
     backbone = make_backbone()
     keras_flix.enable_flix(backbone, FEATURES, rank=2, seed=0)

@@ -292,7 +292,7 @@ def routed_class(cls: type) -> type:
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
     }
-    bases = (RoutedModel, cls)
+    bases: tuple[type, ...] = (RoutedModel, cls)
     if hasattr(cls, "score"):
         bases = (RoutedScore, *bases)
     routed = type(cls.__name__, bases, names)

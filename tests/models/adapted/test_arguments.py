@@ -48,6 +48,7 @@ def prompts(count):
     }
 
 
+@pytest.mark.short("torch")
 def test_a_task_by_position_is_by_the_order_of_kerashub(make_gemma):
     model = keras_flix.enable_flix(make_gemma(), FEATURES, seed=0)
     model.compile(keras.optimizers.SGD(0.1), sampler="greedy")
@@ -56,6 +57,7 @@ def test_a_task_by_position_is_by_the_order_of_kerashub(make_gemma):
     assert "val_loss" in history
 
 
+@pytest.mark.short("torch")
 def test_validation_split_of_lists(make_gemma):
     histories = []
     for options in (
