@@ -30,8 +30,9 @@ class RoutedScore(_compat.Mixin):
         Example:
 
         ```python
+        ids = np.array([[2, 5, 6], [2, 7, 8]])
         features = {"task": "qa", "language": ["en", "sw"]}
-        model.score({"token_ids": token_ids, **features}, padding_mask=mask)
+        logits = gemma.score({"token_ids": ids, **features})
         ```
         """
         own, entries = split_entries(token_ids, self._adaptation.schema)
