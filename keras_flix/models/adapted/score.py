@@ -30,7 +30,7 @@ class RoutedScore(_compat.Mixin):
         Example:
 
         ```python
-        ids = np.array([[2, 5, 6], [2, 7, 8]])
+        ids = keras.ops.array([[2, 5, 6], [2, 7, 8]])
         features = {"task": "qa", "language": ["en", "sw"]}
         logits = gemma.score({"token_ids": ids, **features})
         ```
