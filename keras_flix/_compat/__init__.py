@@ -63,6 +63,13 @@ from keras_flix._compat.sparse_rows import (
     take_rows as take_rows,
     take_with_row_gradient as take_with_row_gradient,
 )
+from keras_flix._compat.survival import (
+    is_compiled_by_keras as is_compiled_by_keras,
+    is_running as is_running,
+    protect_values as protect_values,
+    training_state as training_state,
+    variables_survive as variables_survive,
+)
 from keras_flix._compat.trainable_flags import (
     Flagged as Flagged,
     KeepsFrozen as KeepsFrozen,
@@ -78,14 +85,11 @@ from keras_flix._compat.trainers import (
     begin_at_epoch as begin_at_epoch,
     fitting_processes as fitting_processes,
     in_replica as in_replica,
-    is_running as is_running,
     number_sources as number_sources,
     optimizer_knows as optimizer_knows,
     reset_functions as reset_functions,
     reset_parameters as reset_parameters,
     source_kind as source_kind,
     track_torch_parameters as track_torch_parameters,
-    training_state as training_state,
-    variables_survive as variables_survive,
     wrap_rematerialization as wrap_rematerialization,
 )

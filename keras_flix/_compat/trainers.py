@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -15,8 +13,6 @@ from keras.src.trainers import data_adapters
 from keras.src.trainers.data_adapters import py_dataset_adapter
 from keras.src.utils.module_utils import tensorflow as tf
 
-_RUNNING: collections.Counter[int] = collections.Counter()
-_RUNNING_LOCK = threading.Lock()
 _NUMBERING_LOCK = threading.Lock()
 DATA_FUNCTIONS = ("train_function", "test_function", "predict_function")
 
@@ -99,61 +95,9 @@ def begin_at_epoch(model: keras.Model, epoch: int) -> None:
     model._initial_epoch = epoch
 
 
-def training_state(model: keras.Model) -> list[keras.Variable]:
-    """All variables that training changes: weights, metrics, the optimizer's."""
-    optimizer = getattr(model, "optimizer", None)
-    variables = [*model.variables, *model.metrics_variables]
-    return variables + (optimizer.variables if optimizer is not None else [])
-
-
-@contextlib.contextmanager
-def variables_survive(model: keras.Model) -> Iterator[None]:
-    """Puts variables back if a data source raises while Keras loops over it.
-
-    Keras' JAX trainer takes the values out of the variables for the loop, and an
-    exception, such as that of an unknown feature value, would lose them.
-    """
-    with _running(model):
-        if keras.config.backend() != "jax":
-            yield
-            return
-        yield from _survive(model)
-
-
-def is_running(model: keras.Model) -> bool:
-    """Whether Keras loops over data with a model, and calls us from within."""
-    return bool(_RUNNING[id(model)])
-
-
-@contextlib.contextmanager
-def _running(model: keras.Model) -> Iterator[None]:
-    with _RUNNING_LOCK:
-        _RUNNING[id(model)] += 1
-    try:
-        yield
-    finally:
-        with _RUNNING_LOCK:
-            _RUNNING[id(model)] -= 1
-            if not _RUNNING[id(model)]:
-                del _RUNNING[id(model)]
-
-
 def in_replica() -> bool:
     """Whether this is a thread that `tf.distribute` runs a step in, or may be."""
     return bool(keras.config.backend() == "tensorflow" and tf.distribute.has_strategy())
-
-
-def _survive(model: keras.Model) -> Iterator[None]:
-    before = [(variable, variable._value) for variable in training_state(model)]
-    try:
-        yield
-    except BaseException:
-        if getattr(model, "_jax_state", None):
-            model.jax_state_sync()
-        for variable, value in before:
-            if variable._value is None:
-                variable._value = value
-        raise
 
 
 def optimizer_knows(model: keras.Model, variables: Sequence[keras.Variable]) -> bool:

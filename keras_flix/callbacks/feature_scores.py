@@ -110,7 +110,7 @@ class FeatureScores(keras.callbacks.Callback):
             for name in group:
                 check_feature(name, names, "`by`")
         if self.forced:
-            adaptation_of(self.model)
+            adaptation_of(self.model, sharing=True)
             self.tokens = self._tokens(names)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

@@ -165,7 +165,8 @@ def entries_for(model: Any, features: Mapping[str, Any]) -> dict[str, Any]:
     """The features that a model takes."""
     if not is_adapted(model):
         return {}
-    names = [feature.name for feature in adaptation_of(model).schema.routed]
+    schema = adaptation_of(model, sharing=True).schema
+    names = [feature.name for feature in schema.routed]
     return {name: features[name] for name in names if name in features}
 
 

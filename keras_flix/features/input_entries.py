@@ -40,8 +40,11 @@ def split_entries(inputs: Any, schema: FeatureSchema) -> tuple[Any, dict[str, An
     return own, entries
 
 
-def leading_size(inputs: Any) -> Any:
-    """The batch length of a model's own inputs, or `None` if they tell none."""
+def leading_size(inputs: Any, nested: bool = False) -> Any:
+    """The batch length of a model's own inputs, or `None` if they tell none.
+
+    `nested` says that a list of arrays is a list of inputs, not one of examples.
+    """
     if isinstance(inputs, Mapping):
         # Prompts first: an image beside them may have no batch axis yet.
         texts = [inputs[key] for key in TEXT_KEYS if key in inputs]
@@ -56,13 +59,20 @@ def leading_size(inputs: Any) -> Any:
         if isinstance(value, tuple) and value and isinstance(value[0], str):
             return len(value)
         if isinstance(value, (tuple, Mapping)):
-            return leading_size(value)
+            return leading_size(value, nested)
+        if nested and isinstance(value, list) and not _is_column(value):
+            return leading_size(tuple(value), nested)
         if isinstance(value, list):
             return len(value)
         shape = getattr(value, "shape", None)
         if shape is not None and len(shape):
             return shape[0]
     return None
+
+
+def _is_column(values: list[Any]) -> bool:
+    """Whether no leaf of a list is an array."""
+    return not any(len(getattr(x, "shape", None) or ()) for x in tree.flatten(values))
 
 
 def take_inputs(
@@ -306,12 +316,15 @@ def none_for_empty(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def encode_batch(schema: FeatureSchema, inputs: Any) -> Any:
-    """A model's input dict with its feature entries encoded, from any source."""
+def encode_batch(schema: FeatureSchema, inputs: Any, nested: bool = False) -> Any:
+    """A model's input dict with its feature entries encoded, from any source.
+
+    For `nested` see `leading_size`.
+    """
     own, entries = split_entries(inputs, schema)
     if not schema.routed or not isinstance(inputs, Mapping):
         return inputs
-    size = leading_size(own)
+    size = leading_size(own, nested)
     # Of lists, such as the texts of a whole data set, none is half symbolic.
     first = [
         value[:1] if isinstance(value, list) else value for value in inputs.values()

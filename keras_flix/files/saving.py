@@ -20,7 +20,7 @@ from keras_flix.files.adapter_file import (
 )
 from keras_flix.files.fingerprint import BaseFingerprint
 from keras_flix.files.weight_digests import fingerprint_without
-from keras_flix.layers.checks import matrix_shape
+from keras_flix.layers.checks import check_backend, matrix_shape
 from keras_flix.layers.row_orders import as_orders
 from keras_flix.models.adapted.adaptation import Model, adaptation_of, is_adapted
 from keras_flix.models.adapted.frozen_values import guard_optimizer
@@ -84,6 +84,7 @@ def load_adapters(
         ValueError: If the file is not such a file, is damaged, or does not fit the
             model. The model is then left as it was.
     """
+    check_backend()
     layers: dict[str, Any] = {}
 
     def check(found: Adapters) -> None:

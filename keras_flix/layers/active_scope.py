@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -115,19 +115,40 @@ def current_routing(schema: FeatureSchema) -> Routing | None:
     return None
 
 
+_off: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar(
+    "keras_flix_off", default=frozenset()
+)
+
+
+@contextlib.contextmanager
+def switched_off(layers: Iterable[Any]) -> Iterator[None]:
+    """Within the block, these layers are those of the base, whoever calls them."""
+    token = _off.set(_off.get().union(map(id, layers)))
+    try:
+        yield
+    finally:
+        _off.reset(token)
+
+
+def is_off(layer: Any) -> bool:
+    """Whether a layer is in a block of `switched_off`."""
+    return id(layer) in _off.get()
+
+
 def carry_routing(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that runs under the routing of now, whenever it is called.
 
     Rematerialization runs a layer's `call` again in the backward pass, when the
     scope of the forward pass is closed.
     """
-    stack = _stack.get()
+    stack, off = _stack.get(), _off.get()
 
     def carried(*args: Any, **kwargs: Any) -> Any:
-        token = _stack.set(stack)
+        token, off_token = _stack.set(stack), _off.set(off)
         try:
             return function(*args, **kwargs)
         finally:
             _stack.reset(token)
+            _off.reset(off_token)
 
     return carried

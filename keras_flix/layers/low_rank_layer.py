@@ -14,11 +14,14 @@ from keras_flix.features.feature import Feature, check_alpha
 from keras_flix.features.input_entries import layer_ids
 from keras_flix.features.schema import Dropouts, Features, FeatureSchema, Ranks
 from keras_flix.features.tensor_ids import Tensor
-from keras_flix.layers.active_scope import Routing, current_routing
+from keras_flix.layers.active_scope import Routing, current_routing, is_off
 from keras_flix.layers.checks import (
+    check_backend,
     check_ranks,
+    check_runs_once,
     layer_equation,
     matrix_shape,
+    no_features,
     two_loras,
 )
 from keras_flix.layers.einsum_split import flatten_kernel
@@ -52,6 +55,7 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck, _compat.KeepsFroze
         alpha: float | None,
         dropout: Dropouts,
     ) -> None:
+        check_backend()
         schema = FeatureSchema(features).resolve(rank, dropout, check_alpha(alpha))
         if self.lora_rank:
             raise ValueError(two_loras(self))
@@ -99,6 +103,7 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck, _compat.KeepsFroze
 
     def _add_tables(self, seed: int | None = None, key: str | None = None) -> None:
         """Creates the tables of every feature."""
+        _compat.protect_values()
         self._tables.kernel_shape = _compat.kernel_shape(self)
         seed = _compat.fresh_seed() if seed is None else seed
         for feature in self.features:
@@ -226,18 +231,16 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck, _compat.KeepsFroze
         self, inputs: Tensor, features: Mapping[str, Any] | None, training: bool | None
     ) -> Routing:
         schema = self._tables.schema
+        if is_off(self):
+            if current_routing(schema) is None:
+                check_runs_once(self)
+            return Routing(schema, None)
         routing = None
         around = current_routing(schema)
         if features is None:
             routing = around
             if routing is None and schema.routed:
-                raise ValueError(
-                    f"Layer {self.path!r} must know the features "
-                    f"{[f.name for f in schema.routed]} of each example. "
-                    "Received: none, since it runs outside of a call of the "
-                    "model that `enable_flix` adapted. Call that model, pass "
-                    "`features=` to the layer, or use `adapters_disabled`."
-                )
+                raise ValueError(no_features(self, [f.name for f in schema.routed]))
         if routing is None:
             ids = layer_ids(schema, features or {}, ops.shape(inputs)[0])
             routing = Routing.from_ids(

@@ -15,7 +15,7 @@ from keras_flix.features.input_entries import TEXT_KEYS
 from keras_flix.features.schema import Dropouts, Features, FeatureSchema, Ranks
 from keras_flix.layers import FlixDense, FlixEinsumDense
 from keras_flix.layers.active_scope import carry_routing
-from keras_flix.layers.checks import check_ranks
+from keras_flix.layers.checks import check_backend, check_ranks
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.layers.quantized import check_quantized_layers, rounded_logits
 from keras_flix.layers.row_orders import Orders
@@ -186,7 +186,7 @@ def adapt_layers(
         )
         if isinstance(part, keras_hub.models.Task):
             adaptation.no_gradient = rounded_logits(inner)
-        _route(part, adaptation)
+        route(part, adaptation)
     if any(feature.dropout for feature in schema):
         with creation_scope(model):
             add_dropout_seed(parts, seed)
@@ -216,17 +216,27 @@ def _parts(model: keras.Model) -> list[keras.Model]:
     return [model]
 
 
-def add_dropout_seed(parts: list[Any], seed: int) -> None:
-    """Gives an adapted model what drives its feature dropout."""
+def add_dropout_seed(users: list[Any], seed: int) -> None:
+    """Gives all models that take the features what drives their dropout."""
     dropout_seed = keras.random.SeedGenerator(seed)
-    for part in parts:
-        part._adaptation.dropout_seed = dropout_seed
-    # Its state must be among the variables of each part, once.
-    with _compat.unlocked(parts[0]):
-        parts[0]._flix_dropout_seed = dropout_seed
+    for user in users:
+        user._adaptation.dropout_seed = dropout_seed
+    hold_dropout_seed(users[0])
+    for user in users:
+        if user._adaptation.shares:
+            hold_dropout_seed(user)
 
 
-def _route(model: keras.Model, adaptation: Adaptation) -> None:
+def hold_dropout_seed(part: Any) -> None:
+    """Puts the state of the dropout among the variables of a model that draws it.
+
+    A task has that of its backbone.
+    """
+    with _compat.unlocked(part):
+        part._flix_dropout_seed = part._adaptation.dropout_seed
+
+
+def route(model: keras.Model, adaptation: Adaptation) -> None:
     _compat.change_class(model, routed_class(type(model)))  # type: ignore[arg-type]
     with _compat.unlocked(model):
         adaptation.takes_training = _compat.accept_training(model)
@@ -238,6 +248,7 @@ def _route(model: keras.Model, adaptation: Adaptation) -> None:
 
 def _checked_walk(model: Any, schema: FeatureSchema) -> list[Placed]:
     """All layers of a model; raises for one that cannot be adapted."""
+    check_backend()
     if not isinstance(model, keras.Model):
         raise ValueError(
             "`model` must be a keras.Model. Received: an object of type "
@@ -249,8 +260,10 @@ def _checked_walk(model: Any, schema: FeatureSchema) -> list[Placed]:
     if is_adapted(model) or any(isinstance(layer, LowRankLayer) for layer in inner):
         raise ValueError(
             "A model can be adapted once. Received: a model that `enable_flix` has "
-            "adapted already. Start from a fresh model, or use "
-            "`merge_features(model, ...)`, which returns a plain one."
+            "adapted already, or one over layers of such a model. Start from a fresh "
+            "model, or use `merge_features(model, ...)`, which returns a plain one; "
+            "another model over adapted layers takes their features by "
+            "`share_features(model, other)`."
         )
     if not model.built:
         raise ValueError(
@@ -259,7 +272,7 @@ def _checked_walk(model: Any, schema: FeatureSchema) -> list[Placed]:
             "batch first."
         )
     check_quantized_layers(inner)
-    check_devices(model)
+    check_devices(model, inner)
     check_names(model, schema)
     return walk
 

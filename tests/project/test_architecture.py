@@ -45,7 +45,7 @@ IN_MODELS = (
     ("targets",),
     ("trial",),
     ("disable", "enable", "merge", "optimizers", "sharding", "summary"),
-    ("growing", "restore"),
+    ("growing", "restore", "share"),
 )
 """The floors inside of `models`."""
 API = {

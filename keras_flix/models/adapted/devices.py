@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -50,12 +51,45 @@ def _by_processes(distribution: Any, devices: int) -> bool:
     return data_parallel and _compat.fitting_processes() == devices
 
 
-def check_devices(model: keras.Model) -> None:
-    """Raises if adapters would not be where the model's own variables are."""
-    weights = model.weights
-    if not weights:
+def check_whole(model: keras.Model, layers: Sequence[Any] | None = None) -> None:
+    """Raises for a model whose parameters torch has split over devices.
+
+    Keras' variables go on with the whole ones, so such a model would neither be
+    computed nor trained by its parts, without a word.
+
+    Args:
+        model: On any backend.
+        layers: Which of its layers to look at; all if `None`.
+    """
+    if keras.config.backend() != "torch":
         return
-    value = weights[0].value
+    layers = _compat.flatten_layers(model) if layers is None else layers
+    split = _split_part([model, *layers])
+    if split:
+        raise ValueError(
+            "An adapted model's parameters must be whole on each device: Keras' "
+            "variables do not follow FSDP2 (`fully_shard`) and other DTensors. "
+            f"Received: {split}. Use `torch.nn.parallel.DistributedDataParallel`, or "
+            "JAX and `keras.distribution.ModelParallel`."
+        )
+
+
+def _split_part(parts: Sequence[Any]) -> str:
+    # What is not imported has split nothing.
+    fsdp = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+    tensor = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
+    # Layers of a functional model are no submodules of it.
+    for part in parts:
+        # As soon as Keras tracks a model's parameters again, only its class tells.
+        if isinstance(part, fsdp):
+            return f"a {type(part).__name__}"
+        for name, parameter in part.named_parameters():
+            if isinstance(parameter, tensor):
+                return f"a DTensor for {name!r}"
+    return ""
+
+
+def _check_distribution(value: Any) -> None:
     distribution = keras.distribution.distribution()
     wanted = 1 if distribution is None else distribution.device_mesh.devices.size
     sharding = getattr(value, "sharding", None)
@@ -78,6 +112,19 @@ def check_devices(model: keras.Model) -> None:
             f"over {wanted}. Call `keras.distribution.set_distribution` before "
             "the model is built, or do both in one `with distribution.scope()`."
         )
+
+
+def check_devices(model: keras.Model, layers: Sequence[Any] | None = None) -> None:
+    """Raises if adapters would not be where the model's own variables are.
+
+    `layers` are those of the model, if they are known.
+    """
+    weights = model.weights
+    if not weights:
+        return
+    _check_distribution(weights[0].value)
+    check_whole(model, layers)
+    value = weights[0].value
     strategy = getattr(model, "distribute_strategy", None)
     replicas = 1 if strategy is None else strategy.num_replicas_in_sync
     if replicas > 1 and ".distribute." not in type(value).__module__:

@@ -40,7 +40,7 @@ def choose(adaptation: Any, choice: Choice) -> None:
     """Makes all layers of a model, and its optimizers, follow a choice of values."""
     for layer in adaptation.layers.values():
         layer._tables.trainable = choice
-    for part in adaptation.parts:
+    for part in adaptation.users:
         _compat.reset_parameters(part)
         guard_optimizer(part)
 

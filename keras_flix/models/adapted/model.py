@@ -30,14 +30,16 @@ from keras_flix.features.input_entries import (
 from keras_flix.layers.active_scope import Routing, current_routing, routing_scope
 from keras_flix.models.adapted import prompts
 from keras_flix.models.adapted.adaptation import Adaptation
+from keras_flix.models.adapted.arguments import by_name, split_for_validation
 from keras_flix.models.adapted.data_sources import map_batches
-from keras_flix.models.adapted.devices import MirroredBuild
+from keras_flix.models.adapted.devices import MirroredBuild, check_whole
 from keras_flix.models.adapted.first_batch import FirstBatch
 from keras_flix.models.adapted.frozen_values import FrozenRows
 from keras_flix.models.adapted.generation import RoutedGeneration
 from keras_flix.models.adapted.optimizer_advice import advise
 from keras_flix.models.adapted.plain_view import REGISTERED_NAME, PlainView
 from keras_flix.models.adapted.savedmodel_onnx import Exporting
+from keras_flix.models.adapted.score import RoutedScore
 from keras_flix.models.adapted.state_trees import StateTrees
 from keras_flix.models.adapted.thread_lock import take_turns
 from keras_flix.models.adapted.train_step import RowGradients
@@ -67,6 +69,9 @@ class RoutedModel(
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         name, inputs, args, kwargs = take_inputs(args, kwargs)
         state = self._adaptation
+        if not state.called:
+            check_whole(self)
+            state.called = True
         own, entries = split_entries(inputs, state.schema)
         ids: dict[str, Any] = {}
         if not entries:
@@ -168,11 +173,15 @@ class RoutedModel(
     # Data. ---------------------------------------------------------------
 
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = by_name(super().fit, x, args, kwargs)
         self._check_optimizer()
         x, pipeline = self._feed(x)
         mark_trained(self)
         advise(self, x)
-        if kwargs.get("validation_data") is not None:
+        splits = kwargs.get("validation_split") and _compat.source_kind(x) == "arrays"
+        if pipeline and splits and kwargs.get("validation_data") is None:
+            x, kwargs = split_for_validation(x, kwargs)
+        elif kwargs.get("validation_data") is not None:
             kwargs["validation_data"] = self._feed_validation(
                 kwargs["validation_data"], pipeline
             )
@@ -182,11 +191,13 @@ class RoutedModel(
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("_use_cached_eval_dataset"):
             return super().evaluate(x, *args, **kwargs)
+        args, kwargs = by_name(super().evaluate, x, args, kwargs)
         x, pipeline = self._feed(x)
         with _compat.variables_survive(self), tf_errors_as_value_errors():
             return self._data_method("evaluate", pipeline)(x, *args, **kwargs)
 
     def predict(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = by_name(super().predict, x, args, kwargs)
         x, pipeline = self._feed(x)
         with _compat.variables_survive(self), tf_errors_as_value_errors():
             return self._data_method("predict", pipeline)(x, *args, **kwargs)
@@ -225,7 +236,8 @@ class RoutedModel(
     def _encode(self, x: Any) -> Any:
         if self._adaptation.disabled:
             return split_entries(x, self._adaptation.schema)[0]
-        x = encode_batch(self._adaptation.schema, x)
+        nested = not isinstance(self, keras_hub.models.Task)
+        x = encode_batch(self._adaptation.schema, x, nested)
         if not self._adaptation.rows_known and isinstance(x, Mapping):
             # Now: Keras' loops over data trace the model.
             self._find_rows(x)
@@ -246,6 +258,7 @@ class RoutedModel(
             it: that takes arrays, tf.data and grain datasets, and is led
             around for all others.
         """
+        check_whole(self)
         kind = _compat.source_kind(x)
         has_pipeline = isinstance(self, keras_hub.models.Task)
         if kind == "arrays":
@@ -294,6 +307,9 @@ def routed_class(cls: type) -> type:
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
     }
-    routed = type(cls.__name__, (RoutedModel, cls), names)
+    bases: tuple[type, ...] = (RoutedModel, cls)
+    if hasattr(cls, "score"):
+        bases = (RoutedScore, *bases)
+    routed = type(cls.__name__, bases, names)
     _compat.register_class_name(routed, REGISTERED_NAME)
     return routed

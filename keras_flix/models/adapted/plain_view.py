@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_flix import _compat
+from keras_flix.models.adapted.adaptation import only_shares
 from keras_flix.models.adapted.devices import creation_scope
 from keras_flix.models.adapted.frozen_values import guard_optimizer
 from keras_flix.models.adapted.keras_files import (
@@ -112,6 +113,8 @@ class PlainView(_compat.Mixin):
     def get_config(self) -> dict[str, Any]:
         """The plain model's config, and what `enable_flix` did to it."""
         adaptation = self._adaptation
+        if adaptation.shares:
+            raise ValueError(only_shares(self))
         with plain_view(self):
             base = keras.saving.serialize_keras_object(self)
         # Compiling is left to the adapted model, which has other variables.

@@ -27,9 +27,14 @@ from keras_flix.layers.row_scope import RowScope, UsedRows, current_row_scope, r
 
 
 def takes_rows(model: Any) -> bool:
-    """Whether a model's optimizer updates only rows, and needs no others."""
+    """Whether a model's optimizer updates only rows, and nothing needs others."""
     if not getattr(model.optimizer, "takes_row_gradients", False):
         return False
+    base = model._adaptation.base_class
+    for name in ("train_step", "compute_loss_and_updates"):
+        # One of the user's own may look at gradients: clip them, report their norm.
+        if getattr(base, name, None) is not getattr(keras.Model, name, None):
+            return False
     if keras.config.backend() == "jax":
         return keras.distribution.distribution() is None
     # Torch's processes average dense gradients only.

@@ -30,7 +30,7 @@ Pair = tuple[np.ndarray, np.ndarray]
 def changeable(model: Any) -> Adaptation:
     """What `enable_flix` did to a model whose tables can be changed now."""
     adaptation = adaptation_of(model)
-    for part in adaptation.parts:
+    for part in adaptation.users:
         if _compat.is_running(part):
             raise ValueError(
                 "A model's values, and which of them train, must not change while "
@@ -51,14 +51,14 @@ def set_schema(adaptation: Adaptation, schema: FeatureSchema, choice: Choice) ->
     """Makes all that holds a model's schema, and what trains, hold other ones."""
     for layer in adaptation.layers.values():
         layer._tables.schema = schema
-    for part in adaptation.parts:
+    for part in adaptation.users:
         part._adaptation.schema = schema
     choose(adaptation, choice)
 
 
 def optimizers_of(adaptation: Adaptation) -> dict[int, tuple[Any, Any]]:
-    """The built optimizers of a model and its backbone, with the model, by id."""
-    pairs = [(getattr(part, "optimizer", None), part) for part in adaptation.parts]
+    """The built optimizers of all that use the tables, with the model, by id."""
+    pairs = [(getattr(part, "optimizer", None), part) for part in adaptation.users]
     return {id(o): (o, part) for o, part in pairs if o is not None and o.built}
 
 
@@ -135,7 +135,7 @@ def resize(
     set_schema(adaptation, schema, choice)
     more = feature.values[len(rows) :]
     adaptation.added.setdefault(feature.name, set()).update(more)
-    for part in adaptation.parts:
+    for part in adaptation.users:
         _compat.track_torch_parameters([*_compat.flatten_layers(part), part])
 
 
@@ -154,9 +154,9 @@ def add_feature_tables(
         for path, layer in adaptation.layers.items():
             layer.add_tables(feature, seed, path)
         if feature.dropout and adaptation.dropout_seed is None:
-            add_dropout_seed(adaptation.parts, adaptation.seed)
+            add_dropout_seed(adaptation.users, adaptation.seed)
         for optimizer, part in optimizers:
             _compat.regrow_optimizer(optimizer, part.trainable_variables, {})
     set_schema(adaptation, schema, adaptation.trainable)
-    for part in adaptation.parts:
+    for part in adaptation.users:
         _compat.track_torch_parameters([*_compat.flatten_layers(part), part])
