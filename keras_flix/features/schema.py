@@ -15,6 +15,7 @@ import numpy as np
 
 from keras_flix._utils.near_names import hint
 from keras_flix.features import encoding
+from keras_flix.features.columns import as_columns, described
 from keras_flix.features.dropout import FeatureDropout
 from keras_flix.features.feature import Feature, Rank, Value
 
@@ -50,7 +51,8 @@ class FeatureSchema:
             raise ValueError(
                 "`features` must be a FeatureSchema, a list of Feature or a "
                 "dict from name to values. "
-                f"Received: features={features!r}. Wrap it in a list."
+                f"Received: {_received(features)}. Wrap it in a list; of a mixture, "
+                "take `mixture.schema()`."
             )
         self._features = tuple(features)
         if not self._features:
@@ -165,8 +167,8 @@ class FeatureSchema:
         """Turns values into ids.
 
         Args:
-            values: A dict with one entry per feature (none for `always` features):
-                one value for the whole batch or a list with one value per
+            values: A dict, or another table, with one entry per feature (none for
+                `always` features): one value for the whole batch or a list with one value per
                 example. `None` or -1 is absent. For `multiple` features, an
                 example's entry may be a list. On a feature of strings, integers
                 are taken as ids.
@@ -184,6 +186,7 @@ class FeatureSchema:
                 "`unknown` must be 'error' or 'absent'. Received: "
                 f"unknown={unknown!r}. Use 'absent' to map unknown values to -1."
             )
+        values = as_columns(values)
         self.check_entries(values)
         ids = {
             feature.name: feature.encoder(
@@ -242,7 +245,7 @@ class FeatureSchema:
         if not isinstance(entries, Mapping):
             raise ValueError(
                 "Feature values must be a dict from the name of a feature to its "
-                f"entry. Received: {entries!r}. Write such as "
+                f"entry. Received: {described(entries)}. Write such as "
                 f"{{{self.names[0]!r}: ...}}."
             )
         for name in entries:
@@ -274,6 +277,12 @@ class FeatureSchema:
     def from_config(cls, config: Mapping[str, Any]) -> FeatureSchema:
         """The schema that `get_config` described."""
         return cls(Feature.from_config(feature) for feature in config["features"])
+
+
+def _received(features: Any) -> str:
+    # What may be anything is described: a whole mixture's texts help nobody.
+    small = isinstance(features, (str, bytes, Feature))
+    return f"features={features!r}" if small else described(features)
 
 
 Features = FeatureSchema | Iterable[Feature] | Mapping[str, Sequence[Value]]

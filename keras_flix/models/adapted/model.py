@@ -17,6 +17,7 @@ import numpy as np
 from keras import ops, tree
 
 from keras_flix import _compat
+from keras_flix.features.columns import as_columns, is_table
 from keras_flix.features.input_entries import (
     batch_length,
     encode_batch,
@@ -34,6 +35,7 @@ from keras_flix.models.adapted.data_sources import map_batches
 from keras_flix.models.adapted.devices import MirroredBuild
 from keras_flix.models.adapted.frozen_values import FrozenRows
 from keras_flix.models.adapted.generation import RoutedGeneration
+from keras_flix.models.adapted.own_inputs import check_entries, checked_columns
 from keras_flix.models.adapted.plain_view import REGISTERED_NAME, PlainView
 from keras_flix.models.adapted.savedmodel_onnx import Exporting
 from keras_flix.models.adapted.thread_lock import take_turns
@@ -197,6 +199,7 @@ class RoutedModel(
         x = self._encode(x)
         own, ids = split_entries(x, self._adaptation.schema)
         preprocessor = self.preprocessor
+        check_entries(preprocessor, own, self._adaptation.schema.names)
         if preprocessor is None:
             outputs = keras.utils.pack_x_y_sample_weight(own, y, sample_weight)
         else:
@@ -212,9 +215,21 @@ class RoutedModel(
         return keras.utils.pack_x_y_sample_weight({**own, **ids}, y, sample_weight)
 
     def _encode(self, x: Any) -> Any:
-        if self._adaptation.disabled:
-            return split_entries(x, self._adaptation.schema)[0]
-        return encode_batch(self._adaptation.schema, x)
+        state = self._adaptation
+        # Without features, a table may itself be what a model of one input takes.
+        if state.schema.routed or not state.unwraps:
+            x = as_columns(x)
+        if state.disabled:
+            return split_entries(x, state.schema)[0]
+        return encode_batch(state.schema, x)
+
+    def _encode_all(self, x: Any) -> Any:
+        """`_encode` for a whole data set, with what is wrong in it told at once."""
+        x = self._encode(x)
+        schema = self._adaptation.schema
+        own, ids = split_entries(x, schema)
+        own = checked_columns(self, own, schema.names)
+        return {**own, **ids} if isinstance(own, Mapping) else own
 
     def _encode_batch(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self._encode(batch[0]), *batch[1:])
@@ -234,17 +249,17 @@ class RoutedModel(
         kind = _compat.source_kind(x)
         has_pipeline = isinstance(self, keras_hub.models.Task)
         if kind == "arrays":
-            return self._encode(x), has_pipeline
+            return self._encode_all(x), has_pipeline
         if has_pipeline and kind in ("tf", "grain_dataset"):
             return x, True
         function = self._preprocess_batch if has_pipeline else self._encode_batch
         return map_batches(x, function), False
 
     def _feed_validation(self, data: Any, pipeline: bool) -> Any:
-        if isinstance(data, Mapping):
+        if is_table(data):
             data = (data,)
         if isinstance(data, (tuple, list)):
-            data = (self._encode(data[0]), *data[1:])
+            data = (self._encode_all(data[0]), *data[1:])
             if not pipeline and isinstance(self, keras_hub.models.Task):
                 return self._preprocess_batch(data)
             return data

@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_flix import _compat
+from keras_flix.features.columns import as_columns, is_table
 from keras_flix.features.encoding import ABSENT
 from keras_flix.features.feature import Feature, Value
 from keras_flix.features.input_entries import split_entries
@@ -215,7 +216,9 @@ def _check_trainable(model: keras.Model, adaptation: Adaptation) -> None:
 
 def _prepared(model: Any, feature: Feature, data: Any) -> tuple[Any, Any, Any]:
     """The data as arrays, preprocessed, with absent ids of the feature."""
+    data = (data,) if is_table(data) else data
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    x = as_columns(x)
     if not isinstance(x, Mapping) or feature.name in x:
         raise ValueError(
             "`data` must be a dict of inputs, or a tuple that starts with one, "
