@@ -17,6 +17,9 @@ FORMS = (
     "a dict of columns, a list of dicts, a DataFrame (pandas, polars), a pyarrow "
     "table or a Hugging Face dataset"
 )
+SHOWN = 60
+"""How many characters of one text or number an error shows."""
+
 UNREAD = {
     ("datasets", "IterableDataset"): (
         "a stream, which is as long as it likes",
@@ -131,7 +134,11 @@ def described(data: Any) -> str:
     "a dict with the entries ['task', 'prompts']"
     >>> described([1, 2])
     'a list of 2'
+    >>> described("qa")
+    "'qa'"
     """
+    if data is None or isinstance(data, (str, bytes, numbers.Number)):
+        return repr(data) if len(repr(data)) <= SHOWN else f"{repr(data)[:SHOWN]}..."
     kind = type(data).__name__
     if isinstance(data, Mapping):
         return f"a {kind} with the entries {list(data)}"

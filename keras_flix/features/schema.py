@@ -48,11 +48,13 @@ class FeatureSchema:
         elif isinstance(features, (str, bytes, Feature)) or not isinstance(
             features, Iterable
         ):
+            one = isinstance(features, Feature)
+            has_schema = callable(getattr(features, "schema", None))
             raise ValueError(
                 "`features` must be a FeatureSchema, a list of Feature or a "
                 "dict from name to values. "
-                f"Received: {_received(features)}. Wrap it in a list; of a mixture, "
-                "take `mixture.schema()`."
+                f"Received: features={features if one else described(features)}. "
+                f"{'Pass its `schema()`' if has_schema else 'Wrap it in a list'}."
             )
         self._features = tuple(features)
         if not self._features:
@@ -168,8 +170,8 @@ class FeatureSchema:
 
         Args:
             values: A dict, or another table, with one entry per feature (none for
-                `always` features): one value for the whole batch or a list with one value per
-                example. `None` or -1 is absent. For `multiple` features, an
+                `always` features): one value for the whole batch or a list with one
+                value per example. `None` or -1 is absent. For `multiple` features, an
                 example's entry may be a list. On a feature of strings, integers
                 are taken as ids.
             unknown: `"error"` raises on unknown values, `"absent"` maps them
@@ -277,12 +279,6 @@ class FeatureSchema:
     def from_config(cls, config: Mapping[str, Any]) -> FeatureSchema:
         """The schema that `get_config` described."""
         return cls(Feature.from_config(feature) for feature in config["features"])
-
-
-def _received(features: Any) -> str:
-    # What may be anything is described: a whole mixture's texts help nobody.
-    small = isinstance(features, (str, bytes, Feature))
-    return f"features={features!r}" if small else described(features)
 
 
 Features = FeatureSchema | Iterable[Feature] | Mapping[str, Sequence[Value]]

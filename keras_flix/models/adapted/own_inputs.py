@@ -100,7 +100,7 @@ def check_texts(own: Any) -> None:
         return
     for name in TEXTS:
         column = own.get(name)
-        if isinstance(column, np.ndarray) and column.dtype.kind == "O":
+        if isinstance(column, np.ndarray) and column.dtype.kind in "Of":
             column = column.tolist()
         if not isinstance(column, list):
             continue
