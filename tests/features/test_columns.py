@@ -2,10 +2,17 @@
 
 import numpy as np
 import pytest
+from helpers.places import ROOT
 from helpers.tables import FORMS, FRAMES, columns_of
 
 from keras_flix import FeatureSchema
-from keras_flix.features.columns import as_columns, described, is_missing, is_table
+from keras_flix.features.columns import (
+    UNREAD,
+    as_columns,
+    described,
+    is_missing,
+    is_table,
+)
 
 ROWS = [
     {"prompts": "a?", "task": "qa", "id": 3, "x": [0.5, 1.5], "domain": ["web"]},
@@ -192,6 +199,12 @@ def test_what_must_be_read_first():
     )
     streams = datasets.IterableDatasetDict(train=data.to_iterable_dataset())
     assert "`list(data['train'].take(10_000))`" in refusal(lambda: as_columns(streams))
+
+
+def test_the_reference_names_what_must_be_read_first():
+    page = (ROOT / "guides" / "reference" / "adapting.md").read_text()
+    for _, name in UNREAD:
+        assert f"`{name}`" in page
 
 
 def test_a_query_must_run_first():
