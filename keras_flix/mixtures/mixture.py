@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -78,6 +78,8 @@ class Mixture:
                 f"{features!r} with {described(datasets)}. Leave it out: a Dataset "
                 "states its own."
             )
+        if isinstance(datasets, str) or not isinstance(datasets, Iterable):
+            datasets = [datasets]
         object.__setattr__(self, "datasets", tuple(datasets))
         object.__setattr__(self, "temperature", temperature)
         for dataset in self.datasets:

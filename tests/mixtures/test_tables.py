@@ -97,9 +97,10 @@ def test_refusals_of_columns():
         "`features` must come with a table. Received: features=['task'] with a list of "
         "1. Leave it out: a Dataset states its own."
     )
-    assert refusal(lambda: Mixture("prompts")).startswith(
-        "A mixture must be of Dataset, or of a table. Received: 'prompts'."
-    )
+    for data in ("prompts", 7):
+        assert refusal(lambda d=data: Mixture(d)).startswith(
+            f"A mixture must be of Dataset, or of a table. Received: {data!r}."
+        )
 
 
 def test_many_rows_and_combinations_take_linear_time():
