@@ -116,17 +116,6 @@ def as_column(values: Any) -> Any:
     return values
 
 
-def is_missing(entry: Any) -> bool:
-    """Whether a row has nothing here: `None`, NaN, or what pandas puts there.
-
-    >>> [is_missing(entry) for entry in (None, float("nan"), "", 0)]
-    [True, True, False, False]
-    """
-    if isinstance(entry, (float, np.floating)):
-        return bool(np.isnan(entry))
-    return entry is None or type(entry).__name__ in ("NAType", "NaTType")
-
-
 def described(data: Any) -> str:
     """What kind of data something is, without the data.
 

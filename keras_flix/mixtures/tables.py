@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from keras_flix._utils.near_names import hint
-from keras_flix.features.columns import as_columns, is_missing
+from keras_flix.features.columns import as_columns
 from keras_flix.features.host_values import host_value
+from keras_flix.features.missing import is_missing
 from keras_flix.mixtures.dataset import Dataset
 
 

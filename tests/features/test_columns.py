@@ -10,9 +10,9 @@ from keras_flix.features.columns import (
     UNREAD,
     as_columns,
     described,
-    is_missing,
     is_table,
 )
+from keras_flix.features.missing import is_missing
 
 ROWS = [
     {"prompts": "a?", "task": "qa", "id": 3, "x": [0.5, 1.5], "domain": ["web"]},

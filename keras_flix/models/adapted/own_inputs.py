@@ -10,8 +10,9 @@ import numpy as np
 
 from keras_flix import _compat
 from keras_flix._utils.near_names import hint
-from keras_flix.features.columns import described, is_missing, stacked_numbers
+from keras_flix.features.columns import described, stacked_numbers
 from keras_flix.features.input_entries import leading_size
+from keras_flix.features.missing import is_missing
 from keras_flix.models.adapted import prompts
 
 TEXTS = ("prompts", "responses", *prompts.PLAIN_KEYS, "encoder_text", "decoder_text")
