@@ -166,12 +166,12 @@ class FeatureSchema:
         unknown: str = "error",
         batch_size: int | None = None,
     ) -> FeatureIds:
-        """Turns values into ids.
+        """Turns values into ids; a table of any form is read as a dict.
 
         Args:
-            values: A dict, or another table, with one entry per feature (none for
-                `always` features): one value for the whole batch or a list with one
-                value per example. `None` or -1 is absent. For `multiple` features, an
+            values: A dict with one entry per feature (none for `always` features):
+                one value for the whole batch or a list with one value per
+                example. `None` or -1 is absent. For `multiple` features, an
                 example's entry may be a list. On a feature of strings, integers
                 are taken as ids.
             unknown: `"error"` raises on unknown values, `"absent"` maps them

@@ -121,7 +121,7 @@ def fit_blend(
     grown = with_values(own, [value], rank, None)
     check_fits(adaptation, replaced(adaptation.schema, grown))
     _check_trainable(model, adaptation)
-    x, y, sample_weight = _prepared(model, own, data)
+    x, y, sample_weight = _prepared(model, own, _read(data))
     with _frozen(model):
         blended = _Blended(model, own, weights)
         blended.compile(optimizer=keras.optimizers.Adam(learning_rate), loss=model.loss)
@@ -214,11 +214,15 @@ def _check_trainable(model: keras.Model, adaptation: Adaptation) -> None:
         )
 
 
+def _read(data: Any) -> tuple[Any, ...]:
+    """The data as a tuple, with a table as a dict of columns."""
+    parts = data if isinstance(data, (tuple, list)) and not is_table(data) else (data,)
+    return as_columns(parts[0]), *parts[1:]
+
+
 def _prepared(model: Any, feature: Feature, data: Any) -> tuple[Any, Any, Any]:
     """The data as arrays, preprocessed, with absent ids of the feature."""
-    data = (data,) if is_table(data) else data
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    x = as_columns(x)
     if not isinstance(x, Mapping) or feature.name in x:
         raise ValueError(
             "`data` must be a dict of inputs, or a tuple that starts with one, "
