@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,7 +60,26 @@ def checked_columns(model: Any, own: Any, features: Sequence[str]) -> Any:
             "superfluous ones out, and join columns of numbers, such as "
             "`frame[[...]].to_numpy()`; labels go into `y`."
         )
-    return {name: stacked_numbers(column) for name, column in own.items()}
+    return {name: _as_input(name, column) for name, column in own.items()}
+
+
+def _as_input(name: str, column: Any) -> Any:
+    """A column as an array; lists of arrays stay, as several inputs may be one entry."""
+    column = stacked_numbers(column)
+    if not isinstance(column, list):
+        return column
+    if all(isinstance(text, str) for text in column):
+        return np.asarray(column, dtype="object")
+    first = column[0]
+    while isinstance(first, (list, tuple)) and first:
+        first = first[0]
+    if first is None or isinstance(first, (str, numbers.Number, list, tuple)):
+        raise ValueError(
+            "A column that the model reads must hold numbers, equally many in every "
+            f"row. Received: {name} with {described(column[0])} at row 0, in "
+            f"{len(column)} rows. Fill, cut or pad the rows."
+        )
+    return column
 
 
 def check_entries(

@@ -117,6 +117,22 @@ def test_without_features_a_frame_is_an_array(mlp):
     np.testing.assert_array_equal(model.predict(pd.DataFrame(X), verbose=0), expected)
 
 
+@pytest.mark.skipif(
+    keras.config.backend() != "tensorflow", reason="others have no tensors of text"
+)
+def test_a_column_of_texts_for_a_model_that_looks_them_up():
+    words = keras.Input((1,), dtype="string", name="words")
+    ids = keras.layers.StringLookup(vocabulary=["a", "b"])(words)
+    outputs = keras.layers.Dense(4)(keras.layers.Embedding(3, 8)(ids))
+    model = keras.Model({"words": words}, outputs)
+    adapted(model, {"task": ["qa", "parse"]}, targets="all-linear")
+    table = [{"words": w, "task": t} for w, t in (("b", "qa"), ("a", "parse"))]
+    found = model.predict(table, verbose=0)
+    for row, one in zip(table, found):
+        np.testing.assert_allclose(model.predict([row], verbose=0)[0], one, rtol=1e-6)
+    assert not np.allclose(*found)
+
+
 @pytest.mark.short("torch")
 @pytest.mark.slow
 @pytest.mark.parametrize("form", OTHERS)
@@ -165,6 +181,21 @@ def test_several_columns_for_one_input():
     )
     joined = {"x": np.array([[1.0, 2.0]], "float32"), "task": ["qa"]}
     assert model.predict(joined, verbose=0).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("column", "shown"),
+    [
+        ([[1.0] * 8, [1.0] * 7], "a list of 8"),
+        ([None, 1.0], "None"),
+        ([["a"], ["b"]], "a list of 1"),
+    ],
+)
+def test_rows_that_make_no_array(mlp, column, shown):
+    assert refusal(mlp.predict, {"x": column, "language": ["en", "sw"]}) == (
+        "A column that the model reads must hold numbers, equally many in every row. "
+        f"Received: x with {shown} at row 0, in 2 rows. Fill, cut or pad the rows."
+    )
 
 
 def test_superfluous_columns_of_a_task(gemma):
