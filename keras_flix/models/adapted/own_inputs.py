@@ -64,7 +64,7 @@ def checked_columns(model: Any, own: Any, features: Sequence[str]) -> Any:
 
 
 def _as_input(name: str, column: Any) -> Any:
-    """A column as an array; lists of arrays stay, as several inputs may be one entry."""
+    """A column as an array; a list of arrays may be one entry for several inputs."""
     column = stacked_numbers(column)
     if not isinstance(column, list):
         return column
