@@ -84,11 +84,6 @@ class ActiveValues:
             trained=trained,
         )
 
-    @property
-    def batch_size(self) -> Tensor:
-        """Number of examples."""
-        return ops.shape(self.rows)[0]
-
 
 @dataclasses.dataclass(frozen=True)
 class FeatureTables:

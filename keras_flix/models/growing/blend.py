@@ -175,7 +175,7 @@ class _Blended(keras.Model):
         routing = Routing.from_ids(schema, ids)
         assert routing.active is not None
         # Of the feature itself, the inputs have absent ids: one for every example.
-        shape = (routing.active[self.blended].batch_size, len(self.rows))
+        shape = (ops.shape(routing.active[self.blended].rows)[0], len(self.rows))
         blend = ActiveValues(
             rows=ops.broadcast_to(np.asarray(self.rows, "int32"), shape),
             present=ops.ones((*shape, 1), "bool"),
