@@ -170,8 +170,8 @@ class _Blended(keras.Model):
 
     def call(self, inputs: Any) -> Tensor:
         schema = adaptation_of(self.inner).schema
-        own, ids = split_entries(inputs, schema)
-        routing = Routing.from_ids(schema, ids)
+        own, entries = split_entries(inputs, schema)
+        routing = Routing.from_ids(schema, schema.by_name(entries))
         assert routing.active is not None
         # Of the feature itself, the inputs have absent ids: one for every example.
         shape = (routing.active[self.blended].batch_size, len(self.rows))
@@ -216,7 +216,7 @@ def _check_trainable(model: keras.Model, adaptation: Adaptation) -> None:
 def _prepared(model: Any, feature: Feature, data: Any) -> tuple[Any, Any, Any]:
     """The data as arrays, preprocessed, with absent ids of the feature."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    if not isinstance(x, Mapping) or feature.name in x:
+    if not isinstance(x, Mapping) or {feature.name, feature.ids_key} & set(x):
         raise ValueError(
             "`data` must be a dict of inputs, or a tuple that starts with one, "
             f"without an entry {feature.name!r}, which is what is learned. Received: "
