@@ -186,7 +186,8 @@ def feature_contributions(
         )
     loss_function = _loss_function(model, loss)
     own, entries = split_entries(encode_batch(schema, x), schema)
-    schema.check_entries(entries)
+    schema.check_entries(entries, own if isinstance(own, Mapping) else ())
+    entries = schema.by_name(entries)
     own, entries, y = (tree.map_structure(_on_host, each) for each in (own, entries, y))
     count = len(tree.flatten(y)[0])
     always = {f.name: np.zeros(count, "int32") for f in schema if f.always}

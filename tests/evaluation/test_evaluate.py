@@ -506,8 +506,11 @@ def test_intervals_cover_the_truth():
 def test_bootstrap_refusals():
     assert refusal(lambda: paired_bootstrap({"sw": 1.0, "yo": 2.0}, {"sw": 1.0})) == (
         "Two models must be compared in the same cells, at least one. Received: 2 "
-        "cells and 1 cells, where 'yo' is only in the first; the other's nearest is "
-        "'sw'. Evaluate both on the same datasets."
+        "cells and 1 cells, where 'yo' is only in the first. Evaluate both on the same "
+        "datasets."
+    )
+    assert "'swa' is only in the first; the other's nearest is 'sw'. Eval" in refusal(
+        lambda: paired_bootstrap({"swa": 1.0}, {"sw": 1.0})
     )
     assert "'yo' is only in the second" in refusal(
         lambda: paired_bootstrap({"sw": 1.0}, {"sw": 1.0, "yo": 2.0})

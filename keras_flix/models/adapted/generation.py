@@ -73,7 +73,8 @@ class RoutedGeneration(_compat.Mixin):
                     f"features. Received: {described(own)}. Pass "
                     '{"prompts": [...], ...}.'
                 )
-            ids = encode_inputs(state.schema, entries, size)
+            ids = encode_inputs(state.schema, entries, size, own)
+            ids = state.schema.as_inputs(ids)
         if self.preprocessor is not None:
             with _making:
                 # As KerasHub does at the first use, where threads would meet.

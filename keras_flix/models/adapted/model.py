@@ -69,9 +69,11 @@ class RoutedModel(
         if state.disabled:
             inputs = own
         elif entries and keras.KerasTensor not in map(type, entries.values()):
-            ids = layer_ids(state.schema, entries, batch_length(own, entries))
+            size = batch_length(own, entries)
+            ids = layer_ids(state.schema, entries, size, own)
             # Keras refuses arrays beside tensors in one dict.
-            inputs = {**tree.map_structure(_as_tensor, own), **ids}
+            own = tree.map_structure(_as_tensor, own)
+            inputs = {**own, **state.schema.as_inputs(ids)}
         with encoded(state.schema, ids):
             return super().__call__(
                 *put_back(name, inputs, args),
@@ -103,7 +105,8 @@ class RoutedModel(
             current_routing(self._adaptation.schema) is None
             and not self._adaptation.disabled
         ):
-            self._adaptation.schema.check_entries(entries)
+            beside = own if isinstance(own, Mapping) else ()
+            self._adaptation.schema.check_entries(entries, beside)
         if not self._adaptation.takes_training:
             kwargs.pop("training", None)
         with routing_scope(Routing(self._adaptation.schema, None)):
@@ -138,7 +141,7 @@ class RoutedModel(
         size = batch_length(own, entries)
         return Routing.from_ids(
             state.schema,
-            layer_ids(state.schema, entries, size),
+            layer_ids(state.schema, entries, size, own),
             batch_size=size,
             dropout_seed=state.dropout_seed if training else None,
             trained=state.trained,

@@ -25,6 +25,8 @@ from keras_flix.models.adapted.thread_lock import USES
 REGISTERED_NAME = "keras_flix>AdaptedModel"
 """What Keras' files call an adapted model."""
 
+NEEDS = "`import keras_flix` before `keras.models.load_model`"
+"""Keras imports no packages for a file. Its error is long, but it begins with this."""
 
 SEEDS = "flix_seeds"
 """Under this name, Keras' weight files hold the states of seed generators."""
@@ -103,6 +105,8 @@ class PlainView(_compat.Mixin):
         # Compiling is left to the adapted model, which has other variables.
         base.pop("compile_config", None)
         return {
+            # First, as errors of Keras show a config where it does not know the class.
+            "needs": NEEDS,
             "base": base,
             "schema": adaptation.schema.get_config(),
             "alpha": adaptation.alpha,

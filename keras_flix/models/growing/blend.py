@@ -171,8 +171,8 @@ class _Blended(keras.Model):
 
     def call(self, inputs: Any) -> Tensor:
         schema = adaptation_of(self.inner).schema
-        own, ids = split_entries(inputs, schema)
-        routing = Routing.from_ids(schema, ids)
+        own, entries = split_entries(inputs, schema)
+        routing = Routing.from_ids(schema, schema.by_name(entries))
         assert routing.active is not None
         # Of the feature itself, the inputs have absent ids: one for every example.
         shape = (ops.shape(routing.active[self.blended].rows)[0], len(self.rows))
@@ -223,7 +223,7 @@ def _read(data: Any) -> tuple[Any, ...]:
 def _prepared(model: Any, feature: Feature, data: Any) -> tuple[Any, Any, Any]:
     """The data as arrays, preprocessed, with absent ids of the feature."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    if not isinstance(x, Mapping) or feature.name in x:
+    if not isinstance(x, Mapping) or {feature.name, feature.ids_key} & set(x):
         raise ValueError(
             "`data` must be a dict of inputs, or a tuple that starts with one, "
             f"without an entry {feature.name!r}, which is what is learned. Received: "
