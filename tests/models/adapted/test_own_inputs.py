@@ -69,6 +69,18 @@ def after(model, call):
 
 @pytest.mark.short("torch")
 @pytest.mark.parametrize("form", OTHERS)
+@pytest.mark.parametrize("values", [["en", None, "sw"], [3, None, 1]])
+def test_missing_entries_of_every_form(form, values):
+    """Pandas writes NaN for None, and makes floats of the integers beside it."""
+    known = {"cluster": [v for v in values if v is not None]}
+    model = adapted(make_mlp(), known, targets="all-linear")
+    expected = model.predict({"x": X[:3], "cluster": values}, verbose=0)
+    table = FORMS[form]([{"x": x.tolist(), "cluster": v} for x, v in zip(X, values)])
+    np.testing.assert_allclose(model.predict(table, verbose=0), expected, rtol=1e-6)
+
+
+@pytest.mark.short("torch")
+@pytest.mark.parametrize("form", OTHERS)
 def test_arrays_of_every_form(mlp, form):
     table = FORMS[form](NUMBERS)
     given = {"x": X, "language": LANGUAGES}
