@@ -16,7 +16,11 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from keras_flix._utils.atomic_files import check_folder, write_whole
+from keras_flix._utils.atomic_files import (
+    MissingFileError,
+    check_folder,
+    write_whole,
+)
 from keras_flix._utils.renamed import renamed_keyword
 from keras_flix.features.feature import check_alpha
 from keras_flix.features.schema import FeatureSchema
@@ -161,12 +165,14 @@ def read_adapters(
         were saved. Files of earlier versions have no digest to tell the latter by.
 
     Raises:
-        ValueError: If there is no such file, or it is not an adapter file.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not an adapter file.
     """
     place = str(path)
     path = checked_path(adapter_file(path, SUFFIX))
     if not path.is_file():
-        raise ValueError(
+        kind = ValueError if path.exists() else MissingFileError
+        raise kind(
             f"`path` must be an existing file. Received: path={str(path)!r}, which "
             "is none. Check the path."
         )

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_flix import _compat
+from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_file import (
     Adapters,
@@ -32,6 +33,9 @@ from keras_flix.models.adapted.trained_base import (
 )
 from keras_flix.models.enable import adapt_layers
 from keras_flix.models.targets import keyed_layers
+
+SHOWN = 8
+"""So many values are listed in an error."""
 
 
 def save_adapters(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -81,8 +85,10 @@ def load_adapters(
         `model`, changed in place.
 
     Raises:
+        FileNotFoundError: If there is no such file.
         ValueError: If the file is not such a file, is damaged, or does not fit the
-            model. The model is then left as it was.
+            model. The model is then left as it was. `update_from` takes the values of
+            a file that has others, or fewer, than the model.
     """
     check_backend()
     layers: dict[str, Any] = {}
@@ -198,18 +204,14 @@ def _shapes(tables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _check_schema(own: FeatureSchema, saved: FeatureSchema, path: Any) -> None:
-    def essence(schema: FeatureSchema) -> list[Any]:
-        return [(f.name, f.values, f.ranks, f.multiple, f.always) for f in schema]
-
-    for expected, found in zip(
-        [*essence(own), None], [*essence(saved), None], strict=False
-    ):
-        if expected != found:
+    for expected, found in zip([*own, None], [*saved, None], strict=False):
+        if _essence(expected) != _essence(found):
             raise ValueError(
                 "The features of an adapter file must be those of the model, in "
                 "order, with their values and ranks. "
-                f"Expected: {expected}. Received: {found} in {str(path)!r}. Load "
-                "it into a plain model, or adapt the model with these features."
+                f"Expected: {_described(expected)}. Received: {_described(found)} in "
+                f"{str(path)!r}. Load it into a plain model, or adapt the model with "
+                f"these features{_update(expected, found, path)}."
             )
     for one, other in zip(own, saved):
         if one.alpha != other.alpha:
@@ -219,6 +221,43 @@ def _check_schema(own: FeatureSchema, saved: FeatureSchema, path: Any) -> None:
                 f"alpha={other.alpha} in {str(path)!r}. Load it into a plain model, "
                 "or adapt the model with this alpha."
             )
+
+
+def _essence(feature: Feature | None) -> Any:
+    if feature is None:
+        return None
+    return (
+        *(feature.name, feature.values, feature.ranks),
+        *(feature.multiple, feature.always),
+    )
+
+
+def _described(feature: Feature | None) -> str:
+    """A feature in a few words: lists of values may be long."""
+    if feature is None:
+        return "no more feature"
+    ranks = sorted(set(feature.ranks))
+    shown = ", ".join(map(repr, feature.values[:SHOWN]))
+    return (
+        f"feature {feature.name!r} with {len(feature.values)} values "
+        f"({shown}{', ...' if len(feature.values) > SHOWN else ''}) of "
+        + (f"rank {ranks[0]}" if len(ranks) == 1 else f"the ranks {feature.ranks[:8]}")
+        + ", multiple=True" * feature.multiple
+        + ", always=True" * feature.always
+    )
+
+
+def _update(own: Feature | None, saved: Feature | None, path: Any) -> str:
+    """The remedy where a file has other values of a feature of the model."""
+    if own is None or saved is None or own.name != saved.name:
+        return ""
+    if set(own.values) == set(saved.values):
+        return ""
+    values = list(saved.values[:2])
+    return (
+        f"; or take its values over, by `update_from(model, {str(path)!r}, "
+        f"{{{own.name!r}: {values}}})`"
+    )
 
 
 def _check_tables(

@@ -173,7 +173,9 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck, _compat.KeepsFroze
             leaves = tree.flatten([inputs, features])
             if not any(isinstance(leaf, keras.KerasTensor) for leaf in leaves):
                 # Keras refuses arrays of strings, and tensors beside scalars.
-                features = layer_ids(self.features, features, ops.shape(inputs)[0])
+                size = ops.shape(inputs)[0]
+                ids = layer_ids(self.features, features, size)
+                features = self.features.as_inputs(ids)
             kwargs["features"] = features
         return super().__call__(inputs, *args, **kwargs)
 

@@ -282,7 +282,7 @@ def check_names(model: keras.Model, schema: FeatureSchema) -> None:
     names = _compat.input_names(model)
     if isinstance(model, keras_hub.models.Task):
         names = [*names, *TEXT_KEYS]
-    taken = [feature.name for feature in schema.routed if feature.name in names]
+    taken = [f.name for f in schema.routed if {f.name, f.ids_key} & set(names)]
     if taken:
         raise ValueError(
             "A feature must not be called like one of the model's own inputs "

@@ -290,7 +290,7 @@ def test_entries_of_combinations():
     for entries, text in (
         (["task"], "--features must be entries 'feature=value'"),
         (["task=qa", "task=qa"], "one of each feature. Received: 'task=qa'"),
-        (["task=qb", "domain=", "year="], "The nearest known value is 'qa'"),
+        (["task=Qa", "domain=", "year="], "The nearest known value is 'qa'"),
         (["task=qa", "domain="], "Received: no entry 'year'"),
         (["tusk=qa"], "Received: 'tusk'"),
         (None, "Received: no entry 'task'"),

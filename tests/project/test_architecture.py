@@ -151,7 +151,13 @@ def test_small_helpers_know_no_keras(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["features.feature", "features.schema", "features.encoding", "layers.einsum_split"],
+    [
+        "features.columns",
+        "features.encoding",
+        "features.feature",
+        "features.schema",
+        "layers.einsum_split",
+    ],
 )
 def test_vocabularies_and_equations_need_no_backend(name):
     top, inner = imports(f"keras_flix.{name}")

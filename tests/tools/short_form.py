@@ -33,6 +33,7 @@ NO_BACKEND = (
     "exports",
     "faults/test_fault_files.py",
     "faults/test_fault_saves.py",
+    "features/test_columns.py",
     "features/test_encoding.py",
     "features/test_feature.py",
     "features/test_schema.py",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from keras_flix import _compat
+from keras_flix.features.columns import as_columns, described
 from keras_flix.features.input_entries import (
     encode_inputs,
     layer_ids,
@@ -20,6 +21,11 @@ from keras_flix.features.input_entries import (
 from keras_flix.layers.active_scope import Routing, routing_scope
 from keras_flix.layers.low_rank_update import gather_tables
 from keras_flix.models.adapted import prompts
+from keras_flix.models.adapted.own_inputs import (
+    GENERATE_KEYS,
+    check_entries,
+    check_texts,
+)
 
 # Between `generate` and the compiled step lies KerasHub's own code, which knows
 # two tensors. What it must not see waits here, for this call on this thread.
@@ -29,8 +35,6 @@ _waiting: contextvars.ContextVar[dict[str, np.ndarray] | None] = contextvars.Con
 
 _making = threading.Lock()
 """One thread at a time makes what a model's first generation makes."""
-
-GENERATE_KEYS = ("prompts", *prompts.PLAIN_KEYS)
 
 
 class RoutedGeneration(_compat.Mixin):
@@ -42,8 +46,8 @@ class RoutedGeneration(_compat.Mixin):
         Args:
             inputs: A dict of prompts (`"prompts"`, or `"text"`), or of
                 `token_ids` and `padding_mask` where no preprocessor is
-                attached, with one entry per feature; or a `tf.data.Dataset`
-                of such dicts.
+                attached, with one entry per feature; the same as a table of
+                another form, as for `fit`; or a `tf.data.Dataset` of such dicts.
             *args: As for the model's own `generate`.
             **kwargs: As for the model's own `generate`.
         """
@@ -56,7 +60,9 @@ class RoutedGeneration(_compat.Mixin):
             ]
             return _concatenate([self.generate(b, *args, **kwargs) for b in batches])
         state = self._adaptation
-        own, entries = split_entries(inputs, state.schema)
+        own, entries = split_entries(as_columns(inputs), state.schema)
+        check_entries(self.preprocessor, own, state.schema.names, generates=True)
+        check_texts(own)
         if state.disabled:
             ids = {}
         else:
@@ -64,10 +70,11 @@ class RoutedGeneration(_compat.Mixin):
             if not size:
                 raise ValueError(
                     "`generate` must have at least one prompt, next to the "
-                    f"features. Received: {own!r}. Pass "
+                    f"features. Received: {described(own)}. Pass "
                     '{"prompts": [...], ...}.'
                 )
-            ids = encode_inputs(state.schema, entries, size)
+            ids = encode_inputs(state.schema, entries, size, own)
+            ids = state.schema.as_inputs(ids)
         if self.preprocessor is not None:
             with _making:
                 # As KerasHub does at the first use, where threads would meet.

@@ -17,6 +17,7 @@ import numpy as np
 from keras import ops, tree
 
 from keras_flix import _compat
+from keras_flix.features.columns import as_columns, is_table
 from keras_flix.features.input_entries import (
     batch_length,
     encode_batch,
@@ -37,6 +38,7 @@ from keras_flix.models.adapted.first_batch import FirstBatch
 from keras_flix.models.adapted.frozen_values import FrozenRows
 from keras_flix.models.adapted.generation import RoutedGeneration
 from keras_flix.models.adapted.optimizer_advice import advise
+from keras_flix.models.adapted.own_inputs import check_entries, checked_columns
 from keras_flix.models.adapted.plain_view import REGISTERED_NAME, PlainView
 from keras_flix.models.adapted.savedmodel_onnx import Exporting
 from keras_flix.models.adapted.score import RoutedScore
@@ -81,9 +83,11 @@ class RoutedModel(
         if state.disabled:
             inputs = own
         elif entries and keras.KerasTensor not in map(type, entries.values()):
-            ids = layer_ids(state.schema, entries, batch_length(own, entries))
+            size = batch_length(own, entries)
+            ids = layer_ids(state.schema, entries, size, own)
             # Keras refuses arrays beside tensors in one dict.
-            inputs = {**tree.map_structure(_as_tensor, own), **ids}
+            own = tree.map_structure(_as_tensor, own)
+            inputs = {**own, **state.schema.as_inputs(ids)}
         with encoded(state.schema, ids):
             return super().__call__(
                 *put_back(name, inputs, args),
@@ -115,7 +119,8 @@ class RoutedModel(
             current_routing(self._adaptation.schema) is None
             and not self._adaptation.disabled
         ):
-            self._adaptation.schema.check_entries(entries)
+            beside = own if isinstance(own, Mapping) else ()
+            self._adaptation.schema.check_entries(entries, beside)
         if not self._adaptation.takes_training:
             kwargs.pop("training", None)
         with routing_scope(Routing(self._adaptation.schema, None)):
@@ -150,7 +155,7 @@ class RoutedModel(
         size = batch_length(own, entries)
         return Routing.from_ids(
             state.schema,
-            layer_ids(state.schema, entries, size),
+            layer_ids(state.schema, entries, size, own),
             batch_size=size,
             dropout_seed=state.dropout_seed if training else None,
             trained=state.trained,
@@ -219,6 +224,7 @@ class RoutedModel(
         x = self._encode(x)
         own, ids = split_entries(x, self._adaptation.schema)
         preprocessor = self.preprocessor
+        check_entries(preprocessor, own, self._adaptation.schema.names)
         if preprocessor is None:
             outputs = keras.utils.pack_x_y_sample_weight(own, y, sample_weight)
         else:
@@ -234,14 +240,26 @@ class RoutedModel(
         return keras.utils.pack_x_y_sample_weight({**own, **ids}, y, sample_weight)
 
     def _encode(self, x: Any) -> Any:
-        if self._adaptation.disabled:
-            return split_entries(x, self._adaptation.schema)[0]
+        state = self._adaptation
+        # Without features, a table may itself be what a model of one input takes.
+        if state.schema.routed or not state.unwraps:
+            x = as_columns(x)
+        if state.disabled:
+            return split_entries(x, state.schema)[0]
         nested = not isinstance(self, keras_hub.models.Task)
-        x = encode_batch(self._adaptation.schema, x, nested)
-        if not self._adaptation.rows_known and isinstance(x, Mapping):
+        x = encode_batch(state.schema, x, nested)
+        if not state.rows_known and isinstance(x, Mapping):
             # Now: Keras' loops over data trace the model.
             self._find_rows(x)
         return x
+
+    def _encode_all(self, x: Any) -> Any:
+        """`_encode` for a whole data set, with what is wrong in it told at once."""
+        x = self._encode(x)
+        schema = self._adaptation.schema
+        own, ids = split_entries(x, schema)
+        own = checked_columns(self, own, schema.names)
+        return {**own, **ids} if isinstance(own, Mapping) else own
 
     def _encode_batch(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self._encode(batch[0]), *batch[1:])
@@ -262,17 +280,17 @@ class RoutedModel(
         kind = _compat.source_kind(x)
         has_pipeline = isinstance(self, keras_hub.models.Task)
         if kind == "arrays":
-            return self._encode(x), has_pipeline
+            return self._encode_all(x), has_pipeline
         if has_pipeline and kind in ("tf", "grain_dataset"):
             return x, True
         function = self._preprocess_batch if has_pipeline else self._encode_batch
         return map_batches(x, function), False
 
     def _feed_validation(self, data: Any, pipeline: bool) -> Any:
-        if isinstance(data, Mapping):
+        if is_table(data):
             data = (data,)
         if isinstance(data, (tuple, list)):
-            data = (self._encode(data[0]), *data[1:])
+            data = (self._encode_all(data[0]), *data[1:])
             if not pipeline and isinstance(self, keras_hub.models.Task):
                 return self._preprocess_batch(data)
             return data

@@ -29,6 +29,8 @@ from keras_flix.models.adapted.trained_base import flags_config
 REGISTERED_NAME = "keras_flix>AdaptedModel"
 """What Keras' files call an adapted model."""
 
+NEEDS = "`import keras_flix` before `keras.models.load_model`"
+"""Keras imports no packages for a file. Its error is long, but it begins with this."""
 
 SEEDS = "flix_seeds"
 """Under this name, Keras' weight files hold the states of seed generators."""
@@ -121,6 +123,8 @@ class PlainView(_compat.Mixin):
         base.pop("compile_config", None)
         flags = flags_config(self)
         return {
+            # First, as errors of Keras show a config where it does not know the class.
+            "needs": NEEDS,
             "base": base,
             "schema": adaptation.schema.get_config(),
             "alpha": adaptation.alpha,

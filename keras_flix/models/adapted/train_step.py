@@ -87,9 +87,10 @@ class RowGradients(_compat.Mixin):
         inputs, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         schema = self._adaptation.schema
         own, entries = split_entries(inputs, schema)
-        ids = layer_ids(schema, entries, batch_length(own, entries))
+        ids = layer_ids(schema, entries, batch_length(own, entries), own)
         if isinstance(inputs, Mapping):
-            data = keras.utils.pack_x_y_sample_weight({**own, **ids}, y, sample_weight)
+            inputs = {**own, **schema.as_inputs(ids)}
+            data = keras.utils.pack_x_y_sample_weight(inputs, y, sample_weight)
         scope = scope_of_batch(self, trained, ids)
         with row_scope(scope), encoded(schema, ids):
             return super().train_step((scope.with_zeros(trained), *rest), data)
