@@ -53,6 +53,7 @@ from keras_flix._compat.trainers import (
     accept_training as accept_training,
     begin_at_epoch as begin_at_epoch,
     in_replica as in_replica,
+    initial_epoch as initial_epoch,
     is_running as is_running,
     number_sources as number_sources,
     optimizer_knows as optimizer_knows,

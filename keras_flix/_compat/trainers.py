@@ -72,6 +72,11 @@ def begin_at_epoch(model: keras.Model, epoch: int) -> None:
     model._initial_epoch = epoch
 
 
+def initial_epoch(model: keras.Model) -> int | None:
+    """The epoch that a callback makes `fit` start with; `None` if none does."""
+    return model._initial_epoch  # type: ignore[no-any-return]
+
+
 def training_state(model: keras.Model) -> list[keras.Variable]:
     """All variables that training changes: weights, metrics, the optimizer's."""
     optimizer = getattr(model, "optimizer", None)

@@ -16,6 +16,7 @@ from keras_flix.mixtures.dataset import Dataset
 from keras_flix.mixtures.mixture import Mixture
 from keras_flix.models.adapted import prompts
 from keras_flix.models.adapted.adaptation import adaptation_of, is_adapted
+from keras_flix.models.adapted.cut_texts import prompts_counted
 
 PROMPTS, RESPONSES = "prompts", "responses"
 
@@ -71,12 +72,19 @@ def evaluate(
     features = {name: examples[name] for name in mixture.datasets[0].features}
     inputs = {PROMPTS: examples[PROMPTS], **entries_for(model, features)}
     predictions: list[str] = []
-    for rows, kept in equal_batches(len(mixture), batch_size):
-        batch: Any = {name: [x[i] for i in rows] for name, x in inputs.items()}
-        if not is_adapted(model) and prompts.takes_plain_strings(model.preprocessor):
-            batch = batch[PROMPTS]
-        answers = model.generate(batch, max_length=max_length, strip_prompt=True)
-        predictions += list(answers)[:kept]
+    with prompts_counted() as texts:
+        texts.size = len(mixture)
+        for rows, kept in equal_batches(len(mixture), batch_size):
+            batch: Any = {name: [x[i] for i in rows] for name, x in inputs.items()}
+            if not is_adapted(model) and prompts.takes_plain_strings(
+                model.preprocessor
+            ):
+                batch = batch[PROMPTS]
+            with texts.of_rows(np.array(rows)):
+                answers = model.generate(
+                    batch, max_length=max_length, strip_prompt=True
+                )
+            predictions += list(answers)[:kept]
     return Scores(features, predictions, examples[RESPONSES], metrics)
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import keras
 
     from keras_flix.layers.low_rank_layer import LowRankLayer
+    from keras_flix.models.adapted.cut_texts import CutTexts
     from keras_flix.layers.tables import Tables
     from keras_flix.models.adapted.thread_lock import Turns
 
@@ -65,6 +66,7 @@ class Adaptation:
         disabled: Whether the adapters are off.
         no_gradient: Why the model cannot be trained; empty if it can.
         turns: The threads that use the model or its backbone.
+        cut_texts: Where a running `fit` or `evaluate` counts texts that are cut.
     """
 
     schema: FeatureSchema
@@ -81,6 +83,7 @@ class Adaptation:
     verified: bool = False
     disabled: bool = False
     no_gradient: str = ""
+    cut_texts: CutTexts | None = None
 
     @property
     def trainable(self) -> Choice:

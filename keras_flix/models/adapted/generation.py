@@ -19,7 +19,7 @@ from keras_flix.features.input_entries import (
 )
 from keras_flix.layers.active_scope import Routing, routing_scope
 from keras_flix.layers.low_rank_update import gather_tables
-from keras_flix.models.adapted import prompts
+from keras_flix.models.adapted import cut_texts, prompts
 
 # Between `generate` and the compiled step lies KerasHub's own code, which knows
 # two tensors. What it must not see waits here, for this call on this thread.
@@ -54,7 +54,10 @@ class RoutedGeneration(_compat.Mixin):
                 else batch
                 for batch in inputs.as_numpy_iterator()
             ]
-            return _concatenate([self.generate(b, *args, **kwargs) for b in batches])
+            with cut_texts.prompts_counted():
+                return _concatenate(
+                    [self.generate(b, *args, **kwargs) for b in batches]
+                )
         state = self._adaptation
         own, entries = split_entries(inputs, state.schema)
         if state.disabled:
@@ -78,7 +81,8 @@ class RoutedGeneration(_compat.Mixin):
                 own = prompts.plain_input(own, GENERATE_KEYS)
         token = _waiting.set(ids)
         try:
-            return super().generate(own, *args, **kwargs)
+            with cut_texts.prompts_counted(self.preprocessor, own):
+                return super().generate(own, *args, **kwargs)
         finally:
             _waiting.reset(token)
 
@@ -89,6 +93,7 @@ class RoutedGeneration(_compat.Mixin):
 
         def with_ids(inputs: Any, *args: Any, **kwargs: Any) -> Any:
             ids = _waiting.get()
+            cut_texts.look_at_prompts(inputs)
             return function({**inputs, **ids} if ids else inputs, *args, **kwargs)
 
         return with_ids

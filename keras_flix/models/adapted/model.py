@@ -28,14 +28,16 @@ from keras_flix.features.input_entries import (
     tf_errors_as_value_errors,
 )
 from keras_flix.layers.active_scope import Routing, current_routing, routing_scope
-from keras_flix.models.adapted import prompts
+from keras_flix.models.adapted import cut_texts, prompts, token_weights
 from keras_flix.models.adapted.adaptation import Adaptation
+from keras_flix.models.adapted.cut_texts import CutTexts
 from keras_flix.models.adapted.data_sources import map_batches
 from keras_flix.models.adapted.devices import MirroredBuild
 from keras_flix.models.adapted.frozen_values import FrozenRows
 from keras_flix.models.adapted.generation import RoutedGeneration
 from keras_flix.models.adapted.plain_view import REGISTERED_NAME, PlainView
 from keras_flix.models.adapted.savedmodel_onnx import Exporting
+from keras_flix.models.adapted.task_data import TaskData
 from keras_flix.models.adapted.thread_lock import take_turns
 from keras_flix.models.adapted.train_step import RowGradients
 from keras_flix.models.adapted.unsupported import Refusals, never_runs
@@ -44,6 +46,7 @@ from keras_flix.models.adapted.unsupported import Refusals, never_runs
 @take_turns
 class RoutedModel(
     RoutedGeneration,
+    TaskData,
     FrozenRows,
     RowGradients,
     MirroredBuild,
@@ -160,29 +163,56 @@ class RoutedModel(
 
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         self._check_optimizer()
-        x, pipeline = self._feed(x)
+        texts, validation = CutTexts(trains=True), CutTexts("validation ")
+        if self._is_task_in_memory(x):
+            x, kwargs = self._training_examples(x, args, kwargs, texts)
+            args, pipeline = (), False
+        else:
+            x, pipeline = self._feed(x)
         if kwargs.get("validation_data") is not None:
             kwargs["validation_data"] = self._feed_validation(
-                kwargs["validation_data"], pipeline
+                kwargs["validation_data"],
+                pipeline,
+                kwargs.get("validation_batch_size"),
+                validation,
             )
-        with _compat.variables_survive(self), tf_errors_as_value_errors():
-            return self._data_method("fit", pipeline)(x, *args, **kwargs)
+        with (
+            cut_texts.counted(self._adaptation, kwargs, texts, validation) as options,
+            _compat.variables_survive(self),
+            tf_errors_as_value_errors(),
+        ):
+            return self._data_method("fit", pipeline)(x, *args, **options)
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("_use_cached_eval_dataset"):
             return super().evaluate(x, *args, **kwargs)
-        x, pipeline = self._feed(x)
-        with _compat.variables_survive(self), tf_errors_as_value_errors():
-            return self._data_method("evaluate", pipeline)(x, *args, **kwargs)
+        texts = CutTexts()
+        if self._is_task_in_memory(x):
+            x, kwargs = self._examples(x, args, kwargs, texts)
+            args, pipeline = (), False
+        else:
+            x, pipeline = self._feed(x)
+        with (
+            cut_texts.counted(self._adaptation, kwargs, texts) as options,
+            _compat.variables_survive(self),
+            tf_errors_as_value_errors(),
+        ):
+            return self._data_method("evaluate", pipeline)(x, *args, **options)
 
     def predict(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        x, pipeline = self._feed(x)
+        if self._is_task_in_memory(x):
+            kwargs = {**dict(zip(("batch_size",), args)), **kwargs}
+            x, kwargs = self._examples(x, (), kwargs, None)
+            args, pipeline = (), False
+        else:
+            x, pipeline = self._feed(x)
         with _compat.variables_survive(self), tf_errors_as_value_errors():
             return self._data_method("predict", pipeline)(x, *args, **kwargs)
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         self._check_optimizer()
-        return super().train_on_batch(self._encode(x), *args, **kwargs)
+        with cut_texts.training_step(self._adaptation):
+            return super().train_on_batch(self._encode(x), *args, **kwargs)
 
     def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         return super().test_on_batch(self._encode(x), *args, **kwargs)
@@ -200,11 +230,20 @@ class RoutedModel(
         if preprocessor is None:
             outputs = keras.utils.pack_x_y_sample_weight(own, y, sample_weight)
         else:
+            token_weights.refuse_targets(preprocessor, y)
+            makes_targets = token_weights.makes_targets(preprocessor)
             own = prompts.plain_input(own)
             if isinstance(own, Mapping) and prompts.takes_plain_strings(preprocessor):
                 outputs = prompts.preprocess_prompts(preprocessor, own)
+            elif makes_targets:
+                outputs = super().preprocess_samples(own)
             else:
                 outputs = super().preprocess_samples(own, y, sample_weight)
+            outputs = cut_texts.watched(
+                self._adaptation, preprocessor, own, outputs, sample_weight
+            )
+            if makes_targets:
+                outputs = token_weights.weigh(outputs, sample_weight)
         if not ids:
             return outputs
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(outputs)
@@ -227,9 +266,8 @@ class RoutedModel(
         """Encodes a data source.
 
         Returns:
-            The source, and whether KerasHub's pipeline is still to preprocess
-            it: that takes arrays, tf.data and grain datasets, and is led
-            around for all others.
+            The source, and whether KerasHub's pipeline is still to preprocess it: that
+            takes tf.data and grain datasets, and is led around for all others.
         """
         kind = _compat.source_kind(x)
         has_pipeline = isinstance(self, keras_hub.models.Task)
@@ -240,14 +278,17 @@ class RoutedModel(
         function = self._preprocess_batch if has_pipeline else self._encode_batch
         return map_batches(x, function), False
 
-    def _feed_validation(self, data: Any, pipeline: bool) -> Any:
+    def _feed_validation(
+        self, data: Any, pipeline: bool, batch_size: int | None, texts: CutTexts
+    ) -> Any:
         if isinstance(data, Mapping):
             data = (data,)
         if isinstance(data, (tuple, list)):
-            data = (self._encode(data[0]), *data[1:])
-            if not pipeline and isinstance(self, keras_hub.models.Task):
-                return self._preprocess_batch(data)
-            return data
+            if not isinstance(self, keras_hub.models.Task):
+                return (self._encode(data[0]), *data[1:])
+            if pipeline:
+                return self._validation_arrays(data)
+            return self._validation_examples(data, batch_size, texts)
         data, still_pipeline = self._feed(data)
         if still_pipeline and not pipeline:
             return map_batches(data, self._preprocess_batch)
