@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import keras
 
     from keras_flix.layers.low_rank_layer import LowRankLayer
-    from keras_flix.models.adapted.cut_texts import CutTexts
     from keras_flix.layers.tables import Tables
+    from keras_flix.models.adapted.cut_counts import CutTexts
     from keras_flix.models.adapted.thread_lock import Turns
 
 Model = TypeVar("Model", bound="keras.Model")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from keras import tree
 
 from keras_flix.features.host_values import host_value, is_tf_symbolic
+from keras_flix.models.adapted.cut_counts import CutTexts, current, warn
 from keras_flix.models.adapted.text_lengths import (
     PROMPTS,
     RESPONSES,
@@ -28,165 +28,12 @@ from keras_flix.models.adapted.text_lengths import (
 )
 from keras_flix.models.adapted.tokenizer_paths import batch_check
 
-
-class CutTexts:
-    """How many texts were cut, of those that one call has preprocessed.
-
-    Threads may add at the same time.
-
-    Args:
-        which: What distinguishes them from other ones, such as `"validation "`.
-        trains: Whether examples without a response are refused.
-        verb: What happened to them.
-    """
-
-    def __init__(
-        self, which: str = "", trains: bool = False, verb: str = "were cut at"
-    ) -> None:
-        self.which = which
-        self.trains = trains
-        self.verb = verb
-        self.counts = True
-        self.limits: dict[str, str] = {}
-        self._added: list[tuple[str, int, int]] = []
-        self.size = 0
-        # By kind and row of the data: 1 is seen, 2 is cut.
-        self._rows: dict[str, np.ndarray] = {}
-
-    @contextlib.contextmanager
-    def of_rows(self, rows: np.ndarray) -> Iterator[None]:
-        """Within the block, what this thread preprocesses are these examples."""
-        token = _current.set((self, rows))
-        try:
-            yield
-        finally:
-            _current.reset(token)
-
-    def unseen(self, kind: str, rows: np.ndarray | None, size: int) -> np.ndarray:
-        if rows is None:
-            return np.ones(size, "bool")
-        return self._rows[kind][rows] == 0 if kind in self._rows else rows >= 0
-
-    def add(
-        self, column: Column, length: int, cut: np.ndarray, rows: np.ndarray | None
-    ) -> None:
-        self.limits[column.kind] = f"{column.limit}={length}"
-        if rows is None:
-            self._added.append((column.kind, int(cut.sum()), len(cut)))
-            return
-        seen = self._rows.setdefault(column.kind, np.zeros(self.size, "int8"))
-        seen[rows] = np.maximum(seen[rows], 1 + cut)
-
-    def totals(self) -> dict[str, tuple[int, int]]:
-        """By kind, how many were cut, of how many."""
-        found = {}
-        for kind in self.limits:
-            seen = self._rows.get(kind, np.zeros(0))
-            added = [(cut, count) for of, cut, count in self._added if of == kind]
-            found[kind] = (
-                int((seen == 2).sum()) + sum(cut for cut, _ in added),
-                int((seen > 0).sum()) + sum(count for _, count in added),
-            )
-        return found
-
-    def message(self) -> str:
-        """What to tell a user; empty if nothing was cut."""
-        parts = [
-            f"{cut} of {count} {self.which}{kind} {self.verb} {self.limits[kind]}"
-            for kind, (cut, count) in self.totals().items()
-            if cut
-        ]
-        return "; ".join(parts)
-
-
-_current: contextvars.ContextVar[tuple[CutTexts, np.ndarray] | None] = (
-    contextvars.ContextVar("keras_flix_cut_texts", default=None)
-)
 _prompts: contextvars.ContextVar[CutTexts | None] = contextvars.ContextVar(
     "keras_flix_cut_prompts", default=None
 )
 _generating: contextvars.ContextVar[tuple[Any, Any] | None] = contextvars.ContextVar(
     "keras_flix_generating", default=None
 )
-
-
-class _Reporter(keras.callbacks.Callback):
-    """Counts the first epoch of training, or an evaluation, and then warns."""
-
-    def __init__(self, state: Any, texts: CutTexts, validation: CutTexts | None) -> None:
-        super().__init__()
-        self._state = state
-        self._texts = texts
-        self._validation = validation
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        self._state.cut_texts = self._texts
-
-    def on_test_begin(self, logs: Any = None) -> None:
-        self._state.cut_texts = self._validation or self._texts
-
-    def on_test_end(self, logs: Any = None) -> None:
-        if self._validation is None:
-            self._report()
-        self._state.cut_texts = self._texts
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._report()
-
-    def _report(self) -> None:
-        counted = [self._texts, self._validation]
-        _warn([texts for texts in counted if texts is not None and texts.counts])
-        for texts in counted:
-            if texts is not None:
-                texts.counts = False
-
-
-def _warn(counted: list[CutTexts]) -> None:
-    parts = [texts.message() for texts in counted]
-    parts = [part for part in parts if part]
-    if parts:
-        warnings.warn(
-            "; ".join(parts) + ". What was cut off is not seen by the model. Raise the "
-            "preprocessor's length, or shorten the texts.",
-            stacklevel=3,
-        )
-
-
-@contextlib.contextmanager
-def counted(
-    state: Any,
-    options: dict[str, Any],
-    texts: CutTexts,
-    validation: CutTexts | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Counts in a call of `fit` or `evaluate`; gives the options to call it with."""
-    reporter = _Reporter(state, texts, validation)
-    given = options.get("callbacks")
-    before = state.cut_texts
-    state.cut_texts = None
-    if isinstance(given, keras.callbacks.CallbackList):
-        given.append(reporter)
-        callbacks: Any = given
-    else:
-        callbacks = [*tree.flatten(given or []), reporter]
-    try:
-        yield {**options, "callbacks": callbacks}
-    finally:
-        state.cut_texts = before
-        if callbacks is given:
-            given.callbacks.remove(reporter)
-
-
-@contextlib.contextmanager
-def training_step(state: Any) -> Iterator[None]:
-    """A single step: nothing is counted, but what cannot be trained on is refused."""
-    texts = CutTexts(trains=True)
-    texts.counts = False
-    before, state.cut_texts = state.cut_texts, texts
-    try:
-        yield
-    finally:
-        state.cut_texts = before
 
 
 def watched(state: Any, preprocessor: Any, own: Any, outputs: Any, weight: Any) -> Any:
@@ -230,8 +77,8 @@ def _look(
     token_weight: Any,
     weight: Any,
 ) -> None:
-    current = _current.get()
-    texts, rows = (state.cut_texts, None) if current is None else current
+    known_rows = current.get()
+    texts, rows = known_rows or (state.cut_texts, None)
     if texts is None or not (texts.counts or texts.trains):
         return
     known = {kind: np.asarray(host_value(mask)) != 0 for kind, mask in masks.items()}
@@ -246,17 +93,21 @@ def _look(
             _refuse_gone(preprocessor, strings, responses, full, weight, rows)
     if not texts.counts:
         return
+    # Not all sources tell their rows, but all may be read ahead or more than once.
+    keys = (
+        np.array([hash(row) for row in zip(*_flat(strings))]) if rows is None else rows
+    )
     cut = cut_rows(
         preprocessor,
         columns,
         strings,
         known,
         responses,
-        wanted=lambda kind: texts.unseen(kind, rows, len(known[kind])),
+        wanted=lambda kind: texts.unseen(kind, keys, rows is not None),
     )
     for column in columns:
         length = known[column.kind].shape[-1]
-        texts.add(column, length, cut[column.kind], rows)
+        texts.add(column, length, cut[column.kind], keys, rows is not None)
 
 
 def _refuse_gone(
@@ -338,7 +189,7 @@ def prompts_counted(preprocessor: Any = None, own: Any = None) -> Iterator[CutTe
         _prompts.reset(tokens[0])
         _generating.reset(tokens[1])
     if outer is None:
-        _warn([texts])
+        warn([texts])
 
 
 def look_at_prompts(inputs: Any) -> None:
@@ -346,8 +197,8 @@ def look_at_prompts(inputs: Any) -> None:
     texts, generating = _prompts.get(), _generating.get()
     if texts is None or generating is None or generating[0] is None:
         return
-    current = _current.get()
-    rows = current[1] if current is not None and current[0] is texts else None
+    known_rows = current.get()
+    rows = known_rows[1] if known_rows and known_rows[0] is texts else None
     preprocessor, own = generating
     if not isinstance(own, Mapping):
         encodes = isinstance(preprocessor, keras_hub.models.Seq2SeqLMPreprocessor)
@@ -363,7 +214,7 @@ def look_at_prompts(inputs: Any) -> None:
             found = cut[column.kind]
         else:
             found = mask.all(axis=-1)
-        texts.add(column, mask.shape[-1], found, rows)
+        texts.add(column, mask.shape[-1], found, rows, rows is not None)
 
 
 def strings_of(value: Any) -> Any:
@@ -380,3 +231,12 @@ def strings_of(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.dtype.kind in "OSU":
         return strings_of(value.tolist())
     return value
+
+
+def _flat(strings: Any) -> list[list[str]]:
+    """The columns of texts, of several segments each."""
+    if isinstance(strings, Mapping):
+        strings = tuple(strings.values())
+    if isinstance(strings, tuple):
+        return [column for part in strings for column in _flat(part)]
+    return [strings]

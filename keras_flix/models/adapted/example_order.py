@@ -17,7 +17,7 @@ import numpy as np
 
 from keras_flix import _compat
 from keras_flix.features.host_values import host_value
-from keras_flix.models.adapted.cut_texts import CutTexts
+from keras_flix.models.adapted.cut_counts import CutTexts
 from keras_flix.models.adapted.data_sources import BatchFunction, to_numpy
 
 DEFAULT_BATCH_SIZE = 32
@@ -84,7 +84,9 @@ class Examples(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> Any:
         rows = self.rows(index)
-        batch = tuple(_map_columns(part, lambda x: _take(x, rows)) for part in self.data)
+        batch = tuple(
+            _map_columns(part, lambda x: _take(x, rows)) for part in self.data
+        )
         if self.texts is None:
             return to_numpy(self.function(batch))
         with self.texts.of_rows(rows):

@@ -7,6 +7,7 @@ out of the input dict inside `call` and put in the routing scope.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -28,9 +29,9 @@ from keras_flix.features.input_entries import (
     tf_errors_as_value_errors,
 )
 from keras_flix.layers.active_scope import Routing, current_routing, routing_scope
-from keras_flix.models.adapted import cut_texts, prompts, token_weights
+from keras_flix.models.adapted import cut_counts, cut_texts, prompts, token_weights
 from keras_flix.models.adapted.adaptation import Adaptation
-from keras_flix.models.adapted.cut_texts import CutTexts
+from keras_flix.models.adapted.cut_counts import CutTexts
 from keras_flix.models.adapted.data_sources import map_batches
 from keras_flix.models.adapted.devices import MirroredBuild
 from keras_flix.models.adapted.frozen_values import FrozenRows
@@ -168,7 +169,7 @@ class RoutedModel(
             x, kwargs = self._training_examples(x, args, kwargs, texts)
             args, pipeline = (), False
         else:
-            x, pipeline = self._feed(x)
+            x, pipeline = self._feed(x, texts)
         if kwargs.get("validation_data") is not None:
             kwargs["validation_data"] = self._feed_validation(
                 kwargs["validation_data"],
@@ -177,7 +178,7 @@ class RoutedModel(
                 validation,
             )
         with (
-            cut_texts.counted(self._adaptation, kwargs, texts, validation) as options,
+            cut_counts.counted(self._adaptation, kwargs, texts, validation) as options,
             _compat.variables_survive(self),
             tf_errors_as_value_errors(),
         ):
@@ -191,9 +192,9 @@ class RoutedModel(
             x, kwargs = self._examples(x, args, kwargs, texts)
             args, pipeline = (), False
         else:
-            x, pipeline = self._feed(x)
+            x, pipeline = self._feed(x, texts)
         with (
-            cut_texts.counted(self._adaptation, kwargs, texts) as options,
+            cut_counts.counted(self._adaptation, kwargs, texts) as options,
             _compat.variables_survive(self),
             tf_errors_as_value_errors(),
         ):
@@ -211,7 +212,7 @@ class RoutedModel(
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         self._check_optimizer()
-        with cut_texts.training_step(self._adaptation):
+        with cut_counts.training_step(self._adaptation):
             return super().train_on_batch(self._encode(x), *args, **kwargs)
 
     def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -239,6 +240,8 @@ class RoutedModel(
                 outputs = super().preprocess_samples(own)
             else:
                 outputs = super().preprocess_samples(own, y, sample_weight)
+            if makes_targets:
+                token_weights.check_weights(outputs, sample_weight)
             outputs = cut_texts.watched(
                 self._adaptation, preprocessor, own, outputs, sample_weight
             )
@@ -258,12 +261,15 @@ class RoutedModel(
     def _encode_batch(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self._encode(batch[0]), *batch[1:])
 
-    def _preprocess_batch(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
-        outputs = self.preprocess_samples(*batch)
+    def _preprocess_batch(
+        self, batch: tuple[Any, ...], texts: CutTexts | None = None
+    ) -> tuple[Any, ...]:
+        with contextlib.nullcontext() if texts is None else texts.of_rows():
+            outputs = self.preprocess_samples(*batch)
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
-    def _feed(self, x: Any) -> tuple[Any, bool]:
-        """Encodes a data source.
+    def _feed(self, x: Any, texts: CutTexts | None = None) -> tuple[Any, bool]:
+        """Encodes a data source, and counts texts that are cut.
 
         Returns:
             The source, and whether KerasHub's pipeline is still to preprocess it: that
@@ -275,8 +281,8 @@ class RoutedModel(
             return self._encode(x), has_pipeline
         if has_pipeline and kind in ("tf", "grain_dataset"):
             return x, True
-        function = self._preprocess_batch if has_pipeline else self._encode_batch
-        return map_batches(x, function), False
+        function = functools.partial(self._preprocess_batch, texts=texts)
+        return map_batches(x, function if has_pipeline else self._encode_batch), False
 
     def _feed_validation(
         self, data: Any, pipeline: bool, batch_size: int | None, texts: CutTexts
@@ -289,9 +295,10 @@ class RoutedModel(
             if pipeline:
                 return self._validation_arrays(data)
             return self._validation_examples(data, batch_size, texts)
-        data, still_pipeline = self._feed(data)
+        data, still_pipeline = self._feed(data, texts)
         if still_pipeline and not pipeline:
-            return map_batches(data, self._preprocess_batch)
+            function = functools.partial(self._preprocess_batch, texts=texts)
+            return map_batches(data, function)
         if pipeline and not still_pipeline:
             raise ValueError(
                 "Training and validation data of a KerasHub task must both go "

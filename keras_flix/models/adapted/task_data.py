@@ -11,7 +11,7 @@ import keras_hub
 
 from keras_flix import _compat
 from keras_flix.models.adapted import token_weights
-from keras_flix.models.adapted.cut_texts import CutTexts
+from keras_flix.models.adapted.cut_counts import CutTexts
 from keras_flix.models.adapted.example_order import (
     Examples,
     capped_steps,

@@ -36,6 +36,43 @@ def refuse_targets(preprocessor: Any, y: Any) -> None:
     )
 
 
+def check_weights(outputs: Any, weight: Any) -> None:
+    """Raises unless there is one finite weight per example, as far as that is known.
+
+    Args:
+        outputs: What a preprocessor that makes targets returned.
+        weight: `sample_weight`, or `None`.
+    """
+    if weight is None:
+        return
+    _, _, token_weight = keras.utils.unpack_x_y_sample_weight(outputs)
+    known = not is_tf_symbolic(weight)
+    shape = np.shape(host_value(weight)) if known else weight.shape
+    tokens = token_weight.shape
+    if getattr(shape, "rank", 0) is None:
+        return
+    if len(shape) != len(tokens) - 1:
+        raise ValueError(
+            "`sample_weight` must have one weight per example, which weighs all tokens "
+            f"of its response. Received: sample_weight of shape {tuple(shape)}. Pass a "
+            "vector."
+        )
+    if not known:
+        return
+    if tuple(shape) != tuple(tokens[:-1]):
+        raise ValueError(
+            "`sample_weight` must have one weight per example. Received: "
+            f"{shape[0]} weights for {tokens[0]} examples. Pass equally many."
+        )
+    finite = np.isfinite(np.asarray(host_value(weight), "float32"))
+    if not finite.all():
+        raise ValueError(
+            "`sample_weight` must hold finite numbers. Received: "
+            f"{np.asarray(host_value(weight))[~finite][0]} (at example "
+            f"{int(np.argmin(finite))}). Leave an example out by 0."
+        )
+
+
 def weigh(outputs: Any, weight: Any) -> Any:
     """A preprocessor's `(x, y, token_weight)` with each example's weight in it.
 
@@ -52,33 +89,9 @@ def weigh(outputs: Any, weight: Any) -> Any:
     if is_tf_symbolic(token_weight):
         import tensorflow as tf
 
-        weight = tf.cast(weight, "float32")
-        _check(weight.shape.rank, token_weight.shape.rank, weight.shape)
-        weight = weight[..., tf.newaxis]
-        return keras.utils.pack_x_y_sample_weight(
-            x, y, tf.cast(token_weight, "float32") * weight
-        )
-    tokens = np.asarray(host_value(token_weight), "float32")
-    weight = np.asarray(host_value(weight), "float32")
-    _check(weight.ndim, tokens.ndim, weight.shape)
-    if weight.shape != tokens.shape[:-1]:
-        raise ValueError(
-            "`sample_weight` must have one weight per example. Received: "
-            f"{len(weight)} weights for {len(tokens)} examples. Pass equally many."
-        )
-    if not np.isfinite(weight).all():
-        raise ValueError(
-            "`sample_weight` must hold finite numbers. Received: "
-            f"{weight[~np.isfinite(weight)][0]} (at example "
-            f"{int(np.argmin(np.isfinite(weight)))}). Leave an example out by 0."
-        )
-    return keras.utils.pack_x_y_sample_weight(x, y, tokens * weight[..., None])
-
-
-def _check(rank: int | None, token_rank: int | None, shape: Any) -> None:
-    if rank is not None and token_rank is not None and rank != token_rank - 1:
-        raise ValueError(
-            "`sample_weight` must have one weight per example, which weighs all tokens "
-            f"of its response. Received: sample_weight of shape {tuple(shape)}. Pass a "
-            "vector."
-        )
+        weighed = tf.cast(token_weight, "float32")
+        weighed *= tf.cast(weight, "float32")[..., tf.newaxis]
+    else:
+        weighed = np.asarray(host_value(token_weight), "float32")
+        weighed = weighed * np.asarray(host_value(weight), "float32")[..., None]
+    return keras.utils.pack_x_y_sample_weight(x, y, weighed)

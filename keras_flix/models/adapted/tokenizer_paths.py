@@ -1,8 +1,8 @@
 """Whether a tokenizer does in a `tf.data` pipeline what it does everywhere else.
 
 KerasHub tokenizes with TensorFlow's operations there, and with other libraries in
-`generate`. Its byte-pair tokenizers spell a special token by one or two letters in
-between, and take `JB` in what stands for the 11th one for the second.
+`generate`. There, byte-pair tokenizers let letters stand for special tokens for a while:
+what stands for the 11th begins like what stands for the second, and becomes that.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _token_ids(preprocessor: Any, columns: list[Column], texts: Any) -> Any:
     if isinstance(own, Mapping) and prompts.takes_plain_strings(preprocessor):
         outputs = prompts.preprocess_prompts(preprocessor, own)
     else:
-        outputs = preprocessor(own)
+        outputs = preprocessor(own, y=None, sample_weight=None)
     x, _, _ = keras.utils.unpack_x_y_sample_weight(outputs)
     return np.asarray(
         host_value(x[columns[0].mask.replace("padding_mask", "token_ids")])
