@@ -94,9 +94,9 @@ def _look(
     if not texts.counts:
         return
     # Not all sources tell their rows, but all may be read ahead or more than once.
-    keys = (
-        np.array([hash(row) for row in zip(*_flat(strings))]) if rows is None else rows
-    )
+    keys = rows
+    if rows is None:
+        keys = np.array([hash(example) for example in zip(*_flat(strings))])
     cut = cut_rows(
         preprocessor,
         columns,

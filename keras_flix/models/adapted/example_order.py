@@ -84,9 +84,8 @@ class Examples(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> Any:
         rows = self.rows(index)
-        batch = tuple(
-            _map_columns(part, lambda x: _take(x, rows)) for part in self.data
-        )
+        take = functools.partial(_take, rows=rows)
+        batch = tuple(_map_columns(part, take) for part in self.data)
         if self.texts is None:
             return to_numpy(self.function(batch))
         with self.texts.of_rows(rows):

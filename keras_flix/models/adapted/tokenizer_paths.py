@@ -1,8 +1,8 @@
 """Whether a tokenizer does in a `tf.data` pipeline what it does everywhere else.
 
 KerasHub tokenizes with TensorFlow's operations there, and with other libraries in
-`generate`. There, byte-pair tokenizers let letters stand for special tokens for a while:
-what stands for the 11th begins like what stands for the second, and becomes that.
+`generate`. There, byte-pair tokenizers let letters stand for special tokens for a
+while: those of the 11th begin like those of the second, and become that.
 """
 
 from __future__ import annotations

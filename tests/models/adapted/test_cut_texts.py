@@ -12,7 +12,7 @@ import keras_flix
 LONG = " ".join(["quick"] * 9)
 DATA = {
     "prompts": ["dog", LONG, LONG, "fox", "dog", LONG],
-    "responses": ["fox", "dog", LONG, LONG, "the", "dog"],
+    "responses": ["fox", "dog", LONG, LONG, "the", "fox"],
     "task": "qa",
     "language": "sw",
 }
@@ -125,7 +125,7 @@ def test_generate_tells_of_prompts_without_room(model):
 @pytest.mark.eager
 def test_evaluation_tells_once(model):
     columns = {name: DATA[name] for name in ("prompts", "responses")}
-    dataset = keras_flix.Dataset({"task": "qa", "language": "sw"}, columns)
+    dataset = keras_flix.mixtures.Dataset({"task": "qa", "language": "sw"}, columns)
     (text,) = told(
         lambda: keras_flix.evaluation.evaluate(
             model, dataset, batch_size=4, max_length=9

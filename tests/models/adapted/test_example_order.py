@@ -78,9 +78,7 @@ def test_columns_of_all_kinds_are_taken_by_row():
         "rows": [[1, 2], [3, 4], [5, 6], [7, 8]],
         "ragged": [[1], [2, 3], [], [4]],
         "array": np.arange(4, dtype="int64"),
-        "tensor": keras.ops.convert_to_tensor(
-            np.arange(8, dtype="float32").reshape(4, 2)
-        ),
+        "tensor": keras.ops.reshape(keras.ops.arange(8, dtype="float32"), (4, 2)),
         "images": [np.full((2, 2, 3), i, "uint8") for i in range(4)],
         "pair": (["a", "b", "c", "d"], ["e", "f", "g", "h"]),
     }

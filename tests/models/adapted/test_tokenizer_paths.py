@@ -18,10 +18,8 @@ CHARACTERS = [*string.ascii_letters, *string.digits, "<", ">", "|", "Ġ", "Ä", 
 @pytest.fixture
 def model():
     keras.utils.set_random_seed(0)
-    vocabulary = {
-        token: i
-        for i, token in enumerate(["<|endoftext|>", *SPECIAL, *CHARACTERS, "ab"])
-    }
+    tokens = ["<|endoftext|>", *SPECIAL, *CHARACTERS, "ab"]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
     tokenizer = keras_hub.models.GPT2Tokenizer(
         vocabulary=vocabulary, merges=["a b"], unsplittable_tokens=SPECIAL
     )
@@ -32,6 +30,7 @@ def model():
         hidden_dim=8,
         intermediate_dim=8,
         max_sequence_length=24,
+        dropout=0.0,
     )
     preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(
         tokenizer, sequence_length=24
