@@ -209,3 +209,13 @@ def _by_position(
         return call(*own_args, **own_kwargs)
 
     return positional, [x for x, own in zip(leaves, is_tensor) if own]
+
+
+def tokenized_by_tf(tokenizer: Any, texts: list[str]) -> Any:
+    """What a KerasHub tokenizer makes of texts inside of a `tf.data` pipeline.
+
+    Returns:
+        Token ids; `None` where a tokenizer knows no other way, as in older versions.
+    """
+    tokenize = getattr(tokenizer, "_tokenize_tf", None)
+    return None if tokenize is None else tokenize(tf.constant(texts))

@@ -16,6 +16,7 @@ import keras
 import keras_hub
 import numpy as np
 
+from keras_flix import _compat
 from keras_flix.features.host_values import host_value
 from keras_flix.models.adapted import prompts
 from keras_flix.models.adapted.text_lengths import Column
@@ -50,8 +51,9 @@ def _find_garbled(tokenizer: Any) -> dict[str, str]:
         return {}
     # Out of the pipeline that is being traced.
     with tf.init_scope():
-        there = next(iter(tf.data.Dataset.from_tensors(tokens).map(tokenizer)))
-        here = tokenizer(tokens)
+        there, here = _compat.tokenized_by_tf(tokenizer, tokens), tokenizer(tokens)
+    if there is None:
+        return {}
     found = {}
     for token, one, other in zip(tokens, _lists(there), _lists(here)):
         if one != other:

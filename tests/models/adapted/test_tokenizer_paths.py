@@ -4,10 +4,11 @@ import string
 
 import keras
 import keras_hub
-import numpy as np
 import pytest
+from helpers.gemma import FEATURES
 
 import keras_flix
+from keras_flix.models.adapted import tokenizer_paths
 
 tf = pytest.importorskip("tensorflow")
 
@@ -15,75 +16,91 @@ SPECIAL = [f"<|s{i}|>" for i in range(12)]
 CHARACTERS = [*string.ascii_letters, *string.digits, "<", ">", "|", "Ġ", "Ä", "´"]
 
 
-@pytest.fixture
-def model():
-    keras.utils.set_random_seed(0)
+def byte_pairs(special):
     tokens = ["<|endoftext|>", *SPECIAL, *CHARACTERS, "ab"]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    tokenizer = keras_hub.models.GPT2Tokenizer(
-        vocabulary=vocabulary, merges=["a b"], unsplittable_tokens=SPECIAL
+    return keras_hub.models.GPT2Tokenizer(
+        vocabulary={token: i for i, token in enumerate(tokens)},
+        merges=["a b"],
+        unsplittable_tokens=special,
     )
-    backbone = keras_hub.models.GPT2Backbone(
-        vocabulary_size=len(vocabulary),
-        num_layers=1,
-        num_heads=2,
-        hidden_dim=8,
-        intermediate_dim=8,
-        max_sequence_length=24,
-        dropout=0.0,
+
+
+def preprocessor(special):
+    return keras_hub.models.GPT2CausalLMPreprocessor(
+        byte_pairs(special), sequence_length=24
     )
-    preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(
-        tokenizer, sequence_length=24
+
+
+@pytest.mark.parametrize("count", [3, 12])
+def test_garbled_tokens_are_found(count):
+    tokenizer = byte_pairs(SPECIAL[:count])
+    if not hasattr(tokenizer, "_tokenize_tf"):
+        pytest.skip("this KerasHub tokenizes with TensorFlow everywhere")
+    garbled = tokenizer_paths.garbled_tokens(
+        keras_hub.models.GPT2CausalLMPreprocessor(tokenizer, sequence_length=24)
     )
-    model = keras_hub.models.GPT2CausalLM(backbone, preprocessor)
-    keras_flix.enable_flix(model, {"task": ["a"]}, rank=2)
+    # The 11th and the 12th token, of the letters BA and BB, become the second.
+    assert garbled == (
+        {
+            "<|s10|>": "[2, 13] there and [11] elsewhere",
+            "<|s11|>": "[2, 14] there and [12] elsewhere",
+        }
+        if count == 12
+        else {}
+    ) or (count == 12 and sorted(garbled) == ["<|s10|>", "<|s11|>"])
+
+
+@pytest.fixture
+def model(make_gemma):
+    model = keras_flix.enable_flix(make_gemma(), FEATURES, rank=2)
     model.compile(keras.optimizers.SGD(0.0))
     return model
 
 
-def data(text):
-    return {"prompts": ["x", "y"], "responses": ["z", text], "task": ["a", "a"]}
-
-
-def as_dataset(text):
-    return tf.data.Dataset.from_tensor_slices(data(text)).batch(2)
+def dataset(response):
+    columns = {
+        "prompts": ["the", "fox"],
+        "responses": ["quick", response],
+        "task": ["qa", "qa"],
+        "language": ["en", "sw"],
+    }
+    return tf.data.Dataset.from_tensor_slices(columns).batch(2)
 
 
 @pytest.mark.eager
-def test_texts_with_garbled_tokens_are_refused(model):
+def test_texts_with_garbled_tokens_are_refused(model, monkeypatch):
+    tokenizer = model.preprocessor.tokenizer
+    spelled = {"dog": "[1] there and [2] elsewhere"}
+    monkeypatch.setitem(tokenizer_paths._garbled, tokenizer, spelled)
+    model.fit(dataset("lazy"), verbose=0)
     with pytest.raises(ValueError) as error:
-        model.fit(as_dataset("a<|s11|>"), verbose=0)
-    text = str(error.value)
-    assert text.startswith("A tokenizer must do in `tf.data` what it does in `generate")
-    assert "the special token '<|s11|>' is [" in text
-    assert "Pass lists, a generator, a `PyDataset` or a grain dataset" in text
-
-
-@pytest.mark.eager
-def test_texts_without_them_train(model):
-    history = model.fit(as_dataset("a<|s3|>"), verbose=0).history
-    expected = model.evaluate(data("a<|s3|>"), verbose=0, return_dict=True)
-    np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-5)
-
-
-@pytest.mark.eager
-def test_lists_are_tokenized_as_in_generate(model):
-    seen = []
-    preprocess = model._preprocess_batch
-    model._preprocess_batch = lambda batch: seen.append(preprocess(batch)) or seen[-1]
-    model.fit(data("a<|s11|>"), verbose=0, shuffle=False)
-    found = keras.ops.convert_to_numpy(seen[0][0]["token_ids"])[1]
-    assert model.preprocessor.tokenizer("<|s11|>") == [12]
-    assert 12 in found
+        model.fit(dataset("a dog"), verbose=0)
+    assert str(error.value) == (
+        "A tokenizer must do in `tf.data` what it does in `generate`. Received: texts "
+        "in a `tf.data` dataset, of which the special token 'dog' is [1] there and [2] "
+        "elsewhere. Pass lists, a generator, a `PyDataset` or a grain dataset, whose "
+        "texts are tokenized as in `generate`."
+    )
 
 
 @pytest.mark.eager
 def test_the_first_batch_is_compared(model, monkeypatch):
-    tokenize = type(model.preprocessor.tokenizer)._tokenize_tf
+    cls = type(model.preprocessor.tokenizer)
+    tokenize = cls._tokenize_tf
     monkeypatch.setattr(
-        type(model.preprocessor.tokenizer),
+        cls,
         "_tokenize_tf",
         lambda self, inputs: tokenize(self, tf.strings.upper(inputs)),
     )
     with pytest.raises(ValueError, match=r"of which example 0 is \[.* there and \["):
-        model.predict(as_dataset("b"), verbose=0)
+        model.predict(dataset("lazy"), verbose=0)
+
+
+@pytest.mark.eager
+def test_lists_are_tokenized_as_in_generate(model, monkeypatch):
+    def refuse(self, inputs):
+        raise AssertionError("TensorFlow tokenizes")
+
+    monkeypatch.setattr(type(model.preprocessor.tokenizer), "_tokenize_tf", refuse)
+    data = {"prompts": ["the"], "responses": ["fox"], "task": "qa", "language": "en"}
+    model.fit(data, validation_data=(data,), verbose=0)
