@@ -59,7 +59,7 @@ from keras_flix._compat.trainers import (
     optimizer_knows as optimizer_knows,
     reset_functions as reset_functions,
     source_kind as source_kind,
-    tokenized_by_tf as tokenized_by_tf,
+    tokenized_both_ways as tokenized_both_ways,
     track_torch_parameters as track_torch_parameters,
     training_state as training_state,
     variables_survive as variables_survive,

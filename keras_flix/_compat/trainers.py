@@ -211,11 +211,15 @@ def _by_position(
     return positional, [x for x, own in zip(leaves, is_tensor) if own]
 
 
-def tokenized_by_tf(tokenizer: Any, texts: list[str]) -> Any:
+def tokenized_both_ways(tokenizer: Any, texts: list[str]) -> tuple[Any, Any]:
     """What a KerasHub tokenizer makes of texts inside of a `tf.data` pipeline.
 
     Returns:
-        Token ids; `None` where a tokenizer knows no other way, as in older versions.
+        Token ids there, and elsewhere. The first are `None` where a tokenizer knows no
+        other way, as in older versions.
     """
     tokenize = getattr(tokenizer, "_tokenize_tf", None)
-    return None if tokenize is None else tokenize(tf.constant(texts))
+    # Out of the pipeline that is being traced.
+    with tf.init_scope():
+        there = None if tokenize is None else tokenize(tf.constant(texts))
+        return there, tokenizer(texts)

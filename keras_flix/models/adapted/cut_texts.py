@@ -26,6 +26,7 @@ from keras_flix.models.adapted.text_lengths import (
     cut_rows,
     kept_tokens,
 )
+from keras_flix.models.adapted.tf_batches import passed_through
 from keras_flix.models.adapted.tokenizer_paths import batch_check
 
 _prompts: contextvars.ContextVar[CutTexts | None] = contextvars.ContextVar(
@@ -147,27 +148,17 @@ def _look_in_tf(
     ids: Any,
 ) -> Any:
     """The first mask, computed by a function that looks at the batch when it runs."""
-    import tensorflow as tf
-
     check = batch_check(preprocessor, columns)
-    structure = (given, masks, token_weight, weight, ids)
-    leaves = tree.flatten(structure)
-    is_tensor = [tf.is_tensor(leaf) for leaf in leaves]
 
-    def look(mask: np.ndarray, *values: np.ndarray) -> np.ndarray:
-        known = iter(values)
-        filled = [next(known) if t else leaf for t, leaf in zip(is_tensor, leaves)]
-        texts, found, *weights, tokens = tree.pack_sequence_as(structure, filled)
+    def look(batch: Any) -> None:
+        texts, found, *weights, tokens = batch
         texts = {kind: strings_of(value) for kind, value in texts.items()}
         check(texts, tokens)
         _look(state, preprocessor, columns, texts, found, *weights)
-        return mask
 
     first = masks[columns[0].kind]
-    values = [leaf for leaf, t in zip(leaves, is_tensor) if t]
-    looked = tf.numpy_function(look, [first, *values], first.dtype)
-    looked.set_shape(first.shape)
-    return looked
+    batch = (given, masks, token_weight, weight, ids)
+    return passed_through(first, look, batch)
 
 
 @contextlib.contextmanager

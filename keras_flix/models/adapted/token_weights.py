@@ -9,6 +9,7 @@ import keras_hub
 import numpy as np
 
 from keras_flix.features.host_values import host_value, is_tf_symbolic
+from keras_flix.models.adapted.tf_batches import weighed
 
 
 def makes_targets(preprocessor: Any) -> bool:
@@ -87,11 +88,7 @@ def weigh(outputs: Any, weight: Any) -> Any:
         return outputs
     x, y, token_weight = keras.utils.unpack_x_y_sample_weight(outputs)
     if is_tf_symbolic(token_weight):
-        import tensorflow as tf
-
-        weighed = tf.cast(token_weight, "float32")
-        weighed *= tf.cast(weight, "float32")[..., tf.newaxis]
-    else:
-        weighed = np.asarray(host_value(token_weight), "float32")
-        weighed = weighed * np.asarray(host_value(weight), "float32")[..., None]
-    return keras.utils.pack_x_y_sample_weight(x, y, weighed)
+        return keras.utils.pack_x_y_sample_weight(x, y, weighed(token_weight, weight))
+    tokens = np.asarray(host_value(token_weight), "float32")
+    tokens = tokens * np.asarray(host_value(weight), "float32")[..., None]
+    return keras.utils.pack_x_y_sample_weight(x, y, tokens)

@@ -43,15 +43,11 @@ def garbled_tokens(preprocessor: Any) -> dict[str, str]:
 
 
 def _find_garbled(tokenizer: Any) -> dict[str, str]:
-    import tensorflow as tf
-
     # Byte-pair tokenizers have these, and take them out of texts before all else.
     tokens = sorted(set(getattr(tokenizer, "unsplittable_tokens", None) or []))
     if not tokens:
         return {}
-    # Out of the pipeline that is being traced.
-    with tf.init_scope():
-        there, here = _compat.tokenized_by_tf(tokenizer, tokens), tokenizer(tokens)
+    there, here = _compat.tokenized_both_ways(tokenizer, tokens)
     if there is None:
         return {}
     found = {}

@@ -14,7 +14,7 @@ DATA = {
     "task": ["qa", "parse", "list"],
     "language": "sw",
 }
-WEIGHTS = [2.0, 0.0, 0.5]
+WEIGHTS = [2.0, 0.0, 0.25]
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_weights_count_at_every_entry_point(model):
     ).history
     found += [history["loss"][0], history["val_loss"][0]]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert weighted_loss(model, [1, 1, 1]) != pytest.approx(expected, rel=1e-2)
+    assert weighted_loss(model, [1, 1, 1]) != pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.eager
