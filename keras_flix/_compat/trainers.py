@@ -74,7 +74,7 @@ def begin_at_epoch(model: keras.Model, epoch: int) -> None:
 
 def initial_epoch(model: keras.Model) -> int | None:
     """The epoch that a callback makes `fit` start with; `None` if none does."""
-    return model._initial_epoch  # type: ignore[no-any-return]
+    return model._initial_epoch
 
 
 def training_state(model: keras.Model) -> list[keras.Variable]:

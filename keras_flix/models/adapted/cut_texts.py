@@ -95,7 +95,7 @@ def _look(
     if not texts.counts:
         return
     # Not all sources tell their rows, but all may be read ahead or more than once.
-    keys = rows
+    keys: Any = rows
     if rows is None:
         keys = np.array([hash(example) for example in zip(*_flat(strings))])
     cut = cut_rows(

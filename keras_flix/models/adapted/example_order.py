@@ -80,7 +80,8 @@ class Examples(keras.utils.PyDataset):
         return self._order(number)[start:end]
 
     def _new_order(self, number: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, number)).permutation(self.count)
+        seed = [self.seed or 0, number]
+        return np.random.default_rng(seed).permutation(self.count)
 
     def __getitem__(self, index: int) -> Any:
         rows = self.rows(index)

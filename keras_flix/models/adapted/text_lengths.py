@@ -141,6 +141,7 @@ def _length(packer: Any, name: str) -> int:
 
 def _token_counts(preprocessor: Any, texts: Any, rows: np.ndarray) -> np.ndarray:
     if isinstance(texts, tuple):
-        return sum(_token_counts(preprocessor, segment, rows) for segment in texts)
+        counts = [_token_counts(preprocessor, segment, rows) for segment in texts]
+        return np.sum(counts, axis=0)
     tokens = preprocessor.tokenizer([texts[i] for i in rows])
     return np.array([len(row) for row in tokens])

@@ -79,6 +79,7 @@ def test_fit_tells_once_after_its_first_epoch(model):
     assert model._adaptation.cut_texts is None
 
 
+@pytest.mark.short("torch")
 @pytest.mark.eager
 @pytest.mark.parametrize("source", [as_tf, as_grain, as_generator])
 def test_all_sources_are_counted(model, source):
@@ -88,6 +89,7 @@ def test_all_sources_are_counted(model, source):
     assert text.startswith("3 of 6 prompts were cut at sequence_length=9; " + TOLD)
 
 
+@pytest.mark.short("torch")
 @pytest.mark.eager
 def test_a_text_that_just_fits_is_not_cut(model):
     tokens = len(model.preprocessor.tokenizer(DATA["prompts"][0]))
@@ -100,6 +102,7 @@ def test_a_text_that_just_fits_is_not_cut(model):
     assert len(told(lambda: model.evaluate(one, verbose=0))) == 1
 
 
+@pytest.mark.short("torch")
 @pytest.mark.eager
 def test_whole_texts_are_counted(model):
     data = {"text": DATA["prompts"], "task": "qa", "language": "sw"}
@@ -122,6 +125,7 @@ def test_generate_tells_of_prompts_without_room(model):
     assert told(lambda: model.generate(dataset, max_length=9)) == [text]
 
 
+@pytest.mark.short("torch")
 @pytest.mark.eager
 def test_evaluation_tells_once(model):
     columns = {name: DATA[name] for name in ("prompts", "responses")}
@@ -142,6 +146,7 @@ GONE = (
 )
 
 
+@pytest.mark.short("torch", "tensorflow")
 @pytest.mark.eager
 def test_training_on_responses_that_are_gone_is_refused(model):
     model.preprocessor.sequence_length = 1

@@ -166,7 +166,9 @@ def trained(make_gemma, runs, **kwargs):
 
 
 @pytest.mark.eager
-@pytest.mark.parametrize("grain", [True, False])
+@pytest.mark.parametrize(
+    "grain", [True, pytest.param(False, marks=pytest.mark.short("torch"))]
+)
 def test_fit_shuffles_lists_anew_in_every_epoch(make_gemma, monkeypatch, grain):
     from keras_hub.src.utils import pipeline_model
 
@@ -198,6 +200,7 @@ class Steps(keras.callbacks.Callback):
 
 
 @pytest.mark.eager
+@pytest.mark.short("torch", "tensorflow")
 def test_steps_per_epoch_go_through_the_data(make_gemma):
     keras.utils.set_random_seed(7)
     shuffled = examples(DATA, seed=new_seed(), first_batch=lambda: 0)
@@ -214,6 +217,7 @@ def test_steps_per_epoch_go_through_the_data(make_gemma):
 
 
 @pytest.mark.eager
+@pytest.mark.short("torch", "jax")
 def test_validation_and_predictions_keep_their_order(make_gemma):
     model = randomize(keras_flix.enable_flix(make_gemma(), FEATURES, rank=2))
     model.compile(keras.optimizers.SGD(0.0))

@@ -54,6 +54,7 @@ def test_weights_count_at_every_entry_point(model):
 
 
 @pytest.mark.eager
+@pytest.mark.short("torch", "tensorflow")
 def test_weights_in_datasets_count(model):
     tf = pytest.importorskip("tensorflow")
     columns = {**DATA, "language": ["sw"] * 3}
@@ -68,6 +69,7 @@ def test_weights_in_datasets_count(model):
 
 
 @pytest.mark.eager
+@pytest.mark.short("torch")
 def test_texts_without_responses_are_weighed_too(model):
     data = {"text": DATA["prompts"], "task": "qa", "language": "sw"}
     loss = model.evaluate(data, sample_weight=np.zeros(3), verbose=0)
