@@ -85,11 +85,13 @@ from keras_flix._compat.trainers import (
     begin_at_epoch as begin_at_epoch,
     fitting_processes as fitting_processes,
     in_replica as in_replica,
+    initial_epoch as initial_epoch,
     number_sources as number_sources,
     optimizer_knows as optimizer_knows,
     reset_functions as reset_functions,
     reset_parameters as reset_parameters,
     source_kind as source_kind,
+    tokenized_both_ways as tokenized_both_ways,
     track_torch_parameters as track_torch_parameters,
     wrap_rematerialization as wrap_rematerialization,
 )

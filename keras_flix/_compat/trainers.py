@@ -95,6 +95,11 @@ def begin_at_epoch(model: keras.Model, epoch: int) -> None:
     model._initial_epoch = epoch
 
 
+def initial_epoch(model: keras.Model) -> int | None:
+    """The epoch that a callback makes `fit` start with; `None` if none does."""
+    return model._initial_epoch
+
+
 def in_replica() -> bool:
     """Whether this is a thread that `tf.distribute` runs a step in, or may be."""
     return bool(keras.config.backend() == "tensorflow" and tf.distribute.has_strategy())
@@ -176,3 +181,17 @@ def _by_position(
         return call(*own_args, **own_kwargs)
 
     return positional, [x for x, own in zip(leaves, is_tensor) if own]
+
+
+def tokenized_both_ways(tokenizer: Any, texts: list[str]) -> tuple[Any, Any]:
+    """What a KerasHub tokenizer makes of texts inside of a `tf.data` pipeline.
+
+    Returns:
+        Token ids there, and elsewhere. The first are `None` where a tokenizer knows no
+        other way, as in older versions.
+    """
+    tokenize = getattr(tokenizer, "_tokenize_tf", None)
+    # Out of the pipeline that is being traced.
+    with tf.init_scope():
+        there = None if tokenize is None else tokenize(tf.constant(texts))
+        return there, tokenizer(texts)

@@ -19,6 +19,7 @@ from keras_flix.mixtures.mixture import Mixture
 from keras_flix.mixtures.tables import entries_of
 from keras_flix.models.adapted import prompts
 from keras_flix.models.adapted.adaptation import adaptation_of, is_adapted
+from keras_flix.models.adapted.cut_texts import prompts_counted
 from keras_flix.models.adapted.own_inputs import check_texts
 
 PROMPTS, RESPONSES = "prompts", "responses"
@@ -78,12 +79,19 @@ def evaluate(
     prompts_of, features = examples.columns[PROMPTS], examples.features
     inputs = {PROMPTS: prompts_of, **entries_for(model, features)}
     predictions: list[str] = []
-    for rows, kept in equal_batches(len(prompts_of), batch_size):
-        batch: Any = {name: [x[i] for i in rows] for name, x in inputs.items()}
-        if not is_adapted(model) and prompts.takes_plain_strings(model.preprocessor):
-            batch = batch[PROMPTS]
-        answers = model.generate(batch, max_length=max_length, strip_prompt=True)
-        predictions += list(answers)[:kept]
+    with prompts_counted() as texts:
+        texts.size = len(prompts_of)
+        for rows, kept in equal_batches(len(prompts_of), batch_size):
+            batch: Any = {name: [x[i] for i in rows] for name, x in inputs.items()}
+            if not is_adapted(model) and prompts.takes_plain_strings(
+                model.preprocessor
+            ):
+                batch = batch[PROMPTS]
+            with texts.of_rows(np.array(rows)):
+                answers = model.generate(
+                    batch, max_length=max_length, strip_prompt=True
+                )
+            predictions += list(answers)[:kept]
     return Scores(features, predictions, examples.columns[RESPONSES], metrics)
 
 

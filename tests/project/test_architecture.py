@@ -24,6 +24,7 @@ IMPORT_BACKENDS = {
     "features.input_entries",
     "models.adapted.data_sources",
     "models.adapted.savedmodel_onnx",
+    "models.adapted.tf_batches",
 }
 """Modules that may import a backend, inside of functions."""
 COMPAT = "keras_flix._compat"

@@ -43,6 +43,8 @@ NO_BACKEND = (
     "files/test_update_from.py",
     "layers/test_einsum_split.py",
     "mixtures",
+    "models/adapted/test_text_lengths.py",
+    "models/adapted/test_tokenizer_paths.py",
     "models/test_targets.py",
     "project",
 )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from keras_flix.layers.low_rank_layer import LowRankLayer
     from keras_flix.layers.tables import Tables
+    from keras_flix.models.adapted.cut_counts import CutTexts
     from keras_flix.models.adapted.thread_lock import Turns
 
 Model = TypeVar("Model", bound="keras.Model")
@@ -77,6 +78,7 @@ class Adaptation:
         said: What users were told once.
         sharing: Other models that `share_features` lets take the features.
         shares: Whether this is of such a model.
+        cut_texts: Where a running `fit` or `evaluate` counts texts that are cut.
     """
 
     schema: FeatureSchema
@@ -101,6 +103,7 @@ class Adaptation:
     said: set[str] = dataclasses.field(default_factory=set)
     sharing: list[weakref.ref[Any]] = dataclasses.field(default_factory=list)
     shares: bool = False
+    cut_texts: CutTexts | None = None
 
     @property
     def users(self) -> list[Any]:

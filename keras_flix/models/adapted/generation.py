@@ -20,7 +20,7 @@ from keras_flix.features.input_entries import (
 )
 from keras_flix.layers.active_scope import Routing, routing_scope
 from keras_flix.layers.low_rank_update import gather_tables
-from keras_flix.models.adapted import prompts
+from keras_flix.models.adapted import cut_texts, prompts
 from keras_flix.models.adapted.own_inputs import (
     GENERATE_KEYS,
     check_entries,
@@ -58,7 +58,10 @@ class RoutedGeneration(_compat.Mixin):
                 else batch
                 for batch in inputs.as_numpy_iterator()
             ]
-            return _concatenate([self.generate(b, *args, **kwargs) for b in batches])
+            with cut_texts.prompts_counted():
+                return _concatenate(
+                    [self.generate(b, *args, **kwargs) for b in batches]
+                )
         state = self._adaptation
         own, entries = split_entries(as_columns(inputs), state.schema)
         check_entries(self.preprocessor, own, state.schema.names, generates=True)
@@ -85,7 +88,8 @@ class RoutedGeneration(_compat.Mixin):
                 own = prompts.plain_input(own, GENERATE_KEYS)
         token = _waiting.set(ids)
         try:
-            return super().generate(own, *args, **kwargs)
+            with cut_texts.prompts_counted(self.preprocessor, own):
+                return super().generate(own, *args, **kwargs)
         finally:
             _waiting.reset(token)
 
@@ -96,6 +100,7 @@ class RoutedGeneration(_compat.Mixin):
 
         def with_ids(inputs: Any, *args: Any, **kwargs: Any) -> Any:
             ids = _waiting.get()
+            cut_texts.look_at_prompts(inputs)
             return function({**inputs, **ids} if ids else inputs, *args, **kwargs)
 
         return with_ids

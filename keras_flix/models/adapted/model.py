@@ -12,45 +12,38 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
-import keras_hub
 import numpy as np
 from keras import ops, tree
 
 from keras_flix import _compat
-from keras_flix.features.columns import as_columns, is_table
 from keras_flix.features.input_entries import (
     batch_length,
-    encode_batch,
     encoded,
     layer_ids,
     put_back,
     split_entries,
     take_inputs,
-    tf_errors_as_value_errors,
 )
 from keras_flix.layers.active_scope import Routing, current_routing, routing_scope
-from keras_flix.models.adapted import prompts
 from keras_flix.models.adapted.adaptation import Adaptation
-from keras_flix.models.adapted.arguments import by_name, split_for_validation
-from keras_flix.models.adapted.data_sources import map_batches
+from keras_flix.models.adapted.data_methods import DataMethods
 from keras_flix.models.adapted.devices import MirroredBuild, check_whole
 from keras_flix.models.adapted.first_batch import FirstBatch
 from keras_flix.models.adapted.frozen_values import FrozenRows
 from keras_flix.models.adapted.generation import RoutedGeneration
-from keras_flix.models.adapted.optimizer_advice import advise
-from keras_flix.models.adapted.own_inputs import check_entries, checked_columns
 from keras_flix.models.adapted.plain_view import REGISTERED_NAME, PlainView
 from keras_flix.models.adapted.savedmodel_onnx import Exporting
 from keras_flix.models.adapted.score import RoutedScore
 from keras_flix.models.adapted.state_trees import StateTrees
 from keras_flix.models.adapted.thread_lock import take_turns
 from keras_flix.models.adapted.train_step import RowGradients
-from keras_flix.models.adapted.trained_base import KeepsBaseFrozen, mark_trained
+from keras_flix.models.adapted.trained_base import KeepsBaseFrozen
 from keras_flix.models.adapted.unsupported import Refusals, never_runs
 
 
 @take_turns
 class RoutedModel(
+    DataMethods,
     RoutedGeneration,
     FirstBatch,
     FrozenRows,
@@ -174,142 +167,6 @@ class RoutedModel(
         if idle:
             raise ValueError(never_runs(idle))
         state.verified = True
-
-    # Data. ---------------------------------------------------------------
-
-    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = by_name(super().fit, x, args, kwargs)
-        self._check_optimizer()
-        x, pipeline = self._feed(x)
-        mark_trained(self)
-        advise(self, x)
-        splits = kwargs.get("validation_split") and _compat.source_kind(x) == "arrays"
-        if pipeline and splits and kwargs.get("validation_data") is None:
-            x, kwargs = split_for_validation(x, kwargs)
-        elif kwargs.get("validation_data") is not None:
-            kwargs["validation_data"] = self._feed_validation(
-                kwargs["validation_data"], pipeline
-            )
-        with _compat.variables_survive(self), tf_errors_as_value_errors():
-            return self._data_method("fit", pipeline)(x, *args, **kwargs)
-
-    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("_use_cached_eval_dataset"):
-            return super().evaluate(x, *args, **kwargs)
-        args, kwargs = by_name(super().evaluate, x, args, kwargs)
-        x, pipeline = self._feed(x)
-        with _compat.variables_survive(self), tf_errors_as_value_errors():
-            return self._data_method("evaluate", pipeline)(x, *args, **kwargs)
-
-    def predict(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = by_name(super().predict, x, args, kwargs)
-        x, pipeline = self._feed(x)
-        with _compat.variables_survive(self), tf_errors_as_value_errors():
-            return self._data_method("predict", pipeline)(x, *args, **kwargs)
-
-    def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        self._check_optimizer()
-        return super().train_on_batch(self._encode(x), *args, **kwargs)
-
-    def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().test_on_batch(self._encode(x), *args, **kwargs)
-
-    def predict_on_batch(self, x: Any, **kwargs: Any) -> Any:
-        return super().predict_on_batch(self._encode(x), **kwargs)
-
-    def preprocess_samples(
-        self, x: Any, y: Any = None, sample_weight: Any = None
-    ) -> Any:
-        """The seam of KerasHub tasks between raw samples and the model."""
-        x = self._encode(x)
-        own, ids = split_entries(x, self._adaptation.schema)
-        preprocessor = self.preprocessor
-        check_entries(preprocessor, own, self._adaptation.schema.names)
-        if preprocessor is None:
-            outputs = keras.utils.pack_x_y_sample_weight(own, y, sample_weight)
-        else:
-            own = prompts.plain_input(own)
-            if isinstance(own, Mapping) and prompts.takes_plain_strings(preprocessor):
-                outputs = prompts.preprocess_prompts(preprocessor, own)
-            else:
-                outputs = super().preprocess_samples(own, y, sample_weight)
-        if not ids:
-            return outputs
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(outputs)
-        own = x if isinstance(x, Mapping) else {"inputs": x}
-        return keras.utils.pack_x_y_sample_weight({**own, **ids}, y, sample_weight)
-
-    def _encode(self, x: Any) -> Any:
-        state = self._adaptation
-        # Without features, a table may itself be what a model of one input takes.
-        if state.schema.routed or not state.unwraps:
-            x = as_columns(x)
-        if state.disabled:
-            return split_entries(x, state.schema)[0]
-        nested = not isinstance(self, keras_hub.models.Task)
-        x = encode_batch(state.schema, x, nested)
-        if not state.rows_known and isinstance(x, Mapping):
-            # Now: Keras' loops over data trace the model.
-            self._find_rows(x)
-        return x
-
-    def _encode_all(self, x: Any) -> Any:
-        """`_encode` for a whole data set, with what is wrong in it told at once."""
-        x = self._encode(x)
-        schema = self._adaptation.schema
-        own, ids = split_entries(x, schema)
-        own = checked_columns(self, own, schema.names)
-        return {**own, **ids} if isinstance(own, Mapping) else own
-
-    def _encode_batch(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (self._encode(batch[0]), *batch[1:])
-
-    def _preprocess_batch(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
-        outputs = self.preprocess_samples(*batch)
-        return outputs if isinstance(outputs, tuple) else (outputs,)
-
-    def _feed(self, x: Any) -> tuple[Any, bool]:
-        """Encodes a data source.
-
-        Returns:
-            The source, and whether KerasHub's pipeline is still to preprocess
-            it: that takes arrays, tf.data and grain datasets, and is led
-            around for all others.
-        """
-        check_whole(self)
-        kind = _compat.source_kind(x)
-        has_pipeline = isinstance(self, keras_hub.models.Task)
-        if kind == "arrays":
-            return self._encode_all(x), has_pipeline
-        if has_pipeline and kind in ("tf", "grain_dataset"):
-            return x, True
-        function = self._preprocess_batch if has_pipeline else self._encode_batch
-        return map_batches(x, function), False
-
-    def _feed_validation(self, data: Any, pipeline: bool) -> Any:
-        if is_table(data):
-            data = (data,)
-        if isinstance(data, (tuple, list)):
-            data = (self._encode_all(data[0]), *data[1:])
-            if not pipeline and isinstance(self, keras_hub.models.Task):
-                return self._preprocess_batch(data)
-            return data
-        data, still_pipeline = self._feed(data)
-        if still_pipeline and not pipeline:
-            return map_batches(data, self._preprocess_batch)
-        if pipeline and not still_pipeline:
-            raise ValueError(
-                "Training and validation data of a KerasHub task must both go "
-                "through its preprocessing pipeline (arrays, tf.data, grain "
-                "datasets), or neither. Received: validation_data of type "
-                f"{type(data).__name__}. Use sources of the same kind."
-            )
-        return data
-
-    def _data_method(self, name: str, pipeline: bool) -> Any:
-        if pipeline or not isinstance(self, keras_hub.models.Task):
-            return getattr(super(), name)
-        return functools.partial(getattr(keras.Model, name), self)
 
 
 def _as_tensor(x: Any) -> Any:

@@ -77,7 +77,7 @@ def added_alone(model: Any, x: Any) -> str:
     ):
         return ""
     for feature, added in added_values(adaptation):
-        if _only(feature, added, x.get(feature.name)):
+        if _only(feature, added, x.get(feature.encoded_key)):
             name = type(_compat.innermost(optimizer)).__name__
             return (
                 f"Of feature {feature.name!r}, only values train that were added "

@@ -7,7 +7,6 @@ from helpers.gemma import randomize, to_numpy
 from helpers.models import make_mlp, rows
 
 import keras_flix
-from keras_flix.models.adapted.arguments import split_for_validation
 
 pytestmark = pytest.mark.eager
 FEATURES = {"task": ["qa", "parse"]}
@@ -72,21 +71,6 @@ def test_validation_split_of_lists(make_gemma):
         histories.append(model.fit(**options, batch_size=2, verbose=0).history)
     for name in ("loss", "val_loss"):
         np.testing.assert_allclose(histories[0][name], histories[1][name], rtol=1e-6)
-
-
-def test_how_columns_are_split():
-    x = {"prompts": list("abcde"), "ids": np.arange(5), "two": (list("fghij"), [0] * 5)}
-    options = {"y": np.arange(5), "validation_split": 0.3, "verbose": 0}
-    x, kwargs = split_for_validation(x, options)
-    assert x["prompts"] == list("abc") and x["two"] == (list("fgh"), [0] * 3)
-    held, y, weights = kwargs["validation_data"]
-    assert held["prompts"] == ["d", "e"] and held["ids"].tolist() == [3, 4]
-    assert y.tolist() == [3, 4] and weights is None
-    assert set(kwargs) == {"y", "sample_weight", "verbose", "validation_data"}
-    assert kwargs["y"].tolist() == [0, 1, 2] and kwargs["sample_weight"] is None
-    for share in (0.99, -1.0):
-        with pytest.raises(ValueError, match="`validation_split` must leave examples"):
-            split_for_validation({"prompts": ["a", "b"]}, {"validation_split": share})
 
 
 def nested(kind):
