@@ -50,7 +50,7 @@ if REPOSITORY:
 # %%
 import os
 
-# `keras.distribution` is carried out by JAX only.
+# `keras.distribution` is carried out by JAX; by PyTorch, from Keras 3.16 on in part.
 os.environ["KERAS_BACKEND"] = "jax"
 # Eight devices out of one CPU; where there are accelerators, JAX takes those. The other
 # two flags compile quickly rather than well: leave them out for real work.
@@ -275,8 +275,8 @@ with keras.distribution.DataParallel().scope():
         print(error)
 
 # %% [markdown]
-# Keras ignores a `keras.distribution` on TensorFlow and PyTorch without a word;
-# `enable_flix` refuses it there too.
+# Keras ignores a `keras.distribution` on TensorFlow, and before 3.16 on PyTorch,
+# without a word; `enable_flix` refuses it there too.
 #
 # ## TensorFlow and PyTorch
 #

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from keras_flix.models.merge import merge_features as merge_features
     from keras_flix.models.optimizers import LazyAdam as LazyAdam, LazySGD as LazySGD
     from keras_flix.models.sharding import add_adapter_rules as add_adapter_rules
+    from keras_flix.models.share import share_features as share_features
     from keras_flix.models.summary import flix_summary as flix_summary
 
 ORIGINS = {
@@ -83,6 +84,7 @@ ORIGINS = {
     "rename_value": "keras_flix.models.growing.add_remove",
     "save_adapters": "keras_flix.files.saving",
     "set_trainable": "keras_flix.models.growing.set_trainable",
+    "share_features": "keras_flix.models.share",
     "text_metrics": "keras_flix.text_metrics",
     "update_from": "keras_flix.files.update_from",
     "xtreme_up": "keras_flix.xtreme_up",

@@ -44,7 +44,7 @@ class Case:
         batch: Examples.
         length: Positions of each; 1 is a step of generation.
         combinations: Different pairs of values in the batch.
-        values: Values per axis.
+        values: Values per feature.
         rank: Of each axis.
     """
 
@@ -58,7 +58,7 @@ class Case:
     dtype: str = "float32"
 
     def inputs(self) -> tuple[Tensor, Tables, list[Tensor]]:
-        """Activations, tables of both axes, ids of both axes."""
+        """Activations, tables of both features, ids of both features."""
         generator = np.random.default_rng(0)
 
         def normal(*shape: int) -> Tensor:
@@ -97,7 +97,7 @@ class Case:
 
 
 def gathered(x: Tensor, tables: Tables, ids: list[Tensor]) -> Tensor:
-    """Rows looked up per example, ranks of all axes side by side, batched products."""
+    """Rows looked up per example, ranks of all features side by side, batched."""
     count = tables[0][0].shape[0]
     active = {n: ActiveValues.from_ids(i, count) for n, i in zip(AXES, ids)}
     named = [FeatureTables(name, a, b) for name, (a, b) in zip(AXES, tables)]
@@ -105,7 +105,7 @@ def gathered(x: Tensor, tables: Tables, ids: list[Tensor]) -> Tensor:
 
 
 def per_axis(x: Tensor, tables: Tables, ids: list[Tensor]) -> Tensor:
-    """Rows looked up per example, a pair of batched products for each axis."""
+    """Rows looked up per example, a pair of batched products for each feature."""
     deltas = [
         ops.matmul(ops.matmul(x, ops.take(a, i, axis=0)), ops.take(b, i, axis=0))
         for (a, b), i in zip(tables, ids)

@@ -1,4 +1,4 @@
-"""Times training steps of FLix with 2 to 4096 values per axis, in one process.
+"""Times training steps of FLix with 2 to 4096 values per feature, in one process.
 
 Run from the repository's root, once per backend and optimizer (`none` is the forward
 and backward pass alone):

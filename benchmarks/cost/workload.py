@@ -36,7 +36,7 @@ class Workload:
 
     Attributes:
         rank: Active rank of an example, and the LoRA's rank.
-        values: Values per axis.
+        values: Values per feature.
         dtype: Of weights and activations; adapters' tables stay in float32.
         compiled: Whether PyTorch compiles its steps; JAX always does.
     """
@@ -114,7 +114,7 @@ class Workload:
         return keras_hub.models.GemmaCausalLM(backbone=backbone, preprocessor=None)
 
     def features(self, values: int) -> dict[str, list[str]]:
-        """Both axes, with this many values each."""
+        """Both features, with this many values each."""
         return {axis: [f"{axis}_{i}" for i in range(values)] for axis in AXES}
 
     def data(self, values: int | None) -> tuple[dict[str, np.ndarray], np.ndarray]:

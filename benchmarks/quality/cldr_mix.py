@@ -8,7 +8,7 @@ feature ids to know what is asked. The cells are
 - *held-out*: two tasks of every language, none in training, while the language and
   the task are seen in other cells;
 - *new-language*: all tasks of languages of which training shows nothing. They have
-  no value on the language axis.
+  no language value.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import numpy as np
 import keras_flix
 
 ADDRESSED = ("task", "language", "family", "cell")
-"""Axes whose values the data states; `shared` is always on."""
+"""Features whose values the data states; `shared` is always on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Arm:
     outside: str | None = None
 
     def axes(self) -> list[str]:
-        """The axes that the data states."""
+        """The features that the data states."""
         return [axis for axis in self.ranks if axis in ADDRESSED]
 
     def schema(self, values: dict[str, list[str]]) -> keras_flix.FeatureSchema:
@@ -72,7 +72,7 @@ class Arm:
     def ids(
         self, schema: keras_flix.FeatureSchema, examples: dict[str, Any]
     ) -> dict[str, np.ndarray]:
-        """Ids by axis; -1 where training showed no such value."""
+        """Ids by feature; -1 where training showed no such value."""
         entries = {axis: list(examples[axis]) for axis in self.axes()}
         return schema.encode(entries, unknown="absent") if entries else {}
 
@@ -91,7 +91,7 @@ def shuffled(ids: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
 def random_values(
     schema: keras_flix.FeatureSchema, ids: dict[str, np.ndarray], seed: int
 ) -> dict[str, np.ndarray]:
-    """A random value for each example and axis."""
+    """A random value for each example and feature."""
     generator = np.random.default_rng(seed)
     return {
         axis: generator.integers(len(schema[axis].values), size=len(entries)).astype(
@@ -102,5 +102,5 @@ def random_values(
 
 
 def absent(ids: dict[str, np.ndarray], axis: str) -> dict[str, np.ndarray]:
-    """The same ids without one axis."""
+    """The same ids without one feature."""
     return {**ids, axis: np.full_like(ids[axis], -1)}

@@ -163,7 +163,7 @@ def _variants(table: str, width: float) -> Callable[[plan.Size], Any]:
 
 
 def axes_left(size: plan.Size) -> Any:
-    """What each axis contributes: scores without it."""
+    """What each feature contributes: scores without it."""
     names, rows = [], []
     for arm, options in plan.variants(size)["axes"]:
         results = evidence_tables.results_of(size, arm, **options)

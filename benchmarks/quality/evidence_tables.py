@@ -160,7 +160,7 @@ def listed(size: plan.Size, table: str) -> str:
 
 
 def axes(size: plan.Size) -> str:
-    """What is left of a trained model without one of its axes."""
+    """What is left of a trained model without one of its features."""
     rows = []
     for arm, options in plan.variants(size)["axes"]:
         results = results_of(size, arm, **options)

@@ -67,7 +67,7 @@ def adapt(
         base_directory: What `export_base` wrote.
         kind: `"lora"` or `"poly"`.
         rank: Rank of the update; with Poly, of each skill.
-        seed: Seeds the initial tables. PyTorch's own generator stays as it was.
+        seed: Seeds the initial weights. PyTorch's own generator stays as it was.
         n_tasks: Number of Poly's task ids.
         n_skills: Number of LoRAs that Poly mixes, per layer.
 

@@ -15,7 +15,7 @@ from benchmarks.quality.trial import Trial, by_cell, inputs, mean_score, values_
 
 
 def run(trial: Trial) -> dict[str, Any]:
-    """Trains and scores, as `trial.run` does; Poly's task ids are its one axis."""
+    """Trains and scores, as `trial.run` does; Poly's task ids are its one feature."""
     # On use: they need PyTorch, transformers and PEFT.
     from benchmarks.quality import peft_arms
 

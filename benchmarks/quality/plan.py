@@ -16,7 +16,7 @@ class Size:
     """How large everything is.
 
     Attributes:
-        rank: Rank of each axis of the FLix arms.
+        rank: Rank of each feature of the FLix arms.
         steps, batch_size: Of training.
         data: The mixture.
         arms: Those of the headline; all if `None`.

@@ -65,6 +65,6 @@ def count(
     frozen = layers * sum(map(math.prod, shapes.values())) + math.prod(logits)
     tables = layers * sum(sum(shapes[name]) * arm.active_rank for name in adapted)
     tokens = (steps or size.steps) * size.batch_size * cldr_mix.LENGTH
-    # Trained apart, every axis has a model of its own.
+    # Trained apart, every feature has a model of its own.
     models = len(arm.ranks) if arm.apart else 1
     return 2.0 * tokens * (2 * frozen * models + 3 * tables)

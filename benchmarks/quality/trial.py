@@ -107,7 +107,7 @@ def optimizer(learning_rate: float, steps: int) -> keras.optimizers.Optimizer:
 
 
 def values_of(trial: Trial) -> dict[str, list[str]]:
-    """The values that occur in training, by axis."""
+    """The values that occur in training, by feature."""
     mixture = cldr_mix.training_mixture(trial.data, trial.base)
     return {feature.name: list(feature.values) for feature in mixture.schema()}
 
@@ -182,7 +182,7 @@ class LossesOfSteps(keras.callbacks.Callback):
 def added(
     trial: Trial, validation: dict[str, Any]
 ) -> tuple[Any, keras_flix.FeatureSchema, float]:
-    """Task arithmetic: trains each axis alone, then adds their updates.
+    """Task arithmetic: trains each feature alone, then adds their updates.
 
     What the sum is multiplied with is chosen on validation examples.
     """

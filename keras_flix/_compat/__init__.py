@@ -1,30 +1,37 @@
 """All access to what Keras and KerasHub do not document, in one place.
 
-Written against Keras 3.13 to 3.15 and KerasHub 0.27 to 0.32. Each function says
+Written against Keras 3.13 to 3.16 and KerasHub 0.28 to 0.33. Each function says
 what it relies on, so that a new release can be checked function by function.
 """
 
 from keras_flix._compat import eager_ops as eager_ops
+from keras_flix._compat.dry_runs import (
+    assigned_variables as assigned_variables,
+    dry_run as dry_run,
+    kernels_read_elsewhere as kernels_read_elsewhere,
+)
 from keras_flix._compat.layers import (
     BaseVariablesCheck as BaseVariablesCheck,
     Mixin as Mixin,
     add_table as add_table,
     change_class as change_class,
     fresh_seed as fresh_seed,
+    has_untrained_variables as has_untrained_variables,
     kernel_shape as kernel_shape,
     memory_of as memory_of,
     own_variables as own_variables,
     quantized_output as quantized_output,
     rounds_logits as rounds_logits,
+    torch_value as torch_value,
     unlocked as unlocked,
 )
 from keras_flix._compat.models import (
     archive_read_without_checksums as archive_read_without_checksums,
     asks_for_shapes as asks_for_shapes,
+    attribute_of as attribute_of,
     clone as clone,
-    dry_run as dry_run,
+    example_inputs as example_inputs,
     flatten_layers as flatten_layers,
-    freeze as freeze,
     input_keys as input_keys,
     input_names as input_names,
     is_functional as is_functional,
@@ -40,8 +47,14 @@ from keras_flix._compat.optimizer_guard import guard_rows as guard_rows
 from keras_flix._compat.optimizer_state import (
     carried_rows as carried_rows,
     check_growable as check_growable,
+    innermost as innermost,
     regrow_optimizer as regrow_optimizer,
     resize_variable as resize_variable,
+)
+from keras_flix._compat.processes import (
+    is_split as is_split,
+    to_host as to_host,
+    written_once as written_once,
 )
 from keras_flix._compat.sparse_rows import (
     LazyRows as LazyRows,
@@ -50,17 +63,35 @@ from keras_flix._compat.sparse_rows import (
     take_rows as take_rows,
     take_with_row_gradient as take_with_row_gradient,
 )
+from keras_flix._compat.survival import (
+    is_compiled_by_keras as is_compiled_by_keras,
+    is_running as is_running,
+    protect_values as protect_values,
+    training_state as training_state,
+    variables_survive as variables_survive,
+)
+from keras_flix._compat.trainable_flags import (
+    Flagged as Flagged,
+    KeepsFrozen as KeepsFrozen,
+    by_gradients as by_gradients,
+    flags_of as flags_of,
+    is_on as is_on,
+    switch as switch,
+    with_flags as with_flags,
+)
 from keras_flix._compat.trainers import (
     accept_training as accept_training,
+    averages_gradients as averages_gradients,
     begin_at_epoch as begin_at_epoch,
+    fitting_processes as fitting_processes,
     in_replica as in_replica,
-    is_running as is_running,
+    initial_epoch as initial_epoch,
     number_sources as number_sources,
     optimizer_knows as optimizer_knows,
     reset_functions as reset_functions,
+    reset_parameters as reset_parameters,
     source_kind as source_kind,
+    tokenized_both_ways as tokenized_both_ways,
     track_torch_parameters as track_torch_parameters,
-    training_state as training_state,
-    variables_survive as variables_survive,
     wrap_rematerialization as wrap_rematerialization,
 )

@@ -144,3 +144,30 @@ class BaseVariablesCheck(Mixin):
 def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     """The variables of a layer without those of its sublayers."""
     return layer._trainable_variables + layer._non_trainable_variables
+
+
+def has_untrained_variables(layer: keras.layers.Layer) -> bool:
+    """Whether a layer has variables that were made not to be trained.
+
+    Freezing a layer does not move its variables to that list.
+    """
+    return bool(layer._non_trainable_variables)
+
+
+def torch_value(x: Any) -> Any | None:
+    """The value of a tensor of torch, also of one that `torch.func.grad` wraps.
+
+    `None` inside of `torch.vmap`, where it stands for several.
+    """
+    import torch
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    wrappers = torch._C._functorch
+    if not wrappers.is_functorch_wrapped_tensor(x):
+        return x.detach().cpu().numpy()
+    while wrappers.is_functorch_wrapped_tensor(x):
+        if wrappers.is_batchedtensor(x):
+            return None
+        x = wrappers.get_unwrapped(x)
+    with temporarily_clear_interpreter_stack():
+        return x.detach().cpu().numpy()

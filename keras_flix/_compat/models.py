@@ -8,7 +8,6 @@ from typing import Any
 
 import keras
 from keras import tree
-from keras.src import backend
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 from keras.src.saving import object_registration
 from keras.src.utils import io_utils
@@ -38,6 +37,15 @@ def layers_with_parents(
     return list(found.values())
 
 
+def attribute_of(holder: keras.layers.Layer, part: keras.layers.Layer) -> str | None:
+    """The attribute that holds a part of a layer, if any does.
+
+    On torch, layers are modules, which keep others apart from their attributes.
+    """
+    attributes = vars(holder) | vars(holder).get("_modules", {})
+    return next((name for name, value in attributes.items() if value is part), None)
+
+
 def seed_states(model: keras.Model) -> list[keras.Variable]:
     """The states of all seed generators of a model, which Keras' files leave out."""
     generators = {
@@ -57,32 +65,6 @@ def clone(model: keras.Model) -> keras.Model:
             "`layer.kernel_delta(...)` to the kernels of a model of your own."
         )
     return keras.models.clone_model(model)
-
-
-def freeze(
-    model: keras.Model,
-    trained: Sequence[keras.layers.Layer],
-    tables: Sequence[keras.Variable],
-) -> None:
-    """Leaves only the tables trainable.
-
-    The setter of `Layer.trainable` reaches all sublayers, so the flags of the
-    given layers and models are set past it.
-    """
-    model.trainable = False
-    for layer in trained:
-        layer._trainable = True
-    for variable in tables:
-        variable.trainable = True
-
-
-def dry_run(model: keras.Model, inputs: Any) -> None:
-    """Runs `call` of every layer on shapes only.
-
-    `Functional.compute_output_spec` asks layers for shapes and skips `call`;
-    the backend's own tracing does not.
-    """
-    backend.compute_output_spec(lambda x: model(x, training=False), inputs)
 
 
 def input_keys(model: keras.Model) -> list[str] | None:
@@ -127,6 +109,50 @@ def symbolic_inputs(model: keras.Model) -> Any | None:
     return tree.map_shape_structure(
         lambda s: keras.KerasTensor(sized(s), dtype="float32"), shape
     )
+
+
+def example_inputs(model: keras.Model, lengths: Sequence[int]) -> Any | None:
+    """Stand-ins for a batch of a model's inputs, with leading axes that tell it.
+
+    Args:
+        model: A built model.
+        lengths: Those to choose the batch's from, if it may have any.
+
+    Returns:
+        The inputs, the batch's length, and whether that and the dtypes are known to
+        be the model's; `None` where it does not tell which axes are the batch's. An
+        input without a batch axis has another length.
+    """
+    functional = is_functional(model)
+    if functional:
+        struct = model._inputs_struct
+    else:
+        shapes = getattr(model, "_build_shapes_dict", None)
+        if not shapes or len(shapes) != 1:
+            return None
+        struct = tree.map_shape_structure(
+            lambda s: keras.KerasTensor(s, dtype="float32"), next(iter(shapes.values()))
+        )
+    leaves = tree.flatten(struct)
+    if not all(isinstance(x, keras.KerasTensor) and len(x.shape) for x in leaves):
+        return None
+    leading = {x.shape[0] for x in leaves}
+    if None not in leading and len(leading) > 1:
+        return None
+    fixed = functional and None not in leading
+    length = next(n for n in lengths if n not in leading)
+    # What is built on data has the length of that data, and takes any other.
+    of_batch = (leading - {None}) if len(leading) == 1 else set()
+    if fixed:
+        (length,) = leading
+
+    def sized(x: keras.KerasTensor) -> keras.KerasTensor:
+        first, *rest = x.shape
+        first = length if first is None or first in of_batch else first
+        shape = (first, *(8 if size is None else size for size in rest))
+        return keras.KerasTensor(shape, dtype=x.dtype)
+
+    return tree.map_structure(sized, struct), length, functional
 
 
 def takes_dict(model: keras.Model) -> bool:

@@ -8,12 +8,14 @@ class of its own would not be found again by Keras' files.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 from keras.src.utils.module_utils import tensorflow as tf
+
+from keras_flix._compat.optimizer_state import AVERAGES
 
 METHODS = ("apply", "finalize_variable_values")
 """What changes variables: a step, and the end of `fit` with averaged weights."""
@@ -42,6 +44,9 @@ def guard_rows(
             if hasattr(vars(inner).get(name), "guards"):
                 del vars(inner)[name]
         if frozen:
+            if hasattr(inner, AVERAGES):
+                # Callbacks put them in the place of the weights, also before a step.
+                _restore([row for row in _rows(inner, frozen) if row.is_average])
             for name in METHODS:
                 guarded = _guarded(inner, getattr(inner, name), frozen)
                 object.__setattr__(inner, name, guarded)
@@ -61,21 +66,35 @@ def _guarded(
 ) -> Callable[..., Any]:
     def guarded(*args: Any, **kwargs: Any) -> Any:
         rows = _rows(optimizer, frozen)
-        before = [ops.stop_gradient(ops.copy(v.value)) for v, _ in rows]
         result = method(*args, **kwargs)
-        _restore([(v, mask, old) for (v, mask), old in zip(rows, before)])
+        _restore(rows)
         return result
 
     guarded.guards = True  # type: ignore[attr-defined]
     return guarded
 
 
-def _rows(
-    optimizer: Any, frozen: Mapping[int, np.ndarray]
-) -> list[tuple[keras.Variable, np.ndarray]]:
+class _Rows(NamedTuple):
+    """Frozen rows of a variable, and what they are to be.
+
+    Attributes:
+        variable: A weight, or what an optimizer holds along with one.
+        mask: A bool for each row.
+        value: Of all rows; a copy.
+        is_average: Whether the variable is the average of a weight.
+    """
+
+    variable: keras.Variable
+    mask: np.ndarray
+    value: Any
+    is_average: bool
+
+
+def _rows(optimizer: Any, frozen: Mapping[int, np.ndarray]) -> list[_Rows]:
     """Variables with frozen rows, and what the optimizer holds along with them."""
     trained = optimizer._trainable_variables
-    rows = [(v, frozen[id(v)]) for v in trained if id(v) in frozen]
+    found: list[tuple[keras.Variable, np.ndarray, keras.Variable]] = []
+    found += [(v, frozen[id(v)], v) for v in trained if id(v) in frozen]
     for name, slots in vars(optimizer).items():
         if (
             name in (ACCUMULATORS, "_variables", "_trainable_variables")
@@ -90,12 +109,19 @@ def _rows(
                 and isinstance(slot, keras.Variable)
                 and tuple(slot.shape[:1]) == mask.shape
             ):
-                rows.append((slot, mask))
-    return rows
+                # Keras' averages start at zero, and follow weights that are set anew,
+                # as by a file, only slowly.
+                found.append((slot, mask, variable if name == AVERAGES else slot))
+    return [
+        _Rows(v, mask, ops.stop_gradient(ops.copy(source.value)), source is not v)
+        for v, mask, source in found
+    ]
 
 
-def _restore(rows: Sequence[tuple[keras.Variable, np.ndarray, Any]]) -> None:
-    """Gives the masked rows of variables the values they had."""
+def _restore(rows: Sequence[_Rows]) -> None:
+    """Gives the masked rows of variables the values they are to have."""
+    if not rows:
+        return
 
     def kept(mask: np.ndarray, old: Any, new: Any) -> Any:
         # Not `where` with a constant that is true all over: TensorFlow's graph
@@ -106,12 +132,12 @@ def _restore(rows: Sequence[tuple[keras.Variable, np.ndarray, Any]]) -> None:
         return ops.stop_gradient(ops.where(mask, old, new))
 
     if keras.config.backend() != "tensorflow":
-        for variable, mask, old in rows:
+        for variable, mask, old, _ in rows:
             variable.assign(kept(mask, old, variable.value))
         return
 
     def update(strategy: Any, old_values: Sequence[Any]) -> None:
-        for (variable, mask, _), old in zip(rows, old_values):
+        for (variable, mask, *_), old in zip(rows, old_values):
 
             def assign(one: Any, old: Any, mask: np.ndarray = mask) -> Any:
                 return one.assign(kept(mask, old, tf.convert_to_tensor(one)))
@@ -119,7 +145,7 @@ def _restore(rows: Sequence[tuple[keras.Variable, np.ndarray, Any]]) -> None:
             strategy.extended.update(variable.value, assign, args=(old,), group=False)
 
     # As Keras' own updates: replicas may not assign to mirrored variables.
-    strategy, old = tf.distribute.get_strategy(), [old for _, _, old in rows]
+    strategy, old = tf.distribute.get_strategy(), [row.value for row in rows]
     if tf.distribute.in_cross_replica_context():
         update(strategy, old)
     else:

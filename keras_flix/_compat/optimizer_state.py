@@ -14,6 +14,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_flix._compat.processes import to_host
+
 AVERAGES = "_model_variables_moving_average"
 
 
@@ -25,8 +27,9 @@ def resize_variable(variable: keras.Variable, value: np.ndarray) -> None:
     brought up to date.
     """
     tensor = variable._convert_to_tensor(value, dtype=variable._dtype)
-    variable._initialize(tensor)
+    # First: from Keras 3.16 on, TensorFlow's new tensor must have this shape.
     variable._shape = variable._validate_shape(value.shape)
+    variable._initialize(tensor)
 
 
 def carried_rows(
@@ -58,7 +61,7 @@ class _State:
     single: dict[str, keras.Variable]
 
 
-def _innermost(optimizer: Any) -> Any:
+def innermost(optimizer: Any) -> Any:
     """What a `LossScaleOptimizer` wraps, or the optimizer itself."""
     return getattr(optimizer, "inner_optimizer", None) or optimizer
 
@@ -102,7 +105,7 @@ def _fresh(optimizer: Any) -> Any:
 
 def check_growable(optimizer: Any, tables: Sequence[keras.Variable]) -> None:
     """Raises if an optimizer's state cannot follow tables that change their rows."""
-    optimizer = _innermost(optimizer)
+    optimizer = innermost(optimizer)
     _fresh(optimizer)
     state = _state(optimizer)
     changed = {id(table): table for table in tables}
@@ -136,7 +139,7 @@ def regrow_optimizer(
         variables: The variables it is to train from now on; `None` for the same.
         rows: By id of a resized variable, the old rows that come first in it.
     """
-    inner = _innermost(optimizer)
+    inner = innermost(optimizer)
     given = {id(v) for v in variables or ()}
     # Those that were frozen since the optimizer was built stay, with their state.
     others = [v for v in inner._trainable_variables if id(v) not in given]
@@ -157,8 +160,8 @@ def regrow_optimizer(
             kept = old.slots[name][index[id(variable)]]
             if id(variable) in rows and kept.shape != slot.shape:
                 value = carried_rows(
-                    ops.convert_to_numpy(kept.value),
-                    ops.convert_to_numpy(slot.value),
+                    to_host(kept),
+                    to_host(slot),
                     rows[id(variable)],
                 )
                 resize_variable(kept, value)
@@ -188,3 +191,10 @@ def _set_trained(optimizer: Any, variables: list[keras.Variable]) -> None:
     object.__setattr__(optimizer, "_trainable_variables", variables)
     indices = {optimizer._var_key(v): i for i, v in enumerate(variables)}
     object.__setattr__(optimizer, "_trainable_variables_indices", indices)
+    if hasattr(optimizer, "_weight_decay_by_var_key"):
+        # From Keras 3.16 on, worked out once, when the optimizer is built.
+        decayed = {
+            optimizer._var_key(v): not optimizer._is_excluded_from_weight_decay(v)
+            for v in variables
+        }
+        object.__setattr__(optimizer, "_weight_decay_by_var_key", decayed)

@@ -20,6 +20,9 @@ from keras_flix._compat.layers import Mixin
 
 Tensor = Any
 
+USERS_OF_GRADIENTS = ("apply", "apply_gradients", "stateless_apply", "update_step")
+"""The methods of an optimizer that are given gradients."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RowGradient:
@@ -212,7 +215,14 @@ class LazyRows(Mixin):
 
     @property
     def takes_row_gradients(self) -> bool:
-        """Whether nothing that the optimizer does needs the dense gradient."""
+        """Whether nothing that the optimizer does needs the dense gradient.
+
+        What a class of the user's own does with gradients is not known.
+        """
+        for name in USERS_OF_GRADIENTS:
+            module = getattr(type(self), name).__module__
+            if module.partition(".")[0] not in ("keras", __package__.partition(".")[0]):
+                return False
         return not (
             self.clipnorm
             or self.clipvalue

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -15,8 +13,6 @@ from keras.src.trainers import data_adapters
 from keras.src.trainers.data_adapters import py_dataset_adapter
 from keras.src.utils.module_utils import tensorflow as tf
 
-_RUNNING: collections.Counter[int] = collections.Counter()
-_RUNNING_LOCK = threading.Lock()
 _NUMBERING_LOCK = threading.Lock()
 DATA_FUNCTIONS = ("train_function", "test_function", "predict_function")
 
@@ -58,6 +54,33 @@ def reset_functions(model: keras.Model) -> dict[str, Any]:
     return old
 
 
+def reset_parameters(model: keras.Model) -> None:
+    """Drops what knows the parameters that there were, besides the functions.
+
+    From Keras 3.16 on, it averages gradients over processes of torch.
+    """
+    reset_functions(model)
+    if averages_gradients(model):
+        # As Keras sets it: it holds the model, and must be no part of it.
+        object.__setattr__(model, "ddp_model", None)
+
+
+def averages_gradients(model: keras.Model) -> bool:
+    """Whether torch averages the gradients of a step over processes."""
+    return getattr(model, "ddp_model", None) is not None
+
+
+def fitting_processes() -> int:
+    """How many processes of torch `fit` averages gradients over, from Keras 3.16 on."""
+    if keras.config.backend() != "torch" or not hasattr(keras.Model, "_initialize_ddp"):
+        return 1
+    import torch.distributed
+
+    if not torch.distributed.is_initialized():
+        return 1
+    return int(torch.distributed.get_world_size())
+
+
 def track_torch_parameters(layers: Iterable[keras.layers.Layer]) -> None:
     """Lists new variables among `model.parameters()`, before the first `fit`."""
     if keras.config.backend() != "torch":
@@ -72,61 +95,14 @@ def begin_at_epoch(model: keras.Model, epoch: int) -> None:
     model._initial_epoch = epoch
 
 
-def training_state(model: keras.Model) -> list[keras.Variable]:
-    """All variables that training changes: weights, metrics, the optimizer's."""
-    optimizer = getattr(model, "optimizer", None)
-    variables = [*model.variables, *model.metrics_variables]
-    return variables + (optimizer.variables if optimizer is not None else [])
-
-
-@contextlib.contextmanager
-def variables_survive(model: keras.Model) -> Iterator[None]:
-    """Puts variables back if a data source raises while Keras loops over it.
-
-    Keras' JAX trainer takes the values out of the variables for the loop, and an
-    exception, such as that of an unknown feature value, would lose them.
-    """
-    with _running(model):
-        if keras.config.backend() != "jax":
-            yield
-            return
-        yield from _survive(model)
-
-
-def is_running(model: keras.Model) -> bool:
-    """Whether Keras loops over data with a model, and calls us from within."""
-    return bool(_RUNNING[id(model)])
-
-
-@contextlib.contextmanager
-def _running(model: keras.Model) -> Iterator[None]:
-    with _RUNNING_LOCK:
-        _RUNNING[id(model)] += 1
-    try:
-        yield
-    finally:
-        with _RUNNING_LOCK:
-            _RUNNING[id(model)] -= 1
-            if not _RUNNING[id(model)]:
-                del _RUNNING[id(model)]
+def initial_epoch(model: keras.Model) -> int | None:
+    """The epoch that a callback makes `fit` start with; `None` if none does."""
+    return model._initial_epoch
 
 
 def in_replica() -> bool:
     """Whether this is a thread that `tf.distribute` runs a step in, or may be."""
     return bool(keras.config.backend() == "tensorflow" and tf.distribute.has_strategy())
-
-
-def _survive(model: keras.Model) -> Iterator[None]:
-    before = [(variable, variable._value) for variable in training_state(model)]
-    try:
-        yield
-    except BaseException:
-        if getattr(model, "_jax_state", None):
-            model.jax_state_sync()
-        for variable, value in before:
-            if variable._value is None:
-                variable._value = value
-        raise
 
 
 def optimizer_knows(model: keras.Model, variables: Sequence[keras.Variable]) -> bool:
@@ -192,15 +168,30 @@ def _by_position(
     """A call as a function of its tensors alone, and these.
 
     TensorFlow's graphs cannot rematerialize a call that has keywords, and would
-    make a tensor of every other argument.
+    make a tensor of every other argument. From Keras 3.16 on, `rematerialized_call`
+    states `training` once more, when it runs what it was given: `kwargs` has it.
     """
     leaves = tree.flatten((args, kwargs))
     is_tensor = [keras.ops.is_tensor(leaf) for leaf in leaves]
 
-    def positional(*tensors: Any) -> Any:
+    def positional(*tensors: Any, training: Any = None) -> Any:
         given = iter(tensors)
         filled = [next(given) if own else x for x, own in zip(leaves, is_tensor)]
         own_args, own_kwargs = tree.pack_sequence_as((args, kwargs), filled)
         return call(*own_args, **own_kwargs)
 
     return positional, [x for x, own in zip(leaves, is_tensor) if own]
+
+
+def tokenized_both_ways(tokenizer: Any, texts: list[str]) -> tuple[Any, Any]:
+    """What a KerasHub tokenizer makes of texts inside of a `tf.data` pipeline.
+
+    Returns:
+        Token ids there, and elsewhere. The first are `None` where a tokenizer knows no
+        other way, as in older versions.
+    """
+    tokenize = getattr(tokenizer, "_tokenize_tf", None)
+    # Out of the pipeline that is being traced.
+    with tf.init_scope():
+        there = None if tokenize is None else tokenize(tf.constant(texts))
+        return there, tokenizer(texts)

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from keras_flix._utils.atomic_files import beside, sync
+from keras_flix._utils.atomic_files import MissingFileError, beside, sync
 
 
 def check_new(directory: str | os.PathLike[str]) -> Path:
@@ -27,7 +27,7 @@ def check_new(directory: str | os.PathLike[str]) -> Path:
             f"{str(path)!r}, which is a file. Choose another."
         )
     if not path.absolute().parent.is_dir():
-        raise ValueError(
+        raise MissingFileError(
             "`directory` must be in an existing folder. Received: directory="
             f"{str(path)!r}. Make the folder first."
         )

@@ -9,10 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+class MissingFileError(FileNotFoundError, ValueError):
+    """There is no such file or folder. A `ValueError` too, as it was in 0.1."""
+
+
 def check_folder(path: Path) -> None:
     """Raises unless the folder that a file is to be written into exists."""
     if not path.parent.is_dir():
-        raise ValueError(
+        raise MissingFileError(
             f"`path` must be in an existing folder. Received: path={str(path)!r}. "
             "Make the folder first."
         )

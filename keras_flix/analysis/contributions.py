@@ -15,6 +15,7 @@ from keras import ops, tree
 from keras_flix._utils.renamed import renamed_keyword
 from keras_flix._utils.text_tables import aligned, number, plain
 from keras_flix.evaluation.evaluate import equal_batches, rows_of
+from keras_flix.features.columns import as_columns
 from keras_flix.features.encoding import ABSENT
 from keras_flix.features.feature import Feature
 from keras_flix.features.host_values import host_value
@@ -143,8 +144,9 @@ def feature_contributions(
 
     Args:
         model: A model adapted by `enable_flix`.
-        x: Its inputs with the entries of the features, all in memory. A task with
-            its preprocessor takes strings, such as `{"prompts", "responses"}`.
+        x: Its inputs with the entries of the features, all in memory, as a dict or
+            another table that `fit` takes. A task with its preprocessor takes
+            strings, such as `{"prompts", "responses"}`.
         y: Targets; those of a causal LM come from its preprocessor.
         sample_weight: How much each target of an example counts, of the shape of
             the losses: the loss of an example is their weighted mean. `None`
@@ -171,6 +173,7 @@ def feature_contributions(
     ```
     """
     schema = adaptation_of(model).schema
+    x = as_columns(x)
     if isinstance(x, Mapping) and any(key in x for key in TEXT_KEYS):
         if getattr(model, "preprocessor", None) is not None:
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(
@@ -183,7 +186,8 @@ def feature_contributions(
         )
     loss_function = _loss_function(model, loss)
     own, entries = split_entries(encode_batch(schema, x), schema)
-    schema.check_entries(entries)
+    schema.check_entries(entries, own if isinstance(own, Mapping) else ())
+    entries = schema.by_name(entries)
     own, entries, y = (tree.map_structure(_on_host, each) for each in (own, entries, y))
     count = len(tree.flatten(y)[0])
     always = {f.name: np.zeros(count, "int32") for f in schema if f.always}

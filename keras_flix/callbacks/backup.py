@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from keras_flix._utils.atomic_files import whole_file
 
 NAME = re.compile(r"epoch-(\d+)\.weights\.h5")
 TEMPORARY = re.compile(r"\..*\.tmp\.epoch-\d+\.weights\.h5")
+TRIES = 10
+"""How often a backup is written again whose folder another process has removed."""
 
 
 class BackupAndRestore(keras.callbacks.Callback):
@@ -29,9 +32,14 @@ class BackupAndRestore(keras.callbacks.Callback):
     The order of the data must follow from the number of the epoch, as with
     `shuffle=False`, for the resumed training to be the same as an uninterrupted one.
 
+    Processes that train one model together may share the directory: each writes all
+    of the model, under another name until it is complete, and none removes what
+    another one writes.
+
     Args:
         backup_dir: A directory for nothing else, made if there is none.
-        delete_checkpoint: Whether to delete it once training has ended.
+        delete_checkpoint: Whether to delete the backups once training has ended, and
+            the directory if nothing else is in it.
 
     Example:
 
@@ -54,38 +62,70 @@ class BackupAndRestore(keras.callbacks.Callback):
         self.delete_checkpoint = delete_checkpoint
 
     def on_train_begin(self, logs: Any = None) -> None:
-        backups = self._backups()
-        if not backups:
+        # What was killed left them. Of a process that still writes its own, see
+        # `_write`.
+        _remove(self._files(TEMPORARY))
+        while backups := self._backups():
+            epoch = max(backups)
+            optimizer = self.model.optimizer
+            if optimizer is not None and not optimizer.built:
+                optimizer.build(self.model.trainable_variables)
+            try:
+                self.model.load_weights(backups[epoch])
+            except (OSError, ValueError):
+                if backups[epoch].exists():
+                    raise
+                # Another process has put a newer one in its place.
+                continue
+            _compat.begin_at_epoch(self.model, epoch)
             return
-        epoch = max(backups)
-        optimizer = self.model.optimizer
-        if optimizer is not None and not optimizer.built:
-            optimizer.build(self.model.trainable_variables)
-        self.model.load_weights(backups[epoch])
-        _compat.begin_at_epoch(self.model, epoch)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.backup_dir.mkdir(parents=True, exist_ok=True)
-        old = [*self._backups().values(), *self._files(TEMPORARY).values()]
-        new = self.backup_dir / f"epoch-{epoch + 1}.weights.h5"
-        with whole_file(new) as temporary:
-            self.model.save_weights(temporary)
-        for path in old:
-            if path != new:
-                path.unlink(missing_ok=True)
+        self._write(epoch + 1)
+        _remove(path for n, path in self._backups().items() if n <= epoch)
 
     def on_train_end(self, logs: Any = None) -> None:
         if self.delete_checkpoint:
-            shutil.rmtree(self.backup_dir, ignore_errors=True)
+            _remove(self._backups().values())
+            # Not what another process is writing.
+            with contextlib.suppress(OSError):
+                self.backup_dir.rmdir()
+
+    def _write(self, epoch: int) -> None:
+        """Writes the backup of so many epochs, unless there is a newer one.
+
+        The folder may be shared by processes that train together. One that has ended
+        removes it, and one that begins removes what looks left behind.
+        """
+        for left in reversed(range(TRIES)):
+            if max(self._backups(), default=0) > epoch:
+                return
+            self.backup_dir.mkdir(parents=True, exist_ok=True)
+            try:
+                with whole_file(self._path(epoch)) as temporary:
+                    self.model.save_weights(temporary)
+                return
+            except FileNotFoundError:
+                if not left:
+                    raise
+
+    def _path(self, epoch: int) -> Path:
+        return self.backup_dir / f"epoch-{epoch}.weights.h5"
 
     def _backups(self) -> dict[int, Path]:
-        return {
-            int(NAME.fullmatch(name)[1]): path  # type: ignore[index]
-            for name, path in self._files(NAME).items()
-        }
+        """The backups by the number of epochs."""
+        return {int(NAME.fullmatch(p.name)[1]): p for p in self._files(NAME)}  # type: ignore[index]
 
-    def _files(self, pattern: re.Pattern[str]) -> dict[str, Path]:
+    def _files(self, pattern: re.Pattern[str]) -> list[Path]:
         if not self.backup_dir.is_dir():
-            return {}
-        paths = {path.name: path for path in self.backup_dir.iterdir()}
-        return {name: path for name, path in paths.items() if pattern.fullmatch(name)}
+            return []
+        try:
+            return [p for p in self.backup_dir.iterdir() if pattern.fullmatch(p.name)]
+        except FileNotFoundError:
+            # Gone since it was looked for.
+            return []
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from keras_flix.callbacks.epochs import checked_epochs
 from keras_flix.evaluation.evaluate import (
     PROMPTS,
     RESPONSES,
-    checked_mixture,
+    checked_examples,
     entries_for,
     evaluate,
     forced_exact_match,
@@ -41,7 +41,7 @@ class FeatureScores(keras.callbacks.Callback):
     the same as without this callback.
 
     Args:
-        data: A `Mixture`, or datasets, as for `evaluate`.
+        data: A `Mixture`, datasets or a table, as for `evaluate`.
         by: What to score by: names of features, and tuples of them for combinations.
             `None` takes each feature of the data.
         metrics: As for `evaluate`; `exact_match` by default.
@@ -75,7 +75,7 @@ class FeatureScores(keras.callbacks.Callback):
 
     def __init__(
         self,
-        data: Mixture | Dataset | Sequence[Dataset],
+        data: Mixture | Dataset | Sequence[Dataset] | Any,
         by: Sequence[str | tuple[str, ...]] | None = None,
         *,
         metrics: Mapping[str, Metric] | None = None,
@@ -102,16 +102,16 @@ class FeatureScores(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         self.last = None
         # Before an epoch of training, not after.
-        self.mixture = checked_mixture(self.model, self.data)
-        names = list(self.mixture.datasets[0].features)
+        self.examples = checked_examples(self.model, self.data)
+        names = list(self.examples.features)
         by = names if self.by is None else self.by
         self.groups = [(group,) if isinstance(group, str) else group for group in by]
         for group in self.groups:
             for name in group:
                 check_feature(name, names, "`by`")
         if self.forced:
-            adaptation_of(self.model)
-            self.tokens = self._tokens(names)
+            adaptation_of(self.model, sharing=True)
+            self.tokens = self._tokens()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if not (epoch + 1) % self.every:
@@ -122,24 +122,27 @@ class FeatureScores(keras.callbacks.Callback):
     def _scores(self) -> Scores:
         if not self.forced:
             return evaluate(
-                self.model, self.mixture, self.metrics, self.batch_size, self.max_length
+                self.model,
+                self.examples,
+                self.metrics,
+                self.batch_size,
+                self.max_length,
             )
         x, y, weights = self.tokens
         hits = forced_exact_match(self.model, x, y, weights, self.batch_size)
-        features = {n: self.examples[n] for n in self.mixture.datasets[0].features}
         predictions = ["right" if hit else "wrong" for hit in hits]
-        return Scores(features, predictions, ["right"] * len(hits), self.metrics)
+        right = ["right"] * len(hits)
+        return Scores(self.examples.features, predictions, right, self.metrics)
 
-    def _tokens(self, names: Sequence[str]) -> tuple[Any, Any, Any]:
-        self.examples = self.mixture.inputs()
-        several = [x for x in self.examples[RESPONSES] if not isinstance(x, str)]
+    def _tokens(self) -> tuple[Any, Any, Any]:
+        columns, features = self.examples
+        several = [x for x in columns[RESPONSES] if not isinstance(x, str)]
         if several:
             raise ValueError(
                 "`forced=True` needs one right response per example. Received: "
                 f"{several[0]!r}. Leave `forced` out, or score the first of them."
             )
-        texts = {name: self.examples[name] for name in (PROMPTS, RESPONSES)}
-        features = {name: self.examples[name] for name in names}
+        texts = {name: columns[name] for name in (PROMPTS, RESPONSES)}
         return keras.utils.unpack_x_y_sample_weight(
             self.model.preprocess_samples(
                 {**texts, **entries_for(self.model, features)}

@@ -34,6 +34,7 @@ def inspect(arguments: argparse.Namespace) -> Answer:
         "file": str(arguments.file),
         "bytes": sum(table.nbytes for table in adapters.tables.values()),
         "base": None if base is None else base.digest,
+        "trained": {name: list(t.shape) for name, t in adapters.trained.items()},
         "alpha": adapters.alpha,
         "features": adapters.schema.get_config()["features"],
         "parameters": parameters,
@@ -52,6 +53,8 @@ def inspect(arguments: argparse.Namespace) -> Answer:
         f"alpha: {adapters.alpha}",
         f"layers: {len(sizes)}",
     ]
+    if adapters.trained:
+        lines.insert(2, f"trained besides: {', '.join(_some(list(adapters.trained)))}")
     shown = list(sizes.items())[: None if arguments.all_layers else SHOWN]
     lines += [f"  {layer} {size}" for layer, size in shown]
     if len(shown) < len(sizes):
@@ -83,6 +86,16 @@ def diff(arguments: argparse.Namespace) -> Answer:
         changed = a.base.differences(b.base)
         if changed:
             notes.append(f"base: other weights at {', '.join(_some(changed))}")
+        settings = a.base.other_settings(b.base)
+        if settings:
+            notes.append(f"base: other settings: {'; '.join(_some(settings))}")
+    trained = [
+        name
+        for name in sorted(a.trained.keys() | b.trained.keys())
+        if not np.array_equal(a.trained.get(name), b.trained.get(name))
+    ]
+    if trained:
+        notes.append(f"trained besides: another {', '.join(_some(trained))}")
     layers = [layer for layer in a.layers if layer in b.layers]
     layers = [layer for layer in layers if _size(a, layer) == _size(b, layer)]
     values: dict[str, list[list[Any]]] = {}

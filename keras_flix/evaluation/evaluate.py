@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import keras_hub
@@ -11,18 +11,23 @@ import numpy as np
 
 from keras_flix.evaluation.metrics import Metric, exact_match
 from keras_flix.evaluation.scores import Scores, check_metrics
+from keras_flix.features.columns import as_columns, is_table
 from keras_flix.features.host_values import host_value
+from keras_flix.features.input_entries import encode_inputs
 from keras_flix.mixtures.dataset import Dataset
 from keras_flix.mixtures.mixture import Mixture
+from keras_flix.mixtures.tables import entries_of
 from keras_flix.models.adapted import prompts
 from keras_flix.models.adapted.adaptation import adaptation_of, is_adapted
+from keras_flix.models.adapted.cut_texts import prompts_counted
+from keras_flix.models.adapted.own_inputs import check_texts
 
 PROMPTS, RESPONSES = "prompts", "responses"
 
 
 def evaluate(
     model: keras.Model,
-    mixture: Mixture | Dataset | Sequence[Dataset],
+    mixture: Mixture | Dataset | Sequence[Dataset] | Any,
     metrics: Mapping[str, Metric] | None = None,
     batch_size: int = 32,
     max_length: int | None = None,
@@ -37,18 +42,22 @@ def evaluate(
         model: A KerasHub causal LM with its preprocessor. An adapted model gets
             its features; features that it does not have are left out, as all are for
             a plain model.
-        mixture: A `Mixture`, or datasets, with the columns `"prompts"` and
-            `"responses"`. A response may be a list of several that are right.
+        mixture: A `Mixture` or datasets, or a table that `fit` takes, with the columns
+            `"prompts"` and `"responses"`. A response may be a list of several that
+            are right. The other columns of a table are the model's features; for a
+            plain model, features to score by.
         metrics: By name, functions of predictions and references, in percent.
             By default, `exact_match`.
         batch_size: Prompts per batch.
         max_length: As for `generate`: the length of prompt and answer in tokens.
 
     Returns:
-        The `Scores`, which hold every prediction.
+        The `Scores`, which hold every prediction, in the order of the mixture's
+        datasets or the table's rows.
 
     Raises:
-        ValueError: If a column, the preprocessor or every metric is missing.
+        ValueError: If a column, the preprocessor or every metric is missing, or a table
+            has a column too many.
 
     Example:
 
@@ -58,7 +67,7 @@ def evaluate(
     scores.by("task", "language")["qa", "sw"]["exact_match"]
     ```
     """
-    mixture = checked_mixture(model, mixture)
+    examples = checked_examples(model, mixture)
     if batch_size < 1:
         raise ValueError(
             "A batch must have at least one prompt. Received: "
@@ -67,32 +76,58 @@ def evaluate(
     metrics = {"exact_match": exact_match} if metrics is None else metrics
     # Before hours of generation, not after.
     check_metrics(metrics)
-    examples = mixture.inputs()
-    features = {name: examples[name] for name in mixture.datasets[0].features}
-    inputs = {PROMPTS: examples[PROMPTS], **entries_for(model, features)}
+    prompts_of, features = examples.columns[PROMPTS], examples.features
+    inputs = {PROMPTS: prompts_of, **entries_for(model, features)}
     predictions: list[str] = []
-    for rows, kept in equal_batches(len(mixture), batch_size):
-        batch: Any = {name: [x[i] for i in rows] for name, x in inputs.items()}
-        if not is_adapted(model) and prompts.takes_plain_strings(model.preprocessor):
-            batch = batch[PROMPTS]
-        answers = model.generate(batch, max_length=max_length, strip_prompt=True)
-        predictions += list(answers)[:kept]
-    return Scores(features, predictions, examples[RESPONSES], metrics)
+    with prompts_counted() as texts:
+        texts.size = len(prompts_of)
+        for rows, kept in equal_batches(len(prompts_of), batch_size):
+            batch: Any = {name: [x[i] for i in rows] for name, x in inputs.items()}
+            if not is_adapted(model) and prompts.takes_plain_strings(
+                model.preprocessor
+            ):
+                batch = batch[PROMPTS]
+            with texts.of_rows(np.array(rows)):
+                answers = model.generate(
+                    batch, max_length=max_length, strip_prompt=True
+                )
+            predictions += list(answers)[:kept]
+    return Scores(features, predictions, examples.columns[RESPONSES], metrics)
 
 
-def checked_mixture(
-    model: keras.Model, mixture: Mixture | Dataset | Sequence[Dataset]
-) -> Mixture:
-    """A mixture to evaluate on; raises unless the model can be asked its prompts."""
-    if isinstance(mixture, Dataset):
-        mixture = [mixture]
-    if not isinstance(mixture, Mixture):
-        mixture = Mixture(mixture)
-    missing = {PROMPTS, RESPONSES} - set(mixture.datasets[0].columns)
+class Examples(NamedTuple):
+    """What there is to evaluate on.
+
+    Attributes:
+        columns: By name, one entry per example: prompts, responses and maybe others.
+        features: By feature, the value of each example.
+    """
+
+    columns: dict[str, Any]
+    features: dict[str, Any]
+
+
+def checked_examples(model: keras.Model, data: Any) -> Examples:
+    """Examples to evaluate on; raises unless the model can be asked their prompts.
+
+    Args:
+        model: The model.
+        data: As for `evaluate`, or what this returned.
+    """
+    if isinstance(data, Examples):
+        return data
+    if is_table(data):
+        columns, names = as_columns(data), []
+    else:
+        data = [data] if isinstance(data, Dataset) else data
+        data = data if isinstance(data, Mixture) else Mixture(data)
+        columns, names = data.inputs(), list(data.datasets[0].features)
+    own = {name: column for name, column in columns.items() if name not in names}
+    missing = {PROMPTS, RESPONSES} - set(own)
     if missing:
         raise ValueError(
             f"Datasets to evaluate must have the columns {PROMPTS!r} and "
-            f"{RESPONSES!r}. Received: columns {list(mixture.datasets[0].columns)}. "
+            f"{RESPONSES!r}. Received: columns {list(own)}. "
             f"Add {sorted(missing)[0]!r}."
         )
     if getattr(model, "preprocessor", None) is None:
@@ -101,7 +136,21 @@ def checked_mixture(
             f"{type(model).__name__} without a preprocessor. Attach one, or use "
             "`forced_exact_match` on tokens."
         )
-    return mixture
+    if is_table(data):
+        check_texts(own)
+        return Examples(columns, _features_of(model, own))
+    return Examples(columns, {name: columns[name] for name in names})
+
+
+def _features_of(model: keras.Model, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The features among a table's columns, as the model's schema writes values."""
+    count = len(columns[PROMPTS])
+    entries = {n: c for n, c in columns.items() if n not in (PROMPTS, RESPONSES)}
+    if not is_adapted(model):
+        return {name: entries_of(name, c, count) for name, c in entries.items()}
+    schema = adaptation_of(model).schema
+    schema.check_entries(entries)
+    return schema.decode(encode_inputs(schema, entries, count))
 
 
 def forced_exact_match(
@@ -165,7 +214,8 @@ def entries_for(model: Any, features: Mapping[str, Any]) -> dict[str, Any]:
     """The features that a model takes."""
     if not is_adapted(model):
         return {}
-    names = [feature.name for feature in adaptation_of(model).schema.routed]
+    schema = adaptation_of(model, sharing=True).schema
+    names = [feature.name for feature in schema.routed]
     return {name: features[name] for name in names if name in features}
 
 

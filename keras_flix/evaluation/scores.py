@@ -21,8 +21,8 @@ class Scores:
     """Predictions with their references and features: what `evaluate` returns.
 
     Args:
-        features: By feature, the value of each example: a string, `None`, or a
-            list of strings.
+        features: By feature, the value of each example: a string or integer,
+            `None`, or a list of them.
         predictions: One text per example.
         references: One text per example, or a list of several.
         metrics: By name, functions of predictions and references of a group.
@@ -139,7 +139,7 @@ class Scores:
             "count": len(self),
             "overall": self.overall(),
             "by": {
-                name: {value or "": score for value, score in self.by(name).items()}
+                name: {"" if v is None else v: s for v, s in self.by(name).items()}
                 for name in features
             },
             "cells": cells,
@@ -189,8 +189,8 @@ def _keys(entries: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
     return itertools.product(*[values_of(entry) or (None,) for entry in entries])
 
 
-def _label(value: str | None) -> str:
-    return "(none)" if value is None else value
+def _label(value: Any) -> str:
+    return "(none)" if value is None else str(value)
 
 
 def _numbers(score: Score) -> list[str]:

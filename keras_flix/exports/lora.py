@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_flix import _compat
 from keras_flix._utils.atomic_directories import new_directory
 from keras_flix.exports.lora_writer import Ids, LoraWriter, write_json
 from keras_flix.features.schema import FeatureSchema
@@ -41,6 +42,9 @@ def export_lora(
     It fits the transformers model that is the counterpart of `model`: for a
     `CausalLM` what `AutoModelForCausalLM` loads, which is also what servers such as
     vLLM read; for a backbone what `AutoModel` loads.
+
+    Where layouts split a model across processes of JAX, all of them must call this, and
+    the first one writes.
 
     Args:
         model: A model adapted by `enable_flix`: a backbone or task of Gemma (1, 2
@@ -73,8 +77,12 @@ def export_lora(
     writer = LoraWriter.of(model, base_model)
     ids = adaptation_of(model).schema.encode_one(combination)
     rank = writer.allowed_rank([ids])
-    with new_directory(directory) as temporary:
-        writer.write(ids, rank, temporary)
+
+    def write() -> None:
+        with new_directory(directory) as temporary:
+            writer.write(ids, rank, temporary)
+
+    _compat.written_once(write, writer.split)
 
 
 def export_loras(
@@ -125,12 +133,16 @@ def export_loras(
         ],
         "adapters": adapters,
     }
-    with new_directory(directory) as temporary:
-        for ids, adapter in zip(encoded, adapters):
-            target = temporary / str(adapter["directory"])
-            target.mkdir()
-            writer.write(ids, rank, target)
-        write_json(temporary / INDEX_FILE, index)
+
+    def write() -> None:
+        with new_directory(directory) as temporary:
+            for ids, adapter in zip(encoded, adapters):
+                target = temporary / str(adapter["directory"])
+                target.mkdir()
+                writer.write(ids, rank, target)
+            write_json(temporary / INDEX_FILE, index)
+
+    _compat.written_once(write, writer.split)
 
 
 def _all_combinations(schema: FeatureSchema) -> list[dict[str, Any]]:

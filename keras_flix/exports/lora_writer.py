@@ -13,14 +13,16 @@ import numpy as np
 import safetensors.numpy
 from keras import ops
 
+from keras_flix import _compat
 from keras_flix.exports.lora_families import PeftNames, peft_names
 from keras_flix.features.encoding import ABSENT
 from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.layers.factors import side_by_side
 from keras_flix.layers.low_rank_layer import LowRankLayer
-from keras_flix.layers.low_rank_update import ActiveValues
+from keras_flix.layers.low_rank_update import ActiveValues, FeatureTables
 from keras_flix.models.adapted.adaptation import adaptation_of
+from keras_flix.models.adapted.trained_base import trained_base
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM can make room for."""
@@ -39,6 +41,8 @@ class LoraWriter:
         names: What these are called in transformers.
         modules: Paths of the adapted layers by module.
         base_model: See `export_lora`.
+        tables: By layer, its tables by feature: on the host, if `split`.
+        split: Whether processes hold parts of the model.
     """
 
     schema: FeatureSchema
@@ -46,17 +50,31 @@ class LoraWriter:
     names: PeftNames
     modules: Mapping[str, list[str]]
     base_model: str | None
+    tables: Mapping[str, Sequence[FeatureTables]]
+    split: bool
 
     @classmethod
     def of(cls, model: keras.Model, base_model: str | None) -> LoraWriter:
         adaptation = adaptation_of(model)
         names = peft_names(model)
+        split = _compat.is_split(model.variables)
+        trained = list(trained_base(model))
+        if trained:
+            raise ValueError(
+                "A LoRA is of the base that the adapters were given to, and holds "
+                f"nothing else. Received: a model in which {trained[:3]} trained "
+                "besides. Use `merge_features`, or `export_merged`, which keep them."
+            )
         return cls(
             schema=adaptation.schema,
             layers=adaptation.layers,
             names=names,
             modules=names.of_layers(adaptation.layers),
             base_model=base_model,
+            tables={
+                path: _tables(layer, split) for path, layer in adaptation.layers.items()
+            },
+            split=split,
         )
 
     def allowed_rank(self, encoded: Sequence[Ids]) -> int:
@@ -100,7 +118,7 @@ class LoraWriter:
     def _factors_of_module(self, module: str, ids: Ids) -> tuple[Any, Any]:
         """`A` and `B` of a module of transformers, which may stand for layers."""
         factors = {
-            path: _factors(path, self.layers[path], ids)
+            path: _factors(path, self.layers[path].features, self.tables[path], ids)
             for path in self.modules[module]
         }
         a = np.concatenate([a for a, _ in factors.values()], axis=1)
@@ -150,10 +168,25 @@ def _columns(feature: Feature, ids: np.ndarray) -> list[int]:
     ]
 
 
-def _factors(path: str, layer: LowRankLayer, ids: Ids) -> tuple[np.ndarray, np.ndarray]:
+def _tables(layer: LowRankLayer, split: bool) -> list[FeatureTables]:
+    tables = layer._tables.by_feature()
+    if not split:
+        return tables
+    # Read here, where all processes come by: only the first one writes.
+    return [
+        dataclasses.replace(
+            table, a=_compat.to_host(table.a), b=_compat.to_host(table.b)
+        )
+        for table in tables
+    ]
+
+
+def _factors(
+    path: str, features: FeatureSchema, tables: Sequence[FeatureTables], ids: Ids
+) -> tuple[np.ndarray, np.ndarray]:
     """`A (d_in, rank)` and `B (rank, d_out)` of one combination: ranks side by side."""
     pairs = []
-    for feature, table in zip(layer.features, layer._tables.by_feature()):
+    for feature, table in zip(features, tables):
         own = _ids_of(feature, ids)
         active = ActiveValues.from_ids(
             ops.convert_to_tensor(own, "int32"),

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_flix.features.missing import is_missing, whole_numbers, without_masks
+
 ABSENT = -1
 """The id of a feature that has no value in an example."""
 
@@ -27,6 +29,15 @@ MAX_WEIGHT = 1000.0
 
 Pairs = list[tuple[int, float]]
 """Ids of one example with their weights."""
+
+
+class EncodedIds(np.ndarray):
+    """An int32 array of ids that is known to be one.
+
+    What `FeatureSchema.encode` returns for features of integer values: in a plain
+    array, their integers are values. Slices and copies are ids still; converted to
+    a tensor, ids go into an input dict under the key `"<feature>:ids"`.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +85,10 @@ class Encoder:
             of shape `(batch,)`, or `(batch, k)` if `multiple`. With weights, of
             shape `(batch, k, 2)`: ids, and weights in `WEIGHT_UNIT`; or `ForAll`.
         """
+        entry = without_masks(entry)
+        if isinstance(entry, np.ndarray) and entry.ndim < 2:
+            if entry.dtype.kind == "f" and np.isnan(entry).any():
+                entry = entry.astype("float64").tolist()
         if isinstance(entry, np.ndarray) and entry.ndim and entry.dtype.kind in "iu":
             ids = self._numeric(entry)
         elif (
@@ -92,6 +107,7 @@ class Encoder:
             raise self._dtype_error(type(entry).__name__)
         else:
             entries = entry.tolist() if isinstance(entry, np.ndarray) else list(entry)
+            entries = whole_numbers(entries)
             for one in entries:
                 if isinstance(one, Mapping):
                     rows = [self._pairs(e, i) for i, e in enumerate(entries)]
@@ -108,10 +124,12 @@ class Encoder:
             raise self._range_error(ids[bad][0], int(np.argwhere(bad)[0][0]))
 
     def _one(self, value: Any, example: int | None = None) -> int:
-        if isinstance(value, np.ndarray):
+        if isinstance(value, np.ndarray) and value is not np.ma.masked:
             value = value.item()
         if isinstance(value, bytes):
             value = value.decode("utf-8")
+        if not isinstance(value, str) and is_missing(value):
+            return ABSENT
         if isinstance(value, bool) or (
             isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral)
         ):
@@ -122,14 +140,14 @@ class Encoder:
             if not ABSENT <= int(value) < len(self.ids):
                 raise self._range_error(value, example)
             return int(value)
-        if value is not None and not isinstance(value, (str, numbers.Integral)):
+        if not isinstance(value, (str, numbers.Integral)):
             raise self._dtype_error(type(value).__name__)
         found = self.ids.get(value)
         return self.id_of(value) if found is None else found
 
     def _each(self, entries: list[Any]) -> np.ndarray:
         for entry in entries:
-            if isinstance(entry, (list, tuple, np.ndarray)):
+            if _is_several(entry):
                 raise ValueError(
                     f"Feature {self.name!r} takes one value per example. "
                     f"Received: {self.name}={entry!r} for one example. Pass a "
@@ -141,7 +159,7 @@ class Encoder:
     def _several(self, entries: list[Any]) -> np.ndarray:
         rows = [
             [self._one(e, example) for e in entry]
-            if isinstance(entry, (list, tuple, np.ndarray))
+            if _is_several(entry)
             else [self._one(entry, example)]
             for example, entry in enumerate(entries)
         ]
@@ -254,10 +272,17 @@ class Encoder:
         )
 
 
+def _is_several(entry: Any) -> bool:
+    # What is masked is an array by its type.
+    return isinstance(entry, (list, tuple, np.ndarray)) and entry is not np.ma.masked
+
+
 def _is_scalar(entry: Any) -> bool:
     if isinstance(entry, np.ndarray):
         return entry.ndim == 0
-    return entry is None or isinstance(entry, (str, bytes, numbers.Number, np.generic))
+    if isinstance(entry, (str, bytes, numbers.Number, np.generic)):
+        return True
+    return is_missing(entry)
 
 
 def _from_unsigned(ids: np.ndarray) -> np.ndarray:

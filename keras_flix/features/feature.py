@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import math
 import numbers
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ import numpy as np
 from keras_flix._utils.near_names import nearest
 from keras_flix.features.dropout import FeatureDropout, as_dropout
 from keras_flix.features.encoding import ABSENT, WEIGHT_UNIT, Encoder
+from keras_flix.features.missing import is_missing
+from keras_flix.features.values import Value, checked_values, plain_value
 
-Value = str | int
 Rank = int | Mapping[Any, int]
 
 # What every backend takes in the names of variables.
@@ -31,7 +32,8 @@ class Feature:
     Args:
         name: The feature's name, which is also its key in a model's input dict.
         values: The vocabulary: unique strings, or unique integers. The
-            position of a value is its id. May be left out if `always=True`.
+            position of a value is its id. Strings are kept in Unicode's normal
+            form NFC. May be left out if `always=True`.
         rank: Rank of each value's low-rank update: an integer, or a dict from
             value to rank in which `"*"` stands for all others. `None` takes
             the rank given where the schema is used.
@@ -76,7 +78,8 @@ class Feature:
                 f"name={self.name!r}. Use '_' for other characters; values may be "
                 "any strings."
             )
-        object.__setattr__(self, "values", self._checked_values())
+        values = checked_values(self.name, self.values, self.always, self.multiple)
+        object.__setattr__(self, "values", values)
         if self.rank is not None:
             object.__setattr__(self, "rank", self._checked_rank(self.rank))
         if self.dropout is not None:
@@ -84,82 +87,9 @@ class Feature:
         if self.alpha is not None:
             object.__setattr__(self, "alpha", check_alpha(self.alpha))
 
-    def _checked_values(self) -> tuple[Value, ...]:
-        if isinstance(self.values, (str, bytes)):
-            raise ValueError(
-                f"The values of feature {self.name!r} must be a list. "
-                f"Received: values={self.values!r}, a single string. "
-                f"Write [{self.values!r}]."
-            )
-        if not isinstance(self.values, Iterable) or isinstance(
-            self.values, (Set, Mapping)
-        ):
-            raise ValueError(
-                f"The values of feature {self.name!r} must be a list, whose order "
-                f"gives their ids. Received: values={self.values!r} of type "
-                f"{type(self.values).__name__}. Pass a list; for a set, "
-                "sorted(values)."
-            )
-        values = tuple(
-            int(v)
-            if isinstance(v, numbers.Integral) and not isinstance(v, bool)
-            else str(v)
-            if isinstance(v, str)
-            else v
-            for v in self.values
-        )
-        if self.always and not values:
-            values = (self.name,)
-        if "" in values:
-            raise ValueError(
-                f"The values of feature {self.name!r} must not be empty strings, "
-                "which stand for absence in string tensors. Received: "
-                f"values={list(values)!r}. Give the value a name."
-            )
-        if not values:
-            raise ValueError(
-                f"Feature {self.name!r} must have at least one value. "
-                "Received: values=[]. List the values that occur in the "
-                "mixture."
-            )
-        kinds = {type(v) for v in values}
-        if not (kinds <= {str} or kinds <= {int}):
-            raise ValueError(
-                f"The values of feature {self.name!r} must be all strings or "
-                f"all integers. Received: values={list(values)!r}. Convert "
-                "them to strings."
-            )
-        if ABSENT in values:
-            raise ValueError(
-                f"The values of feature {self.name!r} must not contain {ABSENT}, "
-                f"which means absent. Received: values={list(values)!r}. Convert "
-                "them to strings."
-            )
-        duplicates = [
-            v for v, count in collections.Counter(values).items() if count > 1
-        ]
-        if duplicates:
-            raise ValueError(
-                f"The values of feature {self.name!r} must be unique. "
-                f"Received: values={list(values)!r}, where {duplicates!r} "
-                "occur more than once. Remove the repeated ones."
-            )
-        if self.always and len(values) != 1:
-            raise ValueError(
-                f"Feature {self.name!r} has always=True and must have exactly "
-                f"one value. Received: values={list(values)!r}. Leave `values` "
-                "out, or set always=False."
-            )
-        if self.always and self.multiple:
-            raise ValueError(
-                f"Feature {self.name!r} cannot have both always=True and "
-                "multiple=True. Received: always=True, multiple=True. Choose "
-                "one of them."
-            )
-        return values
-
     def _checked_rank(self, rank: Rank) -> int | dict[Value, int]:
         if isinstance(rank, Mapping):
+            rank = {plain_value(value): r for value, r in rank.items()}
             values = set(self.values)
             unknown = [v for v in rank if v != "*" and v not in values]
             if unknown:
@@ -239,16 +169,56 @@ class Feature:
 
     def id_of(self, value: Value | None) -> int:
         """The id of a value; -1 for `None`. Raises for an unknown value."""
-        if value is None:
+        if is_missing(value):
             return ABSENT
         try:
-            return self._ids[value]
+            return self._ids[plain_value(value)]
         except (KeyError, TypeError):
             raise ValueError(
                 f"A value of feature {self.name!r} must be one of its "
                 f"{len(self.values)} values. Received: {self.name}={value!r}."
-                f"{self._nearest(value)} State absence as None."
+                f"{self._nearest(value)} State absence as None"
+                + (f", and ids as {self.ids_key!r}." if self.has_integers else ".")
             ) from None
+
+    @property
+    def has_integers(self) -> bool:
+        """Whether the values are integers, which in inputs are no ids then."""
+        return not isinstance(self.values[0], str)
+
+    @property
+    def ids_key(self) -> str:
+        """Under this key, an input dict states ids of this feature."""
+        return f"{self.name}:ids"
+
+    @property
+    def encoded_key(self) -> str:
+        """Under this key, ids of this feature are among a model's inputs."""
+        return self.ids_key if self.has_integers else self.name
+
+    @functools.cached_property
+    def integers_are_announced(self) -> bool:
+        """Warns once where 0.1 took integers for ids that may be other values."""
+        count = len(self.values)
+        if self.has_integers and any(
+            value != i and 0 <= int(value) < count
+            for i, value in enumerate(self.values)
+        ):
+            warnings.warn(
+                f"Integers of feature {self.name!r} are read as its values, which are "
+                "integers; keras_flix 0.1 read them as ids. Where ids are meant, call "
+                f"the entry {self.ids_key!r}.",
+                FutureWarning,
+                stacklevel=2,
+            )
+        return True
+
+    @functools.cached_property
+    def in_order(self) -> tuple[np.ndarray, np.ndarray]:
+        """Integer values from low to high, int64, and their ids."""
+        values = np.asarray(self.values, "int64")
+        order = np.argsort(values)
+        return values[order], order
 
     def decode(self, ids: np.ndarray) -> list[Any]:
         """The values that ids stand for, one entry per example.
@@ -282,22 +252,24 @@ class Feature:
         ]
 
     def encoder(
-        self, ints_are_ids: bool = True, unknown_is_absent: bool = False
+        self, ints_are_ids: bool = False, unknown_is_absent: bool = False
     ) -> Encoder:
         """What turns an entry of this feature into ids.
 
         Args:
-            ints_are_ids: Whether integers are ids, as in a model's inputs, or
-                values to look up.
+            ints_are_ids: Whether integers are ids also where the values are integers.
             unknown_is_absent: Whether unknown values become -1 or raise.
         """
         return Encoder(
             self.name,
             self._ids,
-            (lambda value: ABSENT) if unknown_is_absent else self.id_of,
+            self._known_id if unknown_is_absent else self.id_of,
             multiple=self.multiple,
-            ints_are_ids=ints_are_ids,
+            ints_are_ids=ints_are_ids or not self.has_integers,
         )
+
+    def _known_id(self, value: Any) -> int:
+        return self._ids.get(plain_value(value), ABSENT)
 
     def _nearest(self, value: Any) -> str:
         near = nearest(value, map(str, self.values))

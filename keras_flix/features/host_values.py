@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -34,7 +36,7 @@ def host_value(x: Any) -> Any:
             return None
         if x.is_meta or type(x) is not torch.Tensor or _compat.asks_for_shapes():
             return None
-        return x.detach().cpu().numpy()
+        return _compat.torch_value(x)
     if hasattr(x, "__array__") and not isinstance(x, (np.ndarray, np.generic)):
         return np.asarray(x)
     return x
@@ -45,3 +47,35 @@ def is_tf_symbolic(x: Any) -> bool:
     if type(x).__module__.partition(".")[0] != "tensorflow":
         return False
     return host_value(x) is None
+
+
+def tell_value(x: Any, receive: Callable[[Any], None]) -> bool:
+    """Passes a tensor's value to `receive`, on JAX also from inside of a trace.
+
+    Returns:
+        Whether that can be done.
+    """
+    value = host_value(x)
+    if value is not None:
+        receive(value)
+        return True
+    if type(x).__module__.partition(".")[0] not in ("jax", "jaxlib"):
+        return False
+    import jax
+
+    jax.debug.callback(receive, x)
+    return True
+
+
+@contextlib.contextmanager
+def values_at_hand() -> Iterator[None]:
+    """Within the block, as much as the backend can runs with known values."""
+    if keras.config.backend() != "jax":
+        yield
+        return
+    import jax
+
+    # Otherwise `scan` traces its step. NaN is what the block may look for.
+    with jax.disable_jit(), jax.debug_nans(False):
+        yield
+    jax.effects_barrier()

@@ -13,8 +13,9 @@ from keras import ops, tree
 
 from keras_flix.features.encoding import one_row
 from keras_flix.features.host_values import host_value, is_tf_symbolic
-from keras_flix.features.schema import FeatureSchema
-from keras_flix.features.tensor_ids import Tensor, weights_of_all
+from keras_flix.features.missing import whole_numbers
+from keras_flix.features.schema import FeatureSchema, stated
+from keras_flix.features.tensor_ids import Tensor, checked_tensor
 
 TEXT_KEYS = ("prompts", "text", "responses")
 """Keys of what a task's preprocessor takes; no feature can be called so."""
@@ -36,12 +37,15 @@ def split_entries(inputs: Any, schema: FeatureSchema) -> tuple[Any, dict[str, An
     entries: dict[str, Any] = {}
     for key, value in inputs.items():
         # `always` features too: an entry for one of them is refused, not passed on.
-        (entries if key in schema.names else own)[key] = value
+        (entries if key in schema.entry_names else own)[key] = value
     return own, entries
 
 
-def leading_size(inputs: Any) -> Any:
-    """The batch length of a model's own inputs, or `None` if they tell none."""
+def leading_size(inputs: Any, nested: bool = False) -> Any:
+    """The batch length of a model's own inputs, or `None` if they tell none.
+
+    `nested` says that a list of arrays is a list of inputs, not one of examples.
+    """
     if isinstance(inputs, Mapping):
         # Prompts first: an image beside them may have no batch axis yet.
         texts = [inputs[key] for key in TEXT_KEYS if key in inputs]
@@ -56,13 +60,20 @@ def leading_size(inputs: Any) -> Any:
         if isinstance(value, tuple) and value and isinstance(value[0], str):
             return len(value)
         if isinstance(value, (tuple, Mapping)):
-            return leading_size(value)
+            return leading_size(value, nested)
+        if nested and isinstance(value, list) and not _is_column(value):
+            return leading_size(tuple(value), nested)
         if isinstance(value, list):
             return len(value)
         shape = getattr(value, "shape", None)
         if shape is not None and len(shape):
             return shape[0]
     return None
+
+
+def _is_column(values: list[Any]) -> bool:
+    """Whether no leaf of a list is an array."""
+    return not any(len(getattr(x, "shape", None) or ()) for x in tree.flatten(values))
 
 
 def take_inputs(
@@ -119,38 +130,48 @@ def batch_length(own: Any, entries: Mapping[str, Any]) -> Any:
 
 
 def encode_inputs(
-    schema: FeatureSchema, entries: Mapping[str, Any], batch_size: Any = None
+    schema: FeatureSchema,
+    entries: Mapping[str, Any],
+    batch_size: Any = None,
+    beside: Any = (),
 ) -> dict[str, Any]:
     """Turns feature entries into ids, as far as their values are known.
 
     Entries with values become numpy ids, checked against the vocabulary.
-    Traced and symbolic integer tensors pass as they are: their range is checked
-    by the layers, which answer with NaN.
+    Traced and symbolic integer tensors pass as they are, or are looked up where the
+    values are integers: their range is checked by the layers, which answer with NaN.
 
     Args:
         schema: The model's schema.
         entries: One entry per feature, without `always` features.
         batch_size: Number of examples, or `None` to read it from the entries.
+        beside: The model's own inputs, which errors list if it is a dict.
 
     Returns:
         Ids by feature: int32, of shape `(batch,)` or `(batch, k)`, or `(batch, k, 2)`
         with weights.
     """
-    schema.check_entries(entries)
+    schema.check_entries(entries, beside if isinstance(beside, Mapping) else ())
     known: dict[str, Any] = {}
     traced: dict[str, Tensor] = {}
     to_encode = []
     for feature in schema.routed:
-        entry = entries[feature.name]
+        entry, is_ids = stated(entries, feature)
+        if not is_ids:
+            feature.integers_are_announced  # noqa: B018
         value = host_value(entry)
         if value is None and entry is not None:
-            traced[feature.name] = _check_traced(feature, entry)
+            traced[feature.name] = checked_tensor(feature, entry, is_ids)
         else:
-            to_encode.append((feature, value))
-    for feature, value in to_encode:
-        known[feature.name] = feature.encoder()(value)
+            to_encode.append((feature, value, is_ids))
+    for feature, value, is_ids in to_encode:
+        known[feature.name] = feature.encoder(is_ids)(value)
     size = batch_size if isinstance(batch_size, int) else None
     for name, entry in traced.items():
+        if not len(entry.shape) and batch_size is not None:
+            # Such as one of several ids inside of `vectorized_map`.
+            entry = ops.reshape(ops.cast(entry, "int32"), (1,))
+            traced[name] = entry = ops.broadcast_to(entry, (batch_size,))
         if size is not None and entry.shape[0] not in (None, size):
             raise ValueError(
                 "Every feature must have one entry per example. Received: "
@@ -169,49 +190,21 @@ def encode_inputs(
     return ids | traced
 
 
-def _check_traced(feature: Any, entry: Tensor) -> Tensor:
-    dtype = str(getattr(entry, "dtype", "")).rpartition(".")[2]
-    shape = getattr(entry, "shape", ())
-    if getattr(shape, "rank", 0) is None:
-        # TensorFlow's compiled functions give up on what differs between batches.
-        raise ValueError(
-            f"All batches must give feature {feature.name!r} entries of one kind. "
-            "Received: entries with weights and without, or one value and several "
-            "values, in batches of the same compiled function. Write all of them "
-            "alike, such as lists of values, or dicts from values to weights."
-        )
-    shape = tuple(shape)
-    if "float" in dtype and shape[1:] == (len(feature.values),):
-        return weights_of_all(entry)
-    if "int" not in dtype:
-        raise ValueError(
-            f"The entry of feature {feature.name!r} must hold integer ids inside "
-            f"a compiled function. Received: {feature.name} of dtype {dtype}. "
-            "Cast ids to int32; encode strings with `schema.encode(...)`."
-        )
-    rank = len(shape)
-    weighted = rank == 3 and shape[2] in (None, 2)
-    if rank != 1 and not weighted and not (feature.multiple and rank == 2):
-        wanted = "(batch,) or (batch, k)" if feature.multiple else "(batch,)"
-        raise ValueError(
-            f"The ids of feature {feature.name!r} must have the shape {wanted}. "
-            f"Received: {feature.name} of shape {shape}. Pass one entry per example."
-        )
-    return entry
-
-
 def layer_ids(
-    schema: FeatureSchema, features: Mapping[str, Any], batch_size: Any
+    schema: FeatureSchema,
+    features: Mapping[str, Any],
+    batch_size: Any,
+    beside: Any = (),
 ) -> dict[str, Tensor]:
     """Ids as tensors, for a layer or model that is about to use them."""
     of, known = _encoded.get()
     if known and of is schema and len(known) == len(features):
-        for name, value in features.items():
-            if known.get(name) is not value:
+        for key, value in features.items():
+            if known.get(schema.entry_names.get(key, key)) is not value:
                 break
         else:
             return known
-    ids = encode_inputs(schema, features, batch_size)
+    ids = encode_inputs(schema, features, batch_size, beside)
     for name, value in ids.items():
         if isinstance(value, np.ndarray):
             ids[name] = ops.convert_to_tensor(value, "int32")
@@ -238,7 +231,10 @@ def encoded(schema: FeatureSchema, ids: dict[str, Tensor]) -> Iterator[None]:
 
 
 def encode_in_tf(
-    schema: FeatureSchema, entries: Mapping[str, Any], batch_size: Any
+    schema: FeatureSchema,
+    entries: Mapping[str, Any],
+    batch_size: Any,
+    beside: Any = (),
 ) -> dict[str, Any]:
     """`encode_inputs` for a `tf.data` pipeline, which is traced by TensorFlow.
 
@@ -247,17 +243,18 @@ def encode_in_tf(
     """
     import tensorflow as tf
 
-    schema.check_entries(entries)
+    schema.check_entries(entries, beside)
     routed = schema.routed
+    known = [stated(entries, f) for f in routed]
+    keys = [f.ids_key if is_ids else f.name for f, (_, is_ids) in zip(routed, known)]
 
     def encode(batch: Any, *values: Any) -> list[np.ndarray]:
-        named = {f.name: none_for_empty(v) for f, v in zip(routed, values)}
+        named = {key: _from_tf(value) for key, value in zip(keys, values)}
         ids = encode_inputs(schema, named, None if batch < 0 else int(batch))
         return [ids[f.name] for f in routed]
 
     values = []
-    for feature in routed:
-        entry = entries[feature.name]
+    for entry, _ in known:
         if isinstance(entry, tf.RaggedTensor):
             filler = "" if entry.dtype == tf.string else -1
             entry = entry.to_tensor(default_value=filler)
@@ -269,6 +266,8 @@ def encode_in_tf(
     )
     for feature, ids, value in zip(routed, outputs, values):
         weighted = tf.is_tensor(value) and value.dtype.is_floating
+        # Integers that became floats beside a NaN are no weights.
+        weighted = weighted and value.shape.rank != 1
         shape = (None, None) if feature.multiple else (None,)
         ids.set_shape((None, None, 2) if weighted else shape)
     return {feature.name: ids for feature, ids in zip(routed, outputs)}
@@ -292,6 +291,13 @@ def tf_errors_as_value_errors() -> Iterator[None]:
         raise ValueError(found.group(1).strip()) from error
 
 
+def _from_tf(values: np.ndarray) -> Any:
+    if values.dtype.kind == "f" and values.ndim == 1:
+        # One batch of a column may have a NaN, and the next one none.
+        return whole_numbers(values.tolist(), besides_nan=False)
+    return none_for_empty(values)
+
+
 def none_for_empty(values: np.ndarray) -> np.ndarray:
     """String tensors cannot hold `None`: there, the empty string is absent."""
     if values.dtype.kind == "O":
@@ -300,12 +306,15 @@ def none_for_empty(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def encode_batch(schema: FeatureSchema, inputs: Any) -> Any:
-    """A model's input dict with its feature entries encoded, from any source."""
+def encode_batch(schema: FeatureSchema, inputs: Any, nested: bool = False) -> Any:
+    """A model's input dict with its feature entries encoded, from any source.
+
+    For `nested` see `leading_size`.
+    """
     own, entries = split_entries(inputs, schema)
     if not schema.routed or not isinstance(inputs, Mapping):
         return inputs
-    size = leading_size(own)
+    size = leading_size(own, nested)
     # Of lists, such as the texts of a whole data set, none is half symbolic.
     first = [
         value[:1] if isinstance(value, list) else value for value in inputs.values()
@@ -316,5 +325,7 @@ def encode_batch(schema: FeatureSchema, inputs: Any) -> Any:
 
             leaf = tree.flatten(own)[0] if own else None
             size = tf.shape(leaf)[0] if leaf is not None else None
-        return {**own, **encode_in_tf(schema, entries, size)}
-    return {**own, **encode_inputs(schema, entries, size)}
+        ids = encode_in_tf(schema, entries, size, own)
+    else:
+        ids = encode_inputs(schema, entries, size, own)
+    return {**own, **schema.as_inputs(ids)}

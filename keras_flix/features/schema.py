@@ -15,8 +15,12 @@ import numpy as np
 
 from keras_flix._utils.near_names import hint
 from keras_flix.features import encoding
+from keras_flix.features.columns import as_columns, described
 from keras_flix.features.dropout import FeatureDropout
 from keras_flix.features.feature import Feature, Rank, Value
+
+SHOWN = 12
+"""So many entries are listed in an error."""
 
 FeatureIds = dict[str, np.ndarray]
 Ranks = int | Mapping[str, Rank]
@@ -47,10 +51,13 @@ class FeatureSchema:
         elif isinstance(features, (str, bytes, Feature)) or not isinstance(
             features, Iterable
         ):
+            one = isinstance(features, Feature)
+            has_schema = callable(getattr(features, "schema", None))
             raise ValueError(
                 "`features` must be a FeatureSchema, a list of Feature or a "
                 "dict from name to values. "
-                f"Received: features={features!r}. Wrap it in a list."
+                f"Received: features={features if one else described(features)}. "
+                f"{'Pass its `schema()`' if has_schema else 'Wrap it in a list'}."
             )
         self._features = tuple(features)
         if not self._features:
@@ -80,6 +87,12 @@ class FeatureSchema:
         self.sizes: dict[str, int] = {f.name: len(f.values) for f in self._features}
         """How many values each feature has."""
         self._by_name = dict(zip(names, self._features))
+        self.entry_names: dict[str, str] = {
+            key: feature.name
+            for feature in self._features
+            for key in (feature.name, feature.ids_key)
+        }
+        """By key of an input dict that is an entry, the feature that it is of."""
 
     def __iter__(self) -> Iterator[Feature]:
         return iter(self._features)
@@ -162,14 +175,16 @@ class FeatureSchema:
         unknown: str = "error",
         batch_size: int | None = None,
     ) -> FeatureIds:
-        """Turns values into ids.
+        """Turns values into ids; a table of any form is read as a dict.
 
         Args:
             values: A dict with one entry per feature (none for `always` features):
                 one value for the whole batch or a list with one value per
-                example. `None` or -1 is absent. For `multiple` features, an
-                example's entry may be a list. On a feature of strings, integers
-                are taken as ids.
+                example. `None` or -1 is absent, and so is what numpy and pandas
+                write for missing values: NaN, NA, NaT, masked entries. For
+                `multiple` features, an example's entry may be a list. On a feature
+                of strings, integers are taken as ids; on one of integers, they are
+                values, and ids have the key `"<feature>:ids"` instead.
             unknown: `"error"` raises on unknown values, `"absent"` maps them
                 to -1.
             batch_size: Number of examples, if it is known. By default it is
@@ -177,22 +192,28 @@ class FeatureSchema:
 
         Returns:
             A dict of int32 arrays of shape `(batch,)`, or `(batch, k)` for
-            `multiple` features (padded with -1), in the order of the features.
+            `multiple` features (padded with -1), in the order of the features. A
+            model takes it as it is. Those of features of integer values are
+            `EncodedIds`, so that they are not read as values: where they are
+            converted to tensors first, put them under `"<feature>:ids"`.
         """
         if unknown not in ("error", "absent"):
             raise ValueError(
                 "`unknown` must be 'error' or 'absent'. Received: "
                 f"unknown={unknown!r}. Use 'absent' to map unknown values to -1."
             )
+        values = as_columns(values)
         self.check_entries(values)
-        ids = {
-            feature.name: feature.encoder(
-                ints_are_ids=isinstance(feature.values[0], str),
-                unknown_is_absent=unknown == "absent",
-            )(values[feature.name])
-            for feature in self.routed
-        }
-        return self.with_batch(ids, batch_size)
+        ids = {}
+        for feature in self.routed:
+            entry, is_ids = stated(values, feature)
+            encoder = feature.encoder(is_ids, unknown_is_absent=unknown == "absent")
+            ids[feature.name] = encoder(entry)
+        ids = self.with_batch(ids, batch_size)
+        for feature in self.routed:
+            if feature.has_integers:
+                ids[feature.name] = ids[feature.name].view(encoding.EncodedIds)
+        return ids
 
     def decode(self, ids: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Turns ids back into values: the inverse of `encode`.
@@ -219,15 +240,22 @@ class FeatureSchema:
         On a `multiple` feature, a list holds the values of that one example.
         """
         self.check_entries(combination)
+        multiple = {feature.name for feature in self.routed if feature.multiple}
         return self.encode(
             {
-                feature.name: [combination[feature.name]]
-                if feature.multiple
-                else combination[feature.name]
-                for feature in self.routed
+                key: [entry] if self.entry_names[key] in multiple else entry
+                for key, entry in combination.items()
             },
             batch_size=1,
         )
+
+    def as_inputs(self, ids: Mapping[str, Any]) -> dict[str, Any]:
+        """Ids by feature, under the keys by which an input dict states ids."""
+        return {self._by_name[name].encoded_key: value for name, value in ids.items()}
+
+    def by_name(self, entries: Mapping[str, Any]) -> dict[str, Any]:
+        """Ids by feature, of an input dict that states ids: undoes `as_inputs`."""
+        return {self.entry_names[key]: value for key, value in entries.items()}
 
     def with_batch(self, ids: FeatureIds, batch_size: int | None) -> FeatureIds:
         """Gives encoded entries one batch length and `multiple` features a width."""
@@ -237,32 +265,50 @@ class FeatureSchema:
                 ids[name] = value[:, None]
         return ids
 
-    def check_entries(self, entries: Mapping[str, Any]) -> None:
-        """Raises unless a dict has one entry per feature, and none besides."""
+    def check_entries(
+        self, entries: Mapping[str, Any], beside: Iterable[Any] = ()
+    ) -> None:
+        """Raises unless a dict has one entry per feature, and none besides.
+
+        Args:
+            entries: The entries, by feature or by `"<feature>:ids"`.
+            beside: What else was received, for the error.
+        """
         if not isinstance(entries, Mapping):
             raise ValueError(
                 "Feature values must be a dict from the name of a feature to its "
-                f"entry. Received: {entries!r}. Write such as "
+                f"entry. Received: {described(entries)}. Write such as "
                 f"{{{self.names[0]!r}: ...}}."
             )
-        for name in entries:
-            if name not in self._by_name or self._by_name[name].always:
+        routed = [feature.name for feature in self.routed]
+        for key in entries:
+            name = self.entry_names.get(key)
+            if name is None or self._by_name[name].always:
                 raise ValueError(
-                    "Feature values must belong to the schema's features "
-                    f"{[f.name for f in self.routed]}. Received: {name!r}"
-                    + (
-                        ", which is always active and takes no entry."
-                        if name in self
-                        else "."
-                    )
+                    f"Feature values must belong to the schema's features {routed}. "
+                    f"Received: {key!r}"
+                    + (", which is always active and takes no entry." if name else ".")
+                    + ("" if name else hint(key, routed))
                     + " Remove it."
                 )
         for feature in self.routed:
-            if feature.name not in entries:
+            by_ids = feature.ids_key in entries
+            if feature.name in entries:
+                if by_ids:
+                    raise ValueError(
+                        "A feature must have one entry, of values or of ids. Received: "
+                        f"{feature.name!r} and {feature.ids_key!r}. Remove one."
+                    )
+            elif not by_ids:
+                others = [key for key in beside if isinstance(key, str)]
+                unknown = [key for key in (*others, *entries) if key not in routed]
+                received = sorted({*entries, *others})
+                more = ", ..." if len(received) > SHOWN else ""
                 raise ValueError(
                     "Every feature must have an entry in the input dict, next "
                     f"to the model's own inputs. Received: no entry "
-                    f"{feature.name!r} (entries: {sorted(entries)}). State its "
+                    f"{feature.name!r} (entries: {received[:SHOWN]}{more})."
+                    f"{hint(feature.name, unknown)} State its "
                     "values or ids; where an example has none, None or -1."
                 )
 
@@ -274,6 +320,14 @@ class FeatureSchema:
     def from_config(cls, config: Mapping[str, Any]) -> FeatureSchema:
         """The schema that `get_config` described."""
         return cls(Feature.from_config(feature) for feature in config["features"])
+
+
+def stated(entries: Mapping[str, Any], feature: Feature) -> tuple[Any, bool]:
+    """The entry of a feature, and whether its integers are known to be ids."""
+    if feature.name not in entries:
+        return entries[feature.ids_key], True
+    entry = entries[feature.name]
+    return entry, isinstance(entry, encoding.EncodedIds)
 
 
 Features = FeatureSchema | Iterable[Feature] | Mapping[str, Sequence[Value]]

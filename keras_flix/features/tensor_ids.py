@@ -12,6 +12,8 @@ from keras_flix.features.dropout import as_dropout
 from keras_flix.features.encoding import ABSENT, MAX_WEIGHT, WEIGHT_UNIT
 from keras_flix.features.feature import Feature
 
+INT32_MAX = 2**31 - 1
+
 Tensor = Any
 """A tensor of the current Keras backend."""
 
@@ -26,6 +28,84 @@ def narrow_ids(ids: Tensor, num_values: int) -> Tensor:
         ids = ops.cast(ids, "int64" if dtype in ("uint32", "uint64") else "int32")
     valid = ops.logical_and(ids >= lowest, ids < num_values)
     return ops.cast(ops.where(valid, ids, num_values), "int32")
+
+
+def checked_tensor(feature: Feature, entry: Tensor, is_ids: bool) -> Tensor:
+    """The ids of an entry whose values only a compiled function knows.
+
+    Args:
+        feature: The feature.
+        entry: An integer tensor of values or ids; or a float one, with weights.
+        is_ids: Whether integers are ids, also where the values are integers.
+    """
+    dtype = str(getattr(entry, "dtype", "")).rpartition(".")[2]
+    shape = getattr(entry, "shape", ())
+    if getattr(shape, "rank", 0) is None:
+        # TensorFlow's compiled functions give up on what differs between batches.
+        raise ValueError(
+            f"All batches must give feature {feature.name!r} entries of one kind. "
+            "Received: entries with weights and without, or one value and several "
+            "values, in batches of the same compiled function. Write all of them "
+            "alike, such as lists of values, or dicts from values to weights."
+        )
+    shape = tuple(shape)
+    if "float" in dtype and shape[1:] == (len(feature.values),):
+        return weights_of_all(entry)
+    if "int" not in dtype:
+        raise ValueError(
+            f"The entry of feature {feature.name!r} must hold integer ids inside "
+            f"a compiled function. Received: {feature.name} of dtype {dtype}. "
+            "Cast ids to int32; encode strings with `schema.encode(...)`."
+        )
+    rank = len(shape)
+    weighted = rank == 3 and shape[2] in (None, 2)
+    # A scalar is one of several ids, inside of `vectorized_map`.
+    ranks = (1, 2) if feature.multiple else (0, 1)
+    if rank not in ranks and not weighted:
+        wanted = "(batch,) or (batch, k)" if feature.multiple else "(batch,)"
+        raise ValueError(
+            f"The ids of feature {feature.name!r} must have the shape {wanted}. "
+            f"Received: {feature.name} of shape {shape}. Pass one entry per example."
+        )
+    if feature.has_integers and not is_ids and not weighted:
+        return ids_of_values(feature, entry)
+    return entry
+
+
+def ids_of_values(feature: Feature, values: Tensor) -> Tensor:
+    """Ids of integer values that are only known once a compiled function runs.
+
+    Args:
+        feature: A feature of integer values.
+        values: An integer tensor of any shape; -1 is absent.
+
+    Returns:
+        int32 of the same shape. What is no value makes a NaN of its example, as an
+        id out of range does.
+    """
+    known, order = feature.in_order
+    largest = max(abs(int(known[0])), abs(int(known[-1])))
+    if largest > INT32_MAX:
+        raise ValueError(
+            f"The values of feature {feature.name!r} must fit in 32 bits to be looked "
+            f"up in a compiled function. Received: one of size {largest}. Encode them "
+            f"before, by `schema.encode(...)`, and pass {feature.ids_key!r}."
+        )
+    dtype = keras.backend.standardize_dtype(values.dtype)
+    # As in `narrow_ids`: an unsigned one may wrap around when it is widened.
+    lowest = 0 if dtype.startswith("uint") else -INT32_MAX
+    if dtype not in ("int32", "int64"):
+        values = ops.cast(values, "int64" if dtype in ("uint32", "uint64") else "int32")
+    dtype = keras.backend.standardize_dtype(values.dtype)
+    ordered = ops.convert_to_tensor(known, dtype)
+    flat = ops.reshape(values, (-1,))
+    at = ops.minimum(ops.searchsorted(ordered, flat), len(known) - 1)
+    is_known = ops.logical_and(ops.equal(ops.take(ordered, at), flat), flat >= lowest)
+    found = ops.take(ops.convert_to_tensor(order, "int32"), at)
+    ids = ops.where(is_known, found, len(known))
+    if lowest:
+        ids = ops.where(ops.equal(flat, ABSENT), ABSENT, ids)
+    return ops.reshape(ops.cast(ids, "int32"), ops.shape(values))
 
 
 def weights_of_all(weights: Tensor) -> Tensor:

@@ -16,21 +16,30 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from keras_flix._utils.atomic_files import check_folder, write_whole
+from keras_flix._utils.atomic_files import (
+    MissingFileError,
+    check_folder,
+    write_whole,
+)
 from keras_flix._utils.renamed import renamed_keyword
 from keras_flix.features.feature import check_alpha
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.fingerprint import BaseFingerprint
 from keras_flix.files.hub_handles import adapter_file
 from keras_flix.layers.factors import Factors
+from keras_flix.layers.row_orders import as_orders
 
 SUFFIX = ".flix.safetensors"
 FORMAT_VERSION = 1
+WITH_TRAINED_BASE = 2
+"""The format version of files that hold more than adapters: 0.1 would refuse them as
+damaged."""
 HEADER = "keras_flix"
 """What safetensors' metadata of a file holds: JSON."""
-ENTRIES = {"version", "schema", "alpha", "layers", "base"}
+ENTRIES = {"version", "schema", "alpha", "layers", "base", "rows", "trained"}
 DIGEST = re.compile(r', "digest": "([0-9a-f]{32})"\}$')
 """How that ends; files of earlier versions have no digest."""
+VERSIONS = (FORMAT_VERSION, WITH_TRAINED_BASE)
 MAX_HEADER = 16 * 2**20
 """Bytes of a file that are not tables. Parsed, they take many times that much."""
 MAX_MESSAGE = 500
@@ -49,6 +58,9 @@ class Adapters:
         tables: The adapter weights, by `layer/flix_<feature>_<a or b>`: arrays of
             shape `(values, d_in, rank)` and `(values, rank, d_out)`.
         base: The fingerprint of the base; `None` in files that have none.
+        rows: The orders of rows that `enable_flix` was told, by layer.
+        trained: What trained besides the adapters, such as a head: float32 arrays by
+            the path of the variable. The fingerprint is without them.
     """
 
     source: str
@@ -57,6 +69,13 @@ class Adapters:
     layers: list[str]
     tables: Mapping[str, np.ndarray]
     base: BaseFingerprint | None = None
+    rows: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    trained: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    @property
+    def tensors(self) -> dict[str, np.ndarray]:
+        """All arrays, by their names in the file."""
+        return {**self.tables, **self.trained}
 
     @renamed_keyword("axis", "feature")
     def pair(self, layer: str, feature: str) -> tuple[np.ndarray, np.ndarray]:
@@ -103,19 +122,23 @@ def checked_path(path: str | os.PathLike[str]) -> Path:
 def write_adapters(adapters: Adapters, path: Path) -> None:
     """Writes an adapter file, which takes the place of another only when complete."""
     header = {
-        "version": FORMAT_VERSION,
+        "version": WITH_TRAINED_BASE if adapters.trained else FORMAT_VERSION,
         "schema": adapters.schema.get_config(),
         "alpha": adapters.alpha,
         "layers": adapters.layers,
     }
     if adapters.base is not None:
         header["base"] = adapters.base.get_config()
+    if adapters.rows:
+        header["rows"] = adapters.rows
+    if adapters.trained:
+        header["trained"] = list(adapters.trained)
     check_folder(path)
     text = json.dumps(header)
-    digest = content_digest(text, adapters.tables)
+    digest = content_digest(text, adapters.tensors)
     # In the same entry: safetensors writes several in any order.
     text = f'{text[:-1]}, "digest": "{digest}"}}'
-    data = safetensors.numpy.save(dict(adapters.tables), {HEADER: text})
+    data = safetensors.numpy.save(adapters.tensors, {HEADER: text})
     size = int.from_bytes(data[:8], "little")
     if size > MAX_HEADER:
         raise ValueError(
@@ -142,12 +165,14 @@ def read_adapters(
         were saved. Files of earlier versions have no digest to tell the latter by.
 
     Raises:
-        ValueError: If there is no such file, or it is not an adapter file.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not an adapter file.
     """
     place = str(path)
     path = checked_path(adapter_file(path, SUFFIX))
     if not path.is_file():
-        raise ValueError(
+        kind = ValueError if path.exists() else MissingFileError
+        raise kind(
             f"`path` must be an existing file. Received: path={str(path)!r}, which "
             "is none. Check the path."
         )
@@ -158,19 +183,24 @@ def read_adapters(
             text = (file.metadata() or {})[HEADER]
             header = json.loads(text)
             version = header["version"]
-            known = type(version) is int and version == FORMAT_VERSION
+            known = type(version) is int and version in VERSIONS
             adapters = _described(header, file, place) if known else None
         if adapters is None:
             raise ValueError(
-                f"An adapter file must have format version {FORMAT_VERSION}. Received: "
-                f"version {_shown(version)} in {str(path)!r}. Update keras_flix."
+                "An adapter file must have format version "
+                f"{' or '.join(map(str, VERSIONS))}. Received: version "
+                f"{_shown(version)} in {str(path)!r}. Update keras_flix."
             )
         if check is not None:
             check(adapters)
         with _errors_name(path):
-            tables = {name: file.get_tensor(name) for name in adapters.tables}
-            _check_digest(text, header, tables)
-    return dataclasses.replace(adapters, tables=tables)
+            tensors = {name: file.get_tensor(name) for name in adapters.tensors}
+            _check_digest(text, header, tensors)
+    return dataclasses.replace(
+        adapters,
+        tables={name: tensors[name] for name in adapters.tables},
+        trained={name: tensors[name] for name in adapters.trained},
+    )
 
 
 def content_digest(header: str, tables: Mapping[str, np.ndarray]) -> str:
@@ -241,21 +271,29 @@ def _described(header: Mapping[str, Any], file: Any, place: str) -> Adapters:
     if len(set(layers)) < len(layers) or not isinstance(header["layers"], list):
         raise ValueError("The layers must be a list of different names.")
     base = header.get("base")
+    trained = header.get("trained", [])
+    if not isinstance(trained, list) or len(set(trained)) < len(trained):
+        raise ValueError("What trained must be a list of different names.")
     return Adapters(
         source=place,
         schema=schema,
         alpha=header["alpha"],
         layers=layers,
-        tables=_stand_ins(schema, layers, file),
+        tables=_stand_ins(schema, layers, file, set(trained)),
         base=None if base is None else BaseFingerprint.from_config(base),
+        rows={
+            path: sorted(as_orders(orders))
+            for path, orders in (header.get("rows") or {}).items()
+        },
+        trained={str(name): _empty(file.get_slice(name), name) for name in trained},
     )
 
 
 def _stand_ins(
-    schema: FeatureSchema, layers: Sequence[str], file: Any
+    schema: FeatureSchema, layers: Sequence[str], file: Any, trained: set[str]
 ) -> dict[str, np.ndarray]:
     """The tables of a file as zeros without memory; raises if they are not right."""
-    names = set(file.keys())
+    names = set(file.keys()) - trained
     tables: dict[str, np.ndarray] = {}
     # Counted first: a short header can stand for any number of pairs.
     if len(names) == 2 * len(layers) * len(schema):
@@ -275,12 +313,22 @@ def _stand_ins(
 
 
 def _stand_in(file: Any, name: str, count: int, axis: int, rank: int) -> np.ndarray:
-    part = file.get_slice(name)
-    dtype, shape = part.get_dtype(), tuple(part.get_shape())
-    if dtype != "F32" or len(shape) != 3 or (shape[0], shape[axis]) != (count, rank):
+    table = _empty(file.get_slice(name), name)
+    shape = table.shape
+    if len(shape) != 3 or (shape[0], shape[axis]) != (count, rank):
         raise ValueError(
-            "Adapter weights must be F32, of shape (values, d_in, rank) and (values, "
-            f"rank, d_out). Received: {dtype} of shape {shape} at {name!r}, for "
-            f"{count} values and rank {rank}."
+            "Adapter weights must be of shape (values, d_in, rank) and (values, rank, "
+            f"d_out). Received: shape {shape} at {name!r}, for {count} values and "
+            f"rank {rank}."
+        )
+    return table
+
+
+def _empty(part: Any, name: str) -> np.ndarray:
+    """What stands for a tensor that was not read: zeros that take no memory."""
+    dtype, shape = part.get_dtype(), tuple(part.get_shape())
+    if dtype != "F32":
+        raise ValueError(
+            f"Weights must be F32. Received: {dtype} of shape {shape} at {name!r}."
         )
     return np.broadcast_to(np.float32(0), shape)

@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 
+from keras_flix import _compat
 from keras_flix._utils.optional_packages import needed
 from keras_flix.evaluation.scores import Scores
 from keras_flix.files.adapter_file import SUFFIX, checked_path, read_adapters
@@ -116,6 +117,12 @@ def _gather_file(source: Any, place: Handle, folder: Path) -> Handle:
     checked_path(file)
     check_name(file, str(place))
     if isinstance(source, keras.Model):
+        if _compat.is_split(source.variables):
+            raise ValueError(
+                "What is pushed to a hub must be in one process. Received: a model "
+                "that is split across processes. `save_adapters` on all of them, and "
+                "push the file from one."
+            )
         save_adapters(source, folder / file)
     else:
         source = adapter_file(source, SUFFIX)

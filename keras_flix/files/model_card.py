@@ -58,6 +58,12 @@ def adapter_card(
         f"{len(adapters.layers)} adapted layers, {count:,} parameters, "
         f"{size / 1e6:,.1f} MB:",
         _listed(map(_code, adapters.layers), len(adapters.layers)),
+        *(
+            ["What trained besides the adapters is in the file, too:"]
+            + [_listed(map(_code, adapters.trained), len(adapters.trained))]
+            if adapters.trained
+            else []
+        ),
         "## Use",
         _usage(adapters, handle, base_model),
         *_score_parts(scores),

@@ -8,8 +8,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
+from keras_flix import _compat
+from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_file import (
     Adapters,
@@ -19,11 +20,22 @@ from keras_flix.files.adapter_file import (
     write_adapters,
 )
 from keras_flix.files.fingerprint import BaseFingerprint
-from keras_flix.files.weight_digests import base_fingerprint
-from keras_flix.layers.checks import matrix_shape
+from keras_flix.files.weight_digests import fingerprint_without
+from keras_flix.layers.checks import check_backend, matrix_shape
+from keras_flix.layers.row_orders import as_orders
 from keras_flix.models.adapted.adaptation import Model, adaptation_of, is_adapted
+from keras_flix.models.adapted.frozen_values import guard_optimizer
+from keras_flix.models.adapted.plain_view import stated_rows
+from keras_flix.models.adapted.trained_base import (
+    base_variables,
+    let_train,
+    trained_base,
+)
 from keras_flix.models.enable import adapt_layers
 from keras_flix.models.targets import keyed_layers
+
+SHOWN = 8
+"""So many values are listed in an error."""
 
 
 def save_adapters(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -33,6 +45,11 @@ def save_adapters(model: keras.Model, path: str | os.PathLike[str]) -> None:
     fingerprint of the base model, which is not in it itself, and a digest of all
     that, by which damage is noticed. The same file loads on every backend.
 
+    Where layouts split a model across processes of JAX, all of them must call this, and
+    the first one writes. To load such a model's adapters, all must reach the file.
+    What was let train besides the adapters since `enable_flix`, such as a head by
+    `layer.trainable = True`, is in the file too, in float32.
+
     Args:
         model: A model adapted by `enable_flix`.
         path: A file name that ends in `.flix.safetensors`. An existing file is
@@ -41,7 +58,10 @@ def save_adapters(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """
     adaptation_of(model)
     path = checked_path(path)
-    write_adapters(adapters_of(model), path)
+    adapters = adapters_of(model)
+    _compat.written_once(
+        lambda: write_adapters(adapters, path), _compat.is_split(model.variables)
+    )
 
 
 def load_adapters(
@@ -52,21 +72,25 @@ def load_adapters(
     Args:
         model: An adapted model, whose schema and layers must be those of the
             file; or a plain one, which is then adapted as the file says, with
-            the schema's dropout rates.
+            the schema's dropout rates. It must have the weights that trained besides
+            the adapters, such as a head; in a plain model, these train on.
         path: A file that `save_adapters` wrote; or where one is on a hub, such as
             `"hf://owner/name"`, `"hf://owner/name@revision/file.flix.safetensors"`
             or `"kaggle://owner/model/framework/variation"` (extra `hub`).
-        check_base: Whether to compare the model's base weights with those that
-            the adapters were trained on: the variables that both have, by
-            `base_fingerprint`. Files of earlier versions have no fingerprint.
+        check_base: Whether to compare the model's base with that which the adapters
+            were trained on: the variables and settings that both have, by
+            `base_fingerprint`. Files of 0.1 have no settings, or no fingerprint.
 
     Returns:
         `model`, changed in place.
 
     Raises:
+        FileNotFoundError: If there is no such file.
         ValueError: If the file is not such a file, is damaged, or does not fit the
-            model. The model is then left as it was.
+            model. The model is then left as it was. `update_from` takes the values of
+            a file that has others, or fewer, than the model.
     """
+    check_backend()
     layers: dict[str, Any] = {}
 
     def check(found: Adapters) -> None:
@@ -75,46 +99,100 @@ def load_adapters(
             _check_tables(_shapes(_named_tables(model)), found.tables, found.source)
         else:
             layers.update(_check_layers(model, found))
+        _check_trained(model, found)
         if check_base and found.base is not None:
-            check_same_base(base_fingerprint(model), found.base, found.source)
+            own = fingerprint_without(model, found.trained)
+            check_same_base(own, found.base, found.source)
 
     # Before the tables are read: a file may claim to hold any number of bytes.
     adapters = read_adapters(path, check)
-    if not is_adapted(model):
-        adapt_layers(model, adapters.schema, layers, alpha=adapters.alpha, seed=0)
+    plain = not is_adapted(model)
+    if plain:
+        adapt_layers(
+            model,
+            adapters.schema,
+            layers,
+            alpha=adapters.alpha,
+            seed=0,
+            rows={p: as_orders(o) for p, o in adapters.rows.items() if p in layers},
+        )
+    for name, layer, variable in base_variables(model):
+        if name in adapters.trained:
+            variable.assign(adapters.trained[name])
+            let_train(layer, variable, on=plain)
     for name, variable in _named_tables(model).items():
         variable.assign(adapters.tables[name])
+    # Averages of frozen values are what the weights now are.
+    guard_optimizer(model)
     return model
 
 
 def adapters_of(model: keras.Model) -> Adapters:
     """The adapters of a model, as they would be in its file."""
     adaptation = adaptation_of(model)
+    trained = trained_base(model)
     return Adapters(
         source=f"the {type(model).__name__} {model.name!r}",
         schema=adaptation.schema,
         alpha=adaptation.alpha,
         layers=list(adaptation.layers),
         tables={
-            name: np.ascontiguousarray(ops.convert_to_numpy(variable.value))
+            name: np.ascontiguousarray(_compat.to_host(variable))
             for name, variable in _named_tables(model).items()
         },
-        base=base_fingerprint(model),
+        rows=stated_rows(adaptation),
+        base=fingerprint_without(model, trained),
+        trained={
+            name: np.array(_compat.to_host(variable), "float32", order="C")
+            for name, variable in trained.items()
+        },
     )
 
 
 def check_same_base(own: BaseFingerprint, saved: BaseFingerprint, source: str) -> None:
     """Raises if a model's base is not that of adapters; `source` names these."""
+    settings = own.other_settings(saved)
+    if settings:
+        raise ValueError(
+            "Adapters must be loaded into a base model that computes what the one does "
+            f"that they were trained on. Received: {source!r}, from a base with other "
+            f"settings than the model's: {'; '.join(settings[:3])}"
+            f"{'; ...' * (len(settings) > 3)}. Make the base as it was, or pass "
+            "check_base=False to go without this check."
+        )
     different = own.differences(saved)
     if different:
         shared = len(own.variables.keys() & saved.variables.keys())
         names = ", ".join(map(repr, different[:3])) + ", ..." * (len(different) > 3)
+        remedy = (
+            "Load the right base, or pass check_base=False to go without this check."
+        )
+        if 2 * len(different) < shared:
+            # Such as a head that trained with adapters which 0.1 saved.
+            remedy = (
+                "Load the right base. If these trained along, save the adapters again "
+                "from the model that was trained: the file then holds them. "
+                "check_base=False goes without this check, with the model's own."
+            )
         raise ValueError(
             "Adapters must be loaded into the base model that they were trained "
             f"on. Received: {source!r}, from a base that differs from the model in "
             f"{len(different)} of the {shared} variables that both have: {names}. "
-            "Load the right base, or pass check_base=False to go without this check."
+            f"{remedy}"
         )
+
+
+def _check_trained(model: keras.Model, adapters: Adapters) -> None:
+    """Raises if a model has no place for what trained besides the adapters."""
+    own = {one.name: tuple(one.variable.shape) for one in base_variables(model)}
+    for name, value in adapters.trained.items():
+        if own.get(name) != value.shape:
+            raise ValueError(
+                "What trained besides the adapters must be in the model. At "
+                f"{name!r}, expected: shape {own.get(name, 'none')}. Received: "
+                f"{value.shape} in {adapters.source!r}. Make the model as the one that "
+                "was trained: a task with its head, of as many classes."
+            )
 
 
 def _named_tables(model: keras.Model) -> dict[str, keras.Variable]:
@@ -126,18 +204,14 @@ def _shapes(tables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _check_schema(own: FeatureSchema, saved: FeatureSchema, path: Any) -> None:
-    def essence(schema: FeatureSchema) -> list[Any]:
-        return [(f.name, f.values, f.ranks, f.multiple, f.always) for f in schema]
-
-    for expected, found in zip(
-        [*essence(own), None], [*essence(saved), None], strict=False
-    ):
-        if expected != found:
+    for expected, found in zip([*own, None], [*saved, None], strict=False):
+        if _essence(expected) != _essence(found):
             raise ValueError(
                 "The features of an adapter file must be those of the model, in "
                 "order, with their values and ranks. "
-                f"Expected: {expected}. Received: {found} in {str(path)!r}. Load "
-                "it into a plain model, or adapt the model with these features."
+                f"Expected: {_described(expected)}. Received: {_described(found)} in "
+                f"{str(path)!r}. Load it into a plain model, or adapt the model with "
+                f"these features{_update(expected, found, path)}."
             )
     for one, other in zip(own, saved):
         if one.alpha != other.alpha:
@@ -147,6 +221,43 @@ def _check_schema(own: FeatureSchema, saved: FeatureSchema, path: Any) -> None:
                 f"alpha={other.alpha} in {str(path)!r}. Load it into a plain model, "
                 "or adapt the model with this alpha."
             )
+
+
+def _essence(feature: Feature | None) -> Any:
+    if feature is None:
+        return None
+    return (
+        *(feature.name, feature.values, feature.ranks),
+        *(feature.multiple, feature.always),
+    )
+
+
+def _described(feature: Feature | None) -> str:
+    """A feature in a few words: lists of values may be long."""
+    if feature is None:
+        return "no more feature"
+    ranks = sorted(set(feature.ranks))
+    shown = ", ".join(map(repr, feature.values[:SHOWN]))
+    return (
+        f"feature {feature.name!r} with {len(feature.values)} values "
+        f"({shown}{', ...' if len(feature.values) > SHOWN else ''}) of "
+        + (f"rank {ranks[0]}" if len(ranks) == 1 else f"the ranks {feature.ranks[:8]}")
+        + ", multiple=True" * feature.multiple
+        + ", always=True" * feature.always
+    )
+
+
+def _update(own: Feature | None, saved: Feature | None, path: Any) -> str:
+    """The remedy where a file has other values of a feature of the model."""
+    if own is None or saved is None or own.name != saved.name:
+        return ""
+    if set(own.values) == set(saved.values):
+        return ""
+    values = list(saved.values[:2])
+    return (
+        f"; or take its values over, by `update_from(model, {str(path)!r}, "
+        f"{{{own.name!r}: {values}}})`"
+    )
 
 
 def _check_tables(
@@ -178,7 +289,9 @@ def _check_layers(model: keras.Model, adapters: Adapters) -> dict[str, Any]:
             raise ValueError(
                 "The layers of an adapter file must be in the model. Received: "
                 f"layer {name!r} in {adapters.source!r}; the model's layers look like "
-                f"{list(by_path)[:3]}. Use the base model it was trained with."
+                f"{list(by_path)[:3]}. Use the base model it was trained with. Keras "
+                "counts up the names of layers that have none of their own, such as "
+                "'dense_1': give them some."
             )
         d_in, d_out = matrix_shape(by_path[name])
         for feature in adapters.schema:

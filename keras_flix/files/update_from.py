@@ -8,15 +8,15 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_flix import _compat
 from keras_flix.features.feature import Feature, Value
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_file import Adapters, read_adapters
 from keras_flix.files.saving import adapters_of, check_same_base
-from keras_flix.files.weight_digests import base_fingerprint
+from keras_flix.files.weight_digests import fingerprint_without
 from keras_flix.models.adapted.adaptation import Adaptation, Model
+from keras_flix.models.adapted.trained_base import base_variables
 from keras_flix.models.growing.resize import (
     Pair,
     changeable,
@@ -96,7 +96,10 @@ def update_from(
             )
     _check_growth(adaptation, grown)
     if check_base and theirs.base is not None:
-        check_same_base(base_fingerprint(model), theirs.base, theirs.source)
+        check_same_base(
+            fingerprint_without(model, theirs.trained), theirs.base, theirs.source
+        )
+        _check_trained_alike(model, theirs)
 
     for feature, new in grown.items():
         old = adaptation.schema[feature].values
@@ -213,6 +216,21 @@ def _check_growth(adaptation: Adaptation, grown: Mapping[str, Feature]) -> None:
         _compat.check_growable(optimizer, tables)
 
 
+def _check_trained_alike(model: keras.Model, theirs: Adapters) -> None:
+    """Raises if what trained besides the adapters is not what the model has."""
+    own = {one.name: one.variable for one in base_variables(model)}
+    for name, value in theirs.trained.items():
+        if name not in own or not np.array_equal(
+            np.asarray(_compat.to_host(own[name]), "float32"), value
+        ):
+            raise ValueError(
+                "What trained besides the adapters of `other` must be the same in the "
+                f"model. Received: {theirs.source!r}, with another {name!r}. Begin "
+                "both from one adapter file and train values only, or pass "
+                "check_base=False to go without this check."
+            )
+
+
 def _pair(theirs: Adapters, key: str, feature: str, value: Value) -> Pair:
     """A value's own tables, without what is beyond its rank."""
     saved = theirs.schema[feature]
@@ -227,7 +245,7 @@ def _overwrite(
 ) -> None:
     own = adaptation.schema[feature]
     for table in adaptation.tables(feature):
-        value = np.array(ops.convert_to_numpy(table.variable.value))
+        value = np.array(_compat.to_host(table.variable))
         for name in names:
             taken = _pair(theirs, table.layer, feature, name)["ab".index(table.part)]
             rows, columns = taken.shape

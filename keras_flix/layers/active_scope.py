@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -20,6 +20,7 @@ from keras_flix.features.dropout import as_dropout
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.features.tensor_ids import Tensor, drop_features
 from keras_flix.layers.low_rank_update import ActiveValues
+from keras_flix.layers.row_orders import Orders
 from keras_flix.layers.row_scope import RowScope, current_row_scope
 
 
@@ -34,6 +35,8 @@ class Routing:
         gathered: By id of a layer, the tables of each example where they were
             looked up ahead, for all calls of this routing.
         row_scope: The training step without dense gradients that runs, if any.
+        orders: How rows belong to examples; `None` goes by each layer's own.
+        generates: See `by_example`.
     """
 
     schema: FeatureSchema
@@ -41,6 +44,8 @@ class Routing:
     ran: set[int] = dataclasses.field(default_factory=set)
     gathered: dict[int, tuple[Tensor, Tensor]] = dataclasses.field(default_factory=dict)
     row_scope: RowScope | None = dataclasses.field(default_factory=current_row_scope)
+    orders: Orders | None = None
+    generates: bool | None = None
 
     @classmethod
     def from_ids(
@@ -51,6 +56,8 @@ class Routing:
         batch_size: Tensor = None,
         dropout_seed: keras.random.SeedGenerator | None = None,
         trained: Mapping[str, np.ndarray] | None = None,
+        orders: Orders | None = None,
+        generates: bool | None = None,
     ) -> Routing:
         """The routing of a batch.
 
@@ -60,6 +67,8 @@ class Routing:
                 with weights.
             batch_size: Needed only to drop `always` features.
             dropout_seed: Turns feature dropout on and draws from this seed.
+            orders: See `Routing`.
+            generates: See `Routing`.
             trained: Which values train, of features where some do not.
         """
         weights = {}
@@ -76,7 +85,7 @@ class Routing:
                 active[name] = ActiveValues.from_ids(
                     value, size, weight, schema[name].scale, trained.get(name)
                 )
-        return cls(schema, active)
+        return cls(schema, active, orders=orders, generates=generates)
 
 
 # A ContextVar, not a global: threads, and tasks of one thread, never share it.
@@ -106,19 +115,40 @@ def current_routing(schema: FeatureSchema) -> Routing | None:
     return None
 
 
+_off: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar(
+    "keras_flix_off", default=frozenset()
+)
+
+
+@contextlib.contextmanager
+def switched_off(layers: Iterable[Any]) -> Iterator[None]:
+    """Within the block, these layers are those of the base, whoever calls them."""
+    token = _off.set(_off.get().union(map(id, layers)))
+    try:
+        yield
+    finally:
+        _off.reset(token)
+
+
+def is_off(layer: Any) -> bool:
+    """Whether a layer is in a block of `switched_off`."""
+    return id(layer) in _off.get()
+
+
 def carry_routing(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that runs under the routing of now, whenever it is called.
 
     Rematerialization runs a layer's `call` again in the backward pass, when the
     scope of the forward pass is closed.
     """
-    stack = _stack.get()
+    stack, off = _stack.get(), _off.get()
 
     def carried(*args: Any, **kwargs: Any) -> Any:
-        token = _stack.set(stack)
+        token, off_token = _stack.set(stack), _off.set(off)
         try:
             return function(*args, **kwargs)
         finally:
             _stack.reset(token)
+            _off.reset(off_token)
 
     return carried

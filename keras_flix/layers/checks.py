@@ -4,11 +4,51 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
+
 from keras_flix import _compat
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.layers.einsum_split import flatten_kernel
 
 DENSE_EQUATION = "...d,df->...f"
+
+
+def check_backend() -> None:
+    """Raises on Keras' backend for OpenVINO, which lacks what adapters need."""
+    backend = keras.config.backend()
+    if backend == "openvino":
+        raise ValueError(
+            "Adapters need one of the backends 'jax', 'tensorflow' and 'torch'. "
+            f"Received: KERAS_BACKEND={backend!r}. Set it to one of these. OpenVINO "
+            "runs an adapted model as the ONNX file that "
+            '`model.export(path, format="onnx")` writes there.'
+        )
+
+
+def no_features(layer: Any, names: list[str]) -> str:
+    """The error for an adapted layer that is called past its model."""
+    return (
+        f"Layer {layer.path!r} must know the features {names} of each example. "
+        "Received: none, since it runs outside of a call of the model that "
+        "`enable_flix` adapted. Call that model; let another model over its layers "
+        "take features by `share_features(model, other)`; pass `features=` to the "
+        "layer; or use `adapters_disabled`."
+    )
+
+
+def check_runs_once(layer: Any) -> None:
+    """Raises for a layer that is switched off where what runs is kept for later.
+
+    What Keras compiles of a model that the block does not know would go on without
+    adapters after it.
+    """
+    if _compat.is_compiled_by_keras(layer.kernel):
+        raise ValueError(
+            "Within `adapters_disabled`, another model over adapted layers must not "
+            f"be compiled, as it would keep no adapters afterwards. Received: layer "
+            f"{layer.path!r} in such a model. Use `share_features(model, other)` "
+            "before, or call `other(inputs)`, which compiles nothing."
+        )
 
 
 def two_loras(layer: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,11 +14,14 @@ from keras_flix.features.feature import Feature, check_alpha
 from keras_flix.features.input_entries import layer_ids
 from keras_flix.features.schema import Dropouts, Features, FeatureSchema, Ranks
 from keras_flix.features.tensor_ids import Tensor
-from keras_flix.layers.active_scope import Routing, current_routing
+from keras_flix.layers.active_scope import Routing, current_routing, is_off
 from keras_flix.layers.checks import (
+    check_backend,
     check_ranks,
+    check_runs_once,
     layer_equation,
     matrix_shape,
+    no_features,
     two_loras,
 )
 from keras_flix.layers.einsum_split import flatten_kernel
@@ -28,15 +30,18 @@ from keras_flix.layers.low_rank_update import (
     low_rank_update,
 )
 from keras_flix.layers.quantized import QuantizedCall
+from keras_flix.layers.row_orders import EACH_ROW, SHARED, Orders, by_example
 from keras_flix.layers.tables import Constant, Tables, initial_a
 
 
-class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
+class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck, _compat.KeepsFrozen):
     """Mixin of the adapted layers; the layer class comes after it."""
 
     _tables: Tables
     equation: str
     plain_class: type
+    row_orders: Orders | None = None
+    """The orders of the rows in calls without `features=`; `None` if unknown."""
 
     @property
     def features(self) -> FeatureSchema:
@@ -50,6 +55,7 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
         alpha: float | None,
         dropout: Dropouts,
     ) -> None:
+        check_backend()
         schema = FeatureSchema(features).resolve(rank, dropout, check_alpha(alpha))
         if self.lora_rank:
             raise ValueError(two_loras(self))
@@ -97,6 +103,7 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
 
     def _add_tables(self, seed: int | None = None, key: str | None = None) -> None:
         """Creates the tables of every feature."""
+        _compat.protect_values()
         self._tables.kernel_shape = _compat.kernel_shape(self)
         seed = _compat.fresh_seed() if seed is None else seed
         for feature in self.features:
@@ -122,11 +129,16 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
                 )
             )
 
+    def _adapter_flags(self) -> list[_compat.Flagged]:
+        return [self, *self._tables.named_variables.values()]
+
     def build(self, input_shape: Any) -> None:
         super().build(input_shape)
         self.kernel.trainable = False
         check_ranks(self, self.features)
         self._add_tables()
+        own = [v for v in _compat.by_gradients(self) if v is not self.kernel]
+        self.remember_flags([self, *own])
 
     def call(
         self,
@@ -161,7 +173,9 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
             leaves = tree.flatten([inputs, features])
             if not any(isinstance(leaf, keras.KerasTensor) for leaf in leaves):
                 # Keras refuses arrays of strings, and tensors beside scalars.
-                features = layer_ids(self.features, features, ops.shape(inputs)[0])
+                size = ops.shape(inputs)[0]
+                ids = layer_ids(self.features, features, size)
+                features = self.features.as_inputs(ids)
             kwargs["features"] = features
         return super().__call__(inputs, *args, **kwargs)
 
@@ -174,9 +188,9 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
         """What the active values add to the layer's linear output.
 
         Args:
-            inputs: The layer's input, batch first.
-            features: Values or ids by feature, or `None` to take those of the
-                model's current input.
+            inputs: The layer's input, its rows in one of the `row_orders`.
+            features: Values or ids by feature, each one for all rows or one per
+                row; or `None` to take those of the model's current input.
             training: Whether feature dropout applies.
 
         Returns:
@@ -196,12 +210,13 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
         for values in active.values():
             batch = ops.shape(values.rows)[0]
             break
-        if batch is not None and inputs.shape[0] == 1:
-            # All examples share it, such as relative position embeddings. Each one's
-            # update makes something else of it.
+        orders = routing.orders or self.row_orders
+        if batch is not None and SHARED in (orders or ()) and inputs.shape[0] == 1:
+            # Each example's update makes something else of it.
             inputs = ops.broadcast_to(inputs, (batch, *ops.shape(inputs)[1:]))
         positions = ops.shape(inputs)[: flat.split.num_positions]
-        x = ops.reshape(inputs, (*self._by_example(positions, batch), flat.d_in))
+        shape = by_example(positions, batch, orders, routing.generates, self.path)
+        x = ops.reshape(inputs, (*shape, flat.d_in))
         delta = low_rank_update(
             x,
             self._tables.by_feature(),
@@ -218,17 +233,16 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
         self, inputs: Tensor, features: Mapping[str, Any] | None, training: bool | None
     ) -> Routing:
         schema = self._tables.schema
+        if is_off(self):
+            if current_routing(schema) is None:
+                check_runs_once(self)
+            return Routing(schema, None)
         routing = None
+        around = current_routing(schema)
         if features is None:
-            routing = current_routing(schema)
+            routing = around
             if routing is None and schema.routed:
-                raise ValueError(
-                    f"Layer {self.path!r} must know the features "
-                    f"{[f.name for f in schema.routed]} of each example. "
-                    "Received: none, since it runs outside of a call of the "
-                    "model that `enable_flix` adapted. Call that model, pass "
-                    "`features=` to the layer, or use `adapters_disabled`."
-                )
+                raise ValueError(no_features(self, [f.name for f in schema.routed]))
         if routing is None:
             ids = layer_ids(schema, features or {}, ops.shape(inputs)[0])
             routing = Routing.from_ids(
@@ -237,30 +251,12 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
                 batch_size=ops.shape(inputs)[0],
                 dropout_seed=self._dropout_seed if training else None,
                 trained=self._tables.trained(),
+                orders=EACH_ROW,
             )
-        routing.ran.add(id(self))
+        for running in (routing, around):
+            if running is not None:
+                running.ran.add(id(self))
         return routing
-
-    def _by_example(self, positions: Any, batch: Tensor | None) -> tuple[Tensor, Any]:
-        """The shape `(batch, positions)` that gives each example its rows.
-
-        Samplers and expert layers repeat examples side by side: the leading
-        axis is then a multiple of the batch, example-major.
-        """
-        rows = positions[0]
-        batch = rows if batch is None else batch
-        # Exporters have lengths of their own kind, neither ints nor tensors.
-        static = not (ops.is_tensor(rows) or ops.is_tensor(batch))
-        batch_or_one = max(batch, 1) if static else ops.maximum(batch, 1)
-        if static and rows % batch_or_one:
-            raise ValueError(
-                "The features must have one entry per example. Received: "
-                f"{batch} entries for a batch of {rows} in layer {self.path!r}. "
-                "Pass one entry per example."
-            )
-        # Not -1: where lengths are only known as the graph runs, it would take
-        # a batch that is no multiple of the entries.
-        return batch, math.prod(positions[1:], start=rows // batch_or_one)
 
     def kernel_delta(self, combination: Mapping[str, Any]) -> Tensor:
         """The update of one combination of values.
@@ -287,7 +283,7 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck):
         """The Frobenius norm of the base's kernel; NaN if it is not in floats."""
         if self.quantization_mode is not None:
             return float("nan")
-        kernel = ops.convert_to_numpy(ops.cast(self.kernel, "float32"))
+        kernel = _compat.to_host(ops.cast(self.kernel, "float32"))
         return float(np.linalg.norm(kernel.astype("float64")))
 
     def get_config(self) -> dict[str, Any]:

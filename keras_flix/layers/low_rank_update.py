@@ -86,11 +86,6 @@ class ActiveValues:
             trained=trained,
         )
 
-    @property
-    def batch_size(self) -> Tensor:
-        """Number of examples."""
-        return ops.shape(self.rows)[0]
-
 
 @dataclasses.dataclass(frozen=True)
 class FeatureTables:

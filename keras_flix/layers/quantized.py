@@ -50,8 +50,10 @@ def check_quantized_layers(layers: Iterable[keras.layers.Layer]) -> None:
                 "frozen. Load the model without it, or quantize it to 'int8' or "
                 "'int4'."
             )
+        # From Keras 3.16 on, it is the second attribute, of both modes.
         calibrated = getattr(layer, f"is_{mode}_calibrated", True)
-        if mode in ("gptq", "awq") and not calibrated:
+        pending = getattr(layer, "calibration_pending", False)
+        if mode in ("gptq", "awq") and (pending or not calibrated):
             raise ValueError(
                 "A quantized model must be calibrated before it is adapted. "
                 f"Received: layer {layer.path!r} with quantization_mode={mode!r} "

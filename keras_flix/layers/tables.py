@@ -12,6 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_flix import _compat
 from keras_flix.features.feature import Feature, Value
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.features.tensor_ids import Tensor
@@ -92,7 +93,7 @@ class Tables:
 
     def factors(self, feature: str) -> Factors:
         """The updates of a feature as factors in float64."""
-        a, b = map(ops.convert_to_numpy, self.variables[feature])
+        a, b = map(_compat.to_host, self.variables[feature])
         return Factors.of(a, b, self.schema[feature].scales)
 
     def by_feature(self) -> list[FeatureTables]:

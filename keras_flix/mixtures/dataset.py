@@ -11,7 +11,7 @@ import numpy as np
 from keras_flix.features.schema import check_feature
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Examples that have the same features.
 
@@ -74,6 +74,12 @@ class Dataset:
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
 
+    def __repr__(self) -> str:
+        return (
+            f"Dataset({dict(self.features)}, {len(self)} examples of "
+            f"{list(self.columns)})"
+        )
+
     def select(self, rows: Any) -> Dataset:
         """The dataset of some of the examples.
 
@@ -113,7 +119,8 @@ def values_of(entry: Any) -> tuple[str, ...]:
     """The values of one feature of a dataset: none, one or several."""
     if entry is None:
         return ()
-    return (entry,) if isinstance(entry, str) else tuple(entry)
+    several = isinstance(entry, (list, tuple, Mapping))
+    return tuple(entry) if several else (entry,)
 
 
 def _checked_value(name: str, value: Any) -> str | list[str] | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_flix.features.columns import described, is_table
 from keras_flix.features.dropout import FeatureDropout
 from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema, check_feature
@@ -21,19 +22,24 @@ from keras_flix.mixtures.dataset import (
     values_of,
 )
 from keras_flix.mixtures.sampling import Batch, DrawnBatches, draw_places
+from keras_flix.mixtures.tables import datasets_of
 
 __all__ = ["Dataset", "Mixture"]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False, init=False)
 class Mixture:
     """Several datasets with the same features and columns, drawn from together.
 
     Args:
-        datasets: The `Dataset`s.
+        datasets: The `Dataset`s; or a table, of which each combination of values
+            becomes one: a dict of columns, a list of dicts, a DataFrame (pandas,
+            polars), a pyarrow table or a Hugging Face dataset.
         temperature: How evenly datasets are drawn: with probabilities
             proportional to `len(dataset) ** (1 / temperature)`. 1 goes by their
             sizes, `float("inf")` draws all of them equally often.
+        features: Which columns of a table are features. Needed for a table, and for
+            nothing else.
 
     Example:
 
@@ -47,13 +53,42 @@ class Mixture:
     array([0.75, 0.25])
     >>> mixture.sample(4, seed=3)
     {'prompts': ['a?', 'a?', 'b!', 'a?'], 'task': ['qa', 'qa', 'parse', 'qa']}
+    >>> Mixture(
+    ...     [{"prompts": "a?", "task": "qa"}, {"prompts": "b!", "task": "parse"}],
+    ...     features=["task"],
+    ... )
+    Mixture(2 datasets, 2 examples, features ['task'], columns ['prompts'])
     """
 
     datasets: Sequence[Dataset]
-    temperature: float = 1.0
+    temperature: float
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "datasets", tuple(self.datasets))
+    def __init__(
+        self,
+        datasets: Sequence[Dataset] | Any,
+        temperature: float = 1.0,
+        *,
+        features: Sequence[str] | None = None,
+    ) -> None:
+        if is_table(datasets):
+            datasets = datasets_of(datasets, features)
+        elif features is not None:
+            raise ValueError(
+                "`features` must come with a table. Received: features="
+                f"{features!r} with {described(datasets)}. Leave it out: a Dataset "
+                "states its own."
+            )
+        if isinstance(datasets, str) or not isinstance(datasets, Iterable):
+            datasets = [datasets]
+        object.__setattr__(self, "datasets", tuple(datasets))
+        object.__setattr__(self, "temperature", temperature)
+        for dataset in self.datasets:
+            if not isinstance(dataset, Dataset):
+                raise ValueError(
+                    "A mixture must be of Dataset, or of a table. Received: "
+                    f"{described(dataset)}. Write Mixture([Dataset(...), ...]) or "
+                    "Mixture(table, features=[...])."
+                )
         if not self.datasets:
             raise ValueError(
                 "A mixture must have at least one dataset. Received: datasets=[]. "
@@ -70,6 +105,14 @@ class Mixture:
 
     def __len__(self) -> int:
         return sum(self.sizes)
+
+    def __repr__(self) -> str:
+        first = self.datasets[0]
+        warm = "" if self.temperature == 1 else f", temperature {self.temperature:g}"
+        return (
+            f"Mixture({len(self.datasets)} datasets, {len(self)} examples, features "
+            f"{list(first.features)}, columns {list(first.columns)}{warm})"
+        )
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from keras_flix._utils.atomic_files import MissingFileError
 from keras_flix._utils.near_names import hint
 from keras_flix.mixtures.dataset import Dataset
 from keras_flix.mixtures.json_lines import entities_of, read_json_lines, text_of
@@ -208,7 +209,7 @@ def _folders(root: Path, split: str, tasks: Sequence[str] | None) -> dict[str, P
     missing = [folder for folder in folders.values() if not folder.is_dir()]
     # Without a choice of tasks, those that were downloaded are taken.
     if missing and (tasks is not None or len(missing) == len(folders)):
-        raise ValueError(
+        raise MissingFileError(
             "`directory` must hold '<task>/<split>' folders, as the archive of "
             f"XTREME-UP does. Received: directory={str(root)!r}, without "
             f"{str(missing[0].relative_to(root))!r}. Unpack the archive and pass the "

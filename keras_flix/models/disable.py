@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from keras_flix import _compat
+from keras_flix.layers.active_scope import switched_off
 from keras_flix.models.adapted.adaptation import Model, adaptation_of
 
 
@@ -14,9 +15,11 @@ from keras_flix.models.adapted.adaptation import Model, adaptation_of
 def adapters_disabled(model: Model) -> Iterator[Model]:
     """Within the block, the model is exactly its base model.
 
-    Feature entries may then be left out of the inputs. What other models or
-    functions compiled of this model beforehand, or compile within the block,
-    does not follow: make those of the plain model.
+    Feature entries may then be left out of the inputs. So are its layers and blocks
+    where they are called on their own, its `score`, models over its layers that are
+    called, and those that `share_features` knows in everything. What functions of
+    your own compiled of this model beforehand, or compile within the block, does not
+    follow: make those of the plain model.
 
     The block is its own thread's, and its own task's: other threads that use the
     model wait for its end, and other tasks of the same thread get an error.
@@ -24,7 +27,7 @@ def adapters_disabled(model: Model) -> Iterator[Model]:
     as those of `asyncio.to_thread` and of `contextvars.copy_context().run` do.
 
     Args:
-        model: A model adapted by `enable_flix`.
+        model: A model adapted by `enable_flix`, or one that shares its features.
 
     Example:
 
@@ -34,11 +37,11 @@ def adapters_disabled(model: Model) -> Iterator[Model]:
     ```
     """
     # A task and its backbone share layers, so they go together.
-    adaptation = adaptation_of(model)
+    adaptation = adaptation_of(model, sharing=True)
     before: list[tuple[Any, bool, dict[str, Any]]] = []
 
     def begin() -> None:
-        for m in adaptation.parts:
+        for m in adaptation.users:
             before.append((m, m._adaptation.disabled, _compat.reset_functions(m)))
             m._adaptation.disabled = True
 
@@ -49,5 +52,8 @@ def adapters_disabled(model: Model) -> Iterator[Model]:
             for name, function in functions.items():
                 setattr(m, name, function)
 
-    with adaptation.turns.block(begin, end):
+    with (
+        adaptation.turns.block(begin, end),
+        switched_off(adaptation.layers.values()),
+    ):
         yield model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,15 +15,22 @@ from keras_flix.features.input_entries import TEXT_KEYS
 from keras_flix.features.schema import Dropouts, Features, FeatureSchema, Ranks
 from keras_flix.layers import FlixDense, FlixEinsumDense
 from keras_flix.layers.active_scope import carry_routing
-from keras_flix.layers.checks import check_ranks
+from keras_flix.layers.checks import check_backend, check_ranks
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.layers.quantized import check_quantized_layers, rounded_logits
+from keras_flix.layers.row_orders import Orders
 from keras_flix.models.adapted.adaptation import Adaptation, Model, is_adapted
 from keras_flix.models.adapted.devices import check_devices, creation_scope
 from keras_flix.models.adapted.model import routed_class
+from keras_flix.models.adapted.own_state import warn_of_own_state
 from keras_flix.models.adapted.thread_lock import Turns
-from keras_flix.models.adapted.unsupported import never_runs
-from keras_flix.models.targets import Placed, find_targets
+from keras_flix.models.targets import (
+    Placed,
+    Rows,
+    find_targets,
+    stated_orders,
+)
+from keras_flix.models.trial import known_orders, try_out
 
 ADAPTED_CLASSES: dict[type, type[LowRankLayer]] = {
     keras.layers.EinsumDense: FlixEinsumDense,
@@ -40,12 +47,15 @@ def enable_flix(
     dropout: Dropouts = 0.0,
     targets: str | Sequence[str] | None = None,
     seed: int | None = None,
+    rows: Rows = None,
 ) -> Model:
     """Gives every feature value a low-rank update of the model's layers.
 
     The model is changed in place and stays the same object; its layer names,
     variable paths and base variables stay too. Everything but the adapters is
-    frozen. Afterwards, all entry points (`model(...)`, `fit`, `evaluate`,
+    frozen, a task's fresh head included: `layer.trainable = True` lets a layer train
+    besides, and it is then saved with the adapters. (On the model, `True` only undoes
+    `False`.) Afterwards, all entry points (`model(...)`, `fit`, `evaluate`,
     `predict`, `generate`, ...) expect one more entry per feature in the input
     dict: ids (`int32`, shape `(batch,)`, -1 is absent), strings (`None` is
     absent), or one scalar for the whole batch. Compile the model again if it
@@ -71,6 +81,14 @@ def enable_flix(
             or sound, the first two select layers of its text decoder only.
         seed: Seeds initial adapter weights and feature dropout. `None` draws a seed
             that follows `keras.utils.set_random_seed`.
+        rows: Which example each row of a target's input belongs to, by layer name or
+            regex, where that cannot be found out: `"batch"` (one per example),
+            `"repeat"` (as by `keras.ops.repeat(x, k, axis=0)`), `"tile"` (as by
+            `keras.ops.concatenate([x, y], axis=0)`), `"shared"` (one for all), or a
+            list of these; `None` if each call of the layer brings `features=`.
+            KerasHub's own models are known. Any other one is tried with a few random
+            batches, here or before its first batch, and refused if some rows are in
+            no such order, or depend on several examples.
 
     Returns:
         `model`.
@@ -95,7 +113,15 @@ def enable_flix(
     schema = FeatureSchema(features).resolve(rank, dropout, check_alpha(alpha))
     walk = _checked_walk(model, schema)
     layers = find_targets(model, targets, walk)
-    return adapt_layers(model, schema, layers, alpha=alpha, seed=seed, walk=walk)
+    return adapt_layers(
+        model,
+        schema,
+        layers,
+        alpha=alpha,
+        seed=seed,
+        walk=walk,
+        rows=stated_orders(rows, layers),
+    )
 
 
 def adapt_layers(
@@ -106,10 +132,12 @@ def adapt_layers(
     alpha: float | None,
     seed: int | None,
     walk: Sequence[Placed] | None = None,
+    rows: Mapping[str, Orders] | None = None,
 ) -> Model:
     """`enable_flix` for layers that are known, with a schema that is resolved.
 
-    `walk` is what `_checked_walk` gave, if it has run.
+    `walk` is what `_checked_walk` gave, if it has run; `rows` the orders that are
+    stated, by path.
     """
     schema = schema.resolve(alpha=check_alpha(alpha))
     seed = checked_seed(seed)
@@ -118,20 +146,27 @@ def adapt_layers(
     for layer in layers.values():
         _check_stock(layer)
         check_ranks(layer, schema)
-    verified = _check_runs(model, layers)
+    known = known_orders(model, schema, walk)
+    orders = dict.fromkeys(layers, known) | dict(rows or {})
+    verified = try_out(model, layers, orders)
+    flags = list(_compat.flags_of([model, *inner]))
+    frozen = [one for one in flags if not _compat.is_on(one)]
 
     with creation_scope(model):
         for key, layer in layers.items():
             adapted = ADAPTED_CLASSES[type(layer)]
             adapted.from_layer(layer, schema, seed=seed, key=key)
+            layer.row_orders = orders[key]
     parts = _parts(model)
     tables = [
         variable
         for layer in layers.values()
         for variable in layer._tables.named_variables.values()
     ]
-    _compat.freeze(model, [*parts, *layers.values()], tables)
+    _compat.switch(flags, False)
+    _compat.switch([*parts, *layers.values(), *tables], True)
     turns = Turns()
+    added: dict[str, set[Any]] = {}
     for part in parts:
         adaptation = Adaptation(
             schema=schema,
@@ -144,15 +179,20 @@ def adapt_layers(
             input_keys=_compat.input_keys(part),
             verified=verified,
             turns=turns,
+            rows_known=None not in orders.values(),
+            rows=dict(rows or {}),
+            frozen_before=frozen,
+            added=added,
         )
         if isinstance(part, keras_hub.models.Task):
             adaptation.no_gradient = rounded_logits(inner)
-        _route(part, adaptation)
+        route(part, adaptation)
     if any(feature.dropout for feature in schema):
         with creation_scope(model):
             add_dropout_seed(parts, seed)
     _compat.wrap_rematerialization(inner, carry_routing)
     _compat.track_torch_parameters([*inner, model])
+    warn_of_own_state(model, inner)
     return model
 
 
@@ -176,28 +216,39 @@ def _parts(model: keras.Model) -> list[keras.Model]:
     return [model]
 
 
-def add_dropout_seed(parts: list[Any], seed: int) -> None:
-    """Gives an adapted model what drives its feature dropout."""
+def add_dropout_seed(users: list[Any], seed: int) -> None:
+    """Gives all models that take the features what drives their dropout."""
     dropout_seed = keras.random.SeedGenerator(seed)
-    for part in parts:
-        part._adaptation.dropout_seed = dropout_seed
-    # Its state must be among the variables of each part, once.
-    with _compat.unlocked(parts[0]):
-        parts[0]._flix_dropout_seed = dropout_seed
+    for user in users:
+        user._adaptation.dropout_seed = dropout_seed
+    hold_dropout_seed(users[0])
+    for user in users:
+        if user._adaptation.shares:
+            hold_dropout_seed(user)
 
 
-def _route(model: keras.Model, adaptation: Adaptation) -> None:
+def hold_dropout_seed(part: Any) -> None:
+    """Puts the state of the dropout among the variables of a model that draws it.
+
+    A task has that of its backbone.
+    """
+    with _compat.unlocked(part):
+        part._flix_dropout_seed = part._adaptation.dropout_seed
+
+
+def route(model: keras.Model, adaptation: Adaptation) -> None:
     _compat.change_class(model, routed_class(type(model)))  # type: ignore[arg-type]
     with _compat.unlocked(model):
         adaptation.takes_training = _compat.accept_training(model)
         # A namespace, which Keras does not look into: the layers are the
         # model's already, and tracking them twice would rename their paths.
         object.__setattr__(model, "_adaptation", adaptation)
-    _compat.reset_functions(model)
+    _compat.reset_parameters(model)
 
 
 def _checked_walk(model: Any, schema: FeatureSchema) -> list[Placed]:
     """All layers of a model; raises for one that cannot be adapted."""
+    check_backend()
     if not isinstance(model, keras.Model):
         raise ValueError(
             "`model` must be a keras.Model. Received: an object of type "
@@ -209,8 +260,10 @@ def _checked_walk(model: Any, schema: FeatureSchema) -> list[Placed]:
     if is_adapted(model) or any(isinstance(layer, LowRankLayer) for layer in inner):
         raise ValueError(
             "A model can be adapted once. Received: a model that `enable_flix` has "
-            "adapted already. Start from a fresh model, or use "
-            "`merge_features(model, ...)`, which returns a plain one."
+            "adapted already, or one over layers of such a model. Start from a fresh "
+            "model, or use `merge_features(model, ...)`, which returns a plain one; "
+            "another model over adapted layers takes their features by "
+            "`share_features(model, other)`."
         )
     if not model.built:
         raise ValueError(
@@ -219,7 +272,7 @@ def _checked_walk(model: Any, schema: FeatureSchema) -> list[Placed]:
             "batch first."
         )
     check_quantized_layers(inner)
-    check_devices(model)
+    check_devices(model, inner)
     check_names(model, schema)
     return walk
 
@@ -229,7 +282,7 @@ def check_names(model: keras.Model, schema: FeatureSchema) -> None:
     names = _compat.input_names(model)
     if isinstance(model, keras_hub.models.Task):
         names = [*names, *TEXT_KEYS]
-    taken = [feature.name for feature in schema.routed if feature.name in names]
+    taken = [f.name for f in schema.routed if {f.name, f.ids_key} & set(names)]
     if taken:
         raise ValueError(
             "A feature must not be called like one of the model's own inputs "
@@ -244,46 +297,3 @@ def _check_stock(layer: Any) -> None:
             f"{layer.path!r}, on which `enable_lora` was called. Start from a "
             "model without it; FLix with one always-on feature is a LoRA."
         )
-
-
-def _check_runs(model: keras.Model, layers: dict[str, Any]) -> bool:
-    """Raises if a target's `call` never runs in the model.
-
-    Returns:
-        Whether that could be found out here. If not, the first real call of
-        the model does.
-    """
-    inputs = _compat.symbolic_inputs(model)
-    if inputs is None:
-        return False
-    ran: set[str] = set()
-
-    def entry(layer: Any) -> str:
-        return "call" if layer.quantization_mode is None else "quantized_call"
-
-    def spy(path: str, layer: Any) -> Any:
-        call = getattr(layer, entry(layer))
-
-        def spied(*args: Any, **kwargs: Any) -> Any:
-            ran.add(path)
-            return call(*args, **kwargs)
-
-        return spied
-
-    try:
-        for path, layer in layers.items():
-            object.__setattr__(layer, entry(layer), spy(path, layer))
-        _compat.dry_run(model, inputs)
-    except Exception:
-        # A subclassed model does not tell the dtypes of its inputs, and some
-        # layers need more than the small sizes that stand for unknown ones.
-        return False
-    finally:
-        for layer in layers.values():
-            object.__delattr__(layer, entry(layer))
-    idle = [path for path in layers if path not in ran]
-    if idle:
-        bypassed = {layers[path].name for path in idle}
-        others = {layers[path].name for path in ran} - bypassed
-        raise ValueError(never_runs(idle, sorted(others)))
-    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,11 +27,16 @@ def merge_features(model: Model, combination: Mapping[str, Any]) -> Model:
     Returns:
         A new model of the original class, without adapters, whose kernels hold
         the sum of the base and the combination's updates. It shares the
-        preprocessor of a task, and can be saved with `save_to_preset`.
+        preprocessor of a task, and can be saved with `save_to_preset`. What was
+        frozen before `enable_flix` is frozen in it, all else trains.
 
     Raises:
-        ValueError: If the combination is not of the model's features, or the
-            base is quantized.
+        ValueError: If the combination is not of the model's features, the base is
+            quantized, or the kernel of an adapted layer is used by another one.
+
+    Warns:
+        UserWarning: If kernels in half precision are too coarse for the updates, so
+            that a quarter of them or more is rounded away.
     """
     adaptation = adaptation_of(model)
     for path, layer in adaptation.layers.items():
@@ -48,14 +54,41 @@ def merge_features(model: Model, combination: Mapping[str, Any]) -> Model:
             id(layer): layer.delta_of_ids(ids) for layer in adaptation.layers.values()
         },
         tables={id(table.variable) for table in adaptation.tables()},
+        frozen={id(one) for one in adaptation.frozen_before if not _compat.is_on(one)},
     )
     with plain_view(model):
         if isinstance(model, (keras_hub.models.Task, keras_hub.models.Backbone)):
             merged = _hub_copy(model, filling)
         else:
             merged = filling.fill(model, _compat.clone(model))
-    merged.trainable = True
+    _check_kernels(model, merged)
+    filling.warn_of_rounding()
     return merged
+
+
+def _check_kernels(model: Any, merged: Any) -> None:
+    """Raises if an update would reach others that read its layer's kernel."""
+    paths = {id(lyr): path for path, lyr in model._adaptation.layers.items()}
+    layers = {
+        paths[id(old)]: new
+        for old, new in zip(
+            _compat.flatten_layers(model), _compat.flatten_layers(merged), strict=True
+        )
+        if id(old) in paths
+    }
+    inputs = _compat.symbolic_inputs(merged)
+    try:
+        shared = _compat.kernels_read_elsewhere(merged, inputs, layers)
+    except Exception:
+        # Some layers need more than the small sizes that stand for unknown ones.
+        return
+    if shared:
+        raise ValueError(
+            "A kernel that an update is added to must be used by its own layer only. "
+            f"Received: layers {shared}, whose kernels other layers read, too, as tied "
+            "ones do: they would get the update as well. Use the adapted model, or "
+            "leave these layers out of `targets`."
+        )
 
 
 def _hub_copy(model: Any, filling: _Filling) -> Any:
@@ -72,20 +105,34 @@ def _hub_copy(model: Any, filling: _Filling) -> Any:
     return filling.fill(model, type(model).from_config(config))
 
 
-@dataclasses.dataclass(frozen=True)
+LOST = 0.25
+"""Of the updates' norm, what may be rounded away without a warning."""
+
+
+@dataclasses.dataclass
 class _Filling:
     """What the weights of a plain copy of an adapted model are.
 
     Attributes:
         deltas: By id of an adapted layer, the update of its kernel.
         tables: Ids of the adapters' variables.
+        frozen: Ids of layers and variables that were frozen before `enable_flix`, and
+            are.
+        added: The square of the norm of all updates.
+        lost: The same of what the kernels' dtype has rounded away of them.
     """
 
     deltas: dict[int, Any]
     tables: set[int]
+    frozen: set[int]
+    added: float = 0.0
+    lost: float = 0.0
 
     def fill(self, model: Any, copied: Any) -> Any:
-        """Gives `copied` the weights of `model` with the updates; returns it."""
+        """Gives `copied` the weights of `model` with the updates; returns it.
+
+        All of it trains but what is frozen.
+        """
         old_layers = [model, *_compat.flatten_layers(model)]
         new_layers = [copied, *_compat.flatten_layers(copied)]
         if len(old_layers) != len(new_layers):
@@ -94,13 +141,42 @@ class _Filling:
                 f"{type(model).__name__} with {len(old_layers)} layers, whose config "
                 f"builds {len(new_layers)}. Merge its backbone instead."
             )
+        _compat.switch(_compat.with_flags(copied), True)
         for old, new in zip(old_layers, new_layers):
+            _compat.switch([new], id(old) not in self.frozen)
             own = [v for v in _compat.own_variables(old) if id(v) not in self.tables]
             for source, target in zip(own, _compat.own_variables(new), strict=True):
                 value = source.value
                 if id(old) in self.deltas and source is old.kernel:
-                    total = ops.add(ops.cast(value, "float32"), self.deltas[id(old)])
-                    value = ops.cast(total, source.dtype)
+                    value = self.merged(value, self.deltas[id(old)], source.dtype)
                 # A copy: JAX would share the buffer, and training donates buffers.
                 target.assign(ops.copy(value))
+                if id(source) in self.frozen:
+                    target.trainable = False
         return copied
+
+    def merged(self, kernel: Any, delta: Any, dtype: str) -> Any:
+        """A kernel with its update, in the kernel's dtype."""
+        old = ops.cast(kernel, "float32")
+        new = ops.cast(ops.add(old, delta), dtype)
+        if dtype in ("bfloat16", "float16"):
+            rest = ops.subtract(ops.subtract(ops.cast(new, "float32"), old), delta)
+            self.added += _squares(delta)
+            self.lost += _squares(rest)
+        return new
+
+    def warn_of_rounding(self) -> None:
+        """Tells of updates that are finer than the kernels' dtype."""
+        share = (self.lost / self.added) ** 0.5 if self.added else 0.0
+        if share >= LOST:
+            warnings.warn(
+                f"{share:.0%} of the merged updates, by their norm, was rounded away, "
+                "since the kernels are in half precision. Load the base with "
+                "dtype='float32' and merge there, or go on with the adapted model, "
+                "which adds updates in full.",
+                stacklevel=3,
+            )
+
+
+def _squares(x: Any) -> float:
+    return float(ops.convert_to_numpy(ops.sum(ops.square(x))))

@@ -40,8 +40,9 @@ class LazyAdam(LazyOptimizer, keras.optimizers.Adam):
 
     The cost is that of the values in the batch in `fit` and `train_on_batch` of a
     model adapted by `enable_flix`. Elsewhere the updates are the same, but gradients
-    are dense and each step passes over all values: in loops of your own, with
-    clipping, `gradient_accumulation_steps` or a `LossScaleOptimizer`, on JAX under a
+    are dense and each step passes over all values: in loops of your own, with a
+    `train_step` or an optimizer's `apply` of your own, with clipping,
+    `gradient_accumulation_steps` or a `LossScaleOptimizer`, on JAX under a
     `keras.distribution`, on TensorFlow in rematerialized layers. `weight_decay` and
     `use_ema` apply to all values, as they do in Adam, and pass over all of them too.
     Variables other than adapter weights are updated as by Adam.

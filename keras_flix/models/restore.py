@@ -8,9 +8,11 @@ from typing import Any
 import keras
 
 from keras_flix.features.schema import FeatureSchema
+from keras_flix.layers.row_orders import as_orders
 from keras_flix.models.adapted.adaptation import adaptation_of
 from keras_flix.models.adapted.frozen_values import choose
 from keras_flix.models.adapted.plain_view import REGISTERED_NAME, layers_with_kernels
+from keras_flix.models.adapted.trained_base import restore_flags
 from keras_flix.models.enable import adapt_layers
 from keras_flix.models.targets import keyed_layers
 
@@ -37,9 +39,19 @@ class AdaptedModel:
             layers[keys.get(id(layer), layer.path)] = layer
         schema = FeatureSchema.from_config(config["schema"])
         model = adapt_layers(
-            base, schema, layers, alpha=config["alpha"], seed=config["seed"]
+            base,
+            schema,
+            layers,
+            alpha=config["alpha"],
+            seed=config["seed"],
+            rows={
+                key: as_orders(orders)
+                for key, orders in (config.get("rows") or {}).items()
+                if key in layers
+            },
         )
         choose(adaptation_of(model), config.get("trainable"))
+        restore_flags(model, config.get("flags", {}))
         return model
 
 

@@ -12,6 +12,8 @@ import keras
 from keras_flix import _compat
 from keras_flix.models.adapted.adaptation import adaptation_of
 from keras_flix.models.adapted.frozen_values import frozen_rows
+from keras_flix.models.adapted.optimizer_advice import added_values, large_adapters
+from keras_flix.models.adapted.trained_base import heads, trained_base
 
 MB = 1e6
 
@@ -28,6 +30,8 @@ class FlixSummary:
             them: two 4-bit ones are one.
         base_bytes: Memory of the base's weights, which quantization lowers.
         adapter_bytes: Memory of the adapters.
+        trained: Paths of the variables that train, or have trained, besides the
+            adapters.
     """
 
     layers: dict[str, tuple[int, ...]]
@@ -36,6 +40,7 @@ class FlixSummary:
     total: int
     base_bytes: int
     adapter_bytes: int
+    trained: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def share(self) -> float:
@@ -47,6 +52,9 @@ def flix_summary(
     model: keras.Model, print_fn: Callable[[str], Any] | None = print
 ) -> FlixSummary:
     """Prints and returns what `enable_flix` adapted.
+
+    Also what trains besides the adapters, a task's head that does not, and
+    `set_trainable` and `LazyAdam` where they serve.
 
     Args:
         model: An adapted model.
@@ -74,9 +82,10 @@ def flix_summary(
         total=sum(math.prod(v.shape) for v in model.weights),
         base_bytes=_compat.memory_of(model.weights) - adapter_bytes,
         adapter_bytes=adapter_bytes,
+        trained=list(trained_base(model)),
     )
     if print_fn is not None:
-        for line in _lines(adaptation, summary):
+        for line in [*_lines(adaptation, summary), *_advice(model, summary)]:
             print_fn(line)
     return summary
 
@@ -105,3 +114,24 @@ def _lines(adaptation: Any, summary: FlixSummary) -> list[str]:
         f"Memory: {base:,.1f} MB of base weights, {adapters:,.1f} MB of adapters."
     )
     return lines
+
+
+def _advice(model: Any, summary: FlixSummary) -> list[str]:
+    lines = []
+    if summary.trained:
+        some = ", ".join(summary.trained[:4]) + ", ..." * (len(summary.trained) > 4)
+        lines.append(f"Besides the adapters, these train or have trained: {some}.")
+    frozen = [layer.name for layer in heads(model) if not layer.trainable_variables]
+    if frozen:
+        lines.append(
+            f"The task's head is frozen: {', '.join(frozen)}. To let it train, "
+            f"`model.get_layer({frozen[0]!r}).trainable = True`, then compile."
+        )
+    adaptation = model._adaptation
+    if adaptation.trainable is None:
+        lines += [
+            f"Added later: {feature.name} {added}. `set_trainable` trains them alone; "
+            "with `LazyAdam`, values that do not occur stay as they are."
+            for feature, added in added_values(adaptation)
+        ]
+    return [*lines, *filter(None, [large_adapters(model)])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -14,12 +14,14 @@ from keras_flix import _compat
 from keras_flix._utils.near_names import most_alike
 from keras_flix.layers.checks import layer_equation
 from keras_flix.layers.einsum_split import split_equation
+from keras_flix.layers.row_orders import KERAS_HUB, Orders, as_orders
 from keras_flix.models.family_names import (
     ATTENTION,
     ATTENTION_PROJECTIONS,
     HEADS,
     NEVER_BY_DEFAULT,
     OTHER_MEDIA,
+    UNKNOWN_ROWS,
 )
 
 Placed = tuple[Any, tuple[Any, ...]]
@@ -89,6 +91,52 @@ def find_targets(
     return by_key
 
 
+Rows = Mapping[str, "str | Sequence[str] | None"] | None
+"""The order of rows by target, as `enable_flix` takes it."""
+
+
+def stated_orders(rows: Rows, layers: Mapping[str, Any]) -> dict[str, Orders]:
+    """What `rows` of `enable_flix` says of the targets, by their paths."""
+    stated: dict[str, Orders] = {}
+    for target, orders in (rows or {}).items():
+        pattern = _compiled(target)
+        matches = [
+            path
+            for path, layer in layers.items()
+            if layer.name == target
+            or pattern.fullmatch(path)
+            or pattern.fullmatch(layer.path)
+        ]
+        if not matches:
+            names = sorted({layer.name for layer in layers.values()})
+            raise ValueError(
+                "`rows` must name targets, by name or by a regex of the whole path. "
+                f"Received: {target!r}, which matches none. The nearest are "
+                f"{most_alike(target, names, 3, cutoff=0.3) or names[:3]}."
+            )
+        one = [orders] if isinstance(orders, str) else orders or ()
+        stated |= dict.fromkeys(matches, as_orders(one))
+    return stated
+
+
+def orders_of_family(model: Any, walk: Sequence[Placed]) -> Orders | None:
+    """The orders that all layers of a model may have, if it is known for its family.
+
+    `None` for a model that is not KerasHub's own, down to its layers.
+    """
+    if not isinstance(model, (keras_hub.models.Task, keras_hub.models.Backbone)):
+        return None
+    if UNKNOWN_ROWS.fullmatch(type(model).__name__):
+        return None
+    for layer, parents in [(model, ()), *walk]:
+        if any(isinstance(x, keras_hub.models.Preprocessor) for x in (layer, *parents)):
+            continue
+        room = type(layer).__module__.partition(".")[0]
+        if room not in ("keras", "keras_hub") or isinstance(layer, keras.layers.Lambda):
+            return None
+    return KERAS_HUB
+
+
 def linear_layers(model: keras.Model) -> list[keras.layers.Layer]:
     """All built stock `EinsumDense` and `Dense` layers of a model."""
     return [layer for layer, _ in _linear(_compat.layers_with_parents(model))]
@@ -110,7 +158,7 @@ def _linear(walk: Sequence[Placed]) -> list[Placed]:
 
 
 def _keyed(linear: Sequence[Placed]) -> list[tuple[str, keras.layers.Layer]]:
-    keys = [layer.path for layer, _ in linear]
+    keys = [layer.path or _below_parent(layer, parents) for layer, parents in linear]
     for place in (_below_parent, _below_tower):
         shared = {key for key, count in Counter(keys).items() if count > 1}
         keys = [
@@ -123,7 +171,8 @@ def _keyed(linear: Sequence[Placed]) -> list[tuple[str, keras.layers.Layer]]:
 def _below_parent(layer: Any, parents: tuple[Any, ...]) -> str:
     parent = parents[-1]
     inside = not isinstance(parent, keras.Model) and parent.path
-    return f"{parent.path}/{layer.name}" if inside else layer.path
+    # Keras gives no path to a layer whose weights were put in instead of built.
+    return f"{parent.path}/{layer.name}" if inside else layer.path or layer.name
 
 
 def _below_tower(layer: Any, parents: tuple[Any, ...]) -> str:
@@ -133,8 +182,8 @@ def _below_tower(layer: Any, parents: tuple[Any, ...]) -> str:
         is_task = isinstance(holder, keras_hub.models.Task)
         if isinstance(tower, keras.Model) and not is_task:
             # Not by its name, which Keras counts up.
-            names = [name for name, value in vars(holder).items() if value is tower]
-            return f"{names[0] if names else tower.name}/{path}"
+            name = _compat.attribute_of(holder, tower) or tower.name
+            return f"{name}/{path}"
     return path
 
 
@@ -220,7 +269,7 @@ def _named(
             for key, layer in candidates
             if layer.name == target
             or pattern.fullmatch(key)
-            or pattern.fullmatch(layer.path)
+            or pattern.fullmatch(layer.path or key)
         ]
         if not matches:
             raise ValueError(_no_match(walk, candidates, target, pattern))

@@ -64,6 +64,9 @@ def test_losses_without_each_feature_and_with_it_alone():
     found = feature_contributions(model, INPUTS, TARGETS, batch_size=2)
     close = {"rtol": 1e-5, "atol": 1e-7}
     np.testing.assert_allclose(found.full, mse(model, INPUTS), **close)
+    records = [dict(zip(INPUTS, row)) for row in zip(*INPUTS.values())]
+    again = feature_contributions(model, records, TARGETS, batch_size=2)
+    np.testing.assert_array_equal(again.full, found.full)
     with keras_flix.adapters_disabled(model):
         np.testing.assert_allclose(found.base, mse(model, rows(5)), **close)
     for axis in ("task", "domain"):

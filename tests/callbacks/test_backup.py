@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,6 +14,8 @@ import pytest
 from helpers.gemma import to_numpy
 from helpers.places import TESTS
 from helpers.training import DATA, Y, small_model, state_of
+
+from keras_flix.callbacks import BackupAndRestore
 
 pytestmark = pytest.mark.eager
 
@@ -184,3 +188,111 @@ def test_killed_and_resumed_in_the_middle_of_an_epoch(tmp_path, record_property)
     model.fit(rest, epochs=1, shuffle=False, verbose=0)
     model.fit(Numbered(), epochs=EPOCHS - 2, shuffle=False, verbose=0)
     assert_same_weights(model, uninterrupted())
+
+
+# One directory of several processes. -----------------------------------------
+
+SHARED_EPOCHS = 40
+TOGETHER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from callbacks.test_backup import train_together
+train_together(*sys.argv[2:])
+"""
+
+
+def train_together(folder, rank, count):
+    """One of `count` processes that begin at once and back up in one directory."""
+    model = small_model()
+    Path(folder, f"{rank}.ready").touch()
+    while len(list(Path(folder).glob("*.ready"))) < int(count):
+        time.sleep(0.001)
+    fit_with_backup(model, Path(folder, "backup"))
+    np.savez(Path(folder, f"{rank}.npz"), *state_of(model))
+
+
+def fit_with_backup(model, folder, epochs=SHARED_EPOCHS, **options):
+    backup = BackupAndRestore(folder, **options)
+    x, y = {name: value[:3] for name, value in DATA.items()}, Y[:3]
+    model.fit(x, y, epochs=epochs, shuffle=False, verbose=0, callbacks=[backup])
+    return model
+
+
+@pytest.mark.short("torch")
+@pytest.mark.slow
+def test_processes_share_a_directory(tmp_path):
+    arguments = [sys.executable, "-c", TOGETHER, str(TESTS), str(tmp_path)]
+    processes = [
+        subprocess.Popen([*arguments, str(rank), "2"], stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors.decode()[-3000:]
+    assert not (tmp_path / "backup").exists()
+    expected = state_of(fit_with_backup(small_model(), tmp_path / "alone"))
+    for rank in range(2):
+        found = np.load(tmp_path / f"{rank}.npz")
+        for one, other in zip(found.values(), expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+class Other(keras.callbacks.Callback):
+    """Does to a shared directory what another process does, at the end of an epoch."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.act = act
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.act()
+
+
+@pytest.mark.short("torch")
+def test_what_another_process_writes_stays(tmp_path):
+    folder = tmp_path / "backup"
+    folder.mkdir()
+    left_behind = folder / ".0a1b2c3d.tmp.epoch-7.weights.h5"
+    left_behind.touch()
+    written = folder / ".4e5f6a7b.tmp.epoch-1.weights.h5"
+    model = small_model()
+    model.fit(
+        DATA,
+        Y,
+        epochs=2,
+        verbose=0,
+        callbacks=[Other(written.touch), BackupAndRestore(folder)],
+    )
+    assert [path.name for path in folder.iterdir()] == [written.name]
+
+
+@pytest.mark.short("torch")
+def test_a_backup_is_written_again_where_its_folder_was_removed(tmp_path, monkeypatch):
+    folder, model = tmp_path / "backup", small_model()
+    save, tries = model.save_weights, []
+
+    def save_weights(path):
+        save(path)
+        tries.append(path)
+        if len(tries) < 3:
+            path.unlink()
+            folder.rmdir()
+
+    monkeypatch.setattr(model, "save_weights", save_weights)
+    fit_with_backup(model, folder, epochs=1, delete_checkpoint=False)
+    assert [path.name for path in folder.iterdir()] == ["epoch-1.weights.h5"]
+    assert len(tries) == 3
+    resumed = small_model(seed=3)
+    fit_with_backup(resumed, folder, epochs=1)
+    assert_same_weights(resumed, model)
+    assert not folder.exists()
+
+
+@pytest.mark.short("torch")
+def test_a_newer_backup_of_another_process_stays(tmp_path):
+    folder = tmp_path / "backup"
+    fit_with_backup(small_model(), folder, epochs=3, delete_checkpoint=False)
+    newest = (folder / "epoch-3.weights.h5").read_bytes()
+    BackupAndRestore(folder)._write(2)
+    (path,) = folder.iterdir()
+    assert (path.name, path.read_bytes()) == ("epoch-3.weights.h5", newest)

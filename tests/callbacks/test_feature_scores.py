@@ -57,6 +57,22 @@ def train(gemma, callbacks=()):
     ).history  # fmt: skip
 
 
+@pytest.mark.short("torch")
+@pytest.mark.slow
+@pytest.mark.parametrize("forced", [False, True])
+def test_a_table_scores_as_a_mixture_does(gemma, forced):
+    table = [dict(zip(TRAIN, row)) for row in zip(*TRAIN.values())]
+    logs = []
+    for data in (MIXTURE, table):
+        scores = FeatureScores(data, forced=forced)
+        scores.set_model(gemma)
+        scores.on_train_begin()
+        logs.append({})
+        scores.on_epoch_end(0, logs[-1])
+    assert logs[0] == logs[1] and "exact_match/language=sw" in logs[0]
+    assert scores.last.features == {n: tuple(TRAIN[n]) for n in ("task", "language")}
+
+
 @pytest.mark.short("torch", "jax")
 @pytest.mark.slow
 def test_scores_within_fit_are_those_after_it(gemma, tmp_path):

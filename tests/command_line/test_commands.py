@@ -17,6 +17,9 @@ import keras_flix
 from keras_flix.command_line import output
 from keras_flix.command_line.main import main
 from keras_flix.command_line.model_commands import parse_features
+from keras_flix.files.adapter_file import read_adapters
+from keras_flix.files.hub_handles import parse_handle
+from keras_flix.files.model_card import adapter_card
 
 if keras.config.backend() != "torch":
     reason = "the command line adds no computation: tested once, with torch"
@@ -113,6 +116,34 @@ def test_the_same_file_does_not_differ(capsys, tmp_path):
         "notes": [],
         "values": {"task": [], "language": []},
     }
+
+
+def test_what_trained_besides_and_other_settings_are_told(capsys, tmp_path):
+    def saved_with(name, activation, bias):
+        x = keras.Input((8,), name="x")
+        hidden = keras.layers.Dense(6, name="hidden", kernel_initializer="ones")(x)
+        head = keras.layers.Dense(4, activation, name="head", kernel_initializer="ones")
+        model = keras.Model({"x": x}, head(hidden))
+        keras_flix.enable_flix(model, FEATURES, rank=2, targets=["hidden"], seed=0)
+        head.trainable = True
+        head.bias.assign(np.full(4, bias))
+        path = str(tmp_path / f"{name}.flix.safetensors")
+        keras_flix.save_adapters(model, path)
+        return path
+
+    one, two = saved_with("one", "relu", 0), saved_with("two", "tanh", 1)
+    shapes = {"head/kernel": [6, 4], "head/bias": [4]}
+    assert answer(capsys, "inspect", one)["trained"] == shapes
+    _, out, _ = run(capsys, "inspect", one)
+    assert "trained besides: head/kernel, head/bias" in out.splitlines()
+    assert answer(capsys, "diff", one, two, code=1)["notes"] == [
+        "base: other settings: head: activation='relu' for activation='tanh'",
+        "trained besides: another head/bias",
+    ]
+    assert answer(capsys, "diff", one, one)["different"] is False
+    handle = parse_handle("hf://me/x/one.flix.safetensors")
+    card = adapter_card(read_adapters(one), handle)
+    assert "is in the file, too:\n\n`head/kernel`, `head/bias`\n" in card
 
 
 def test_diff_measures_updates(capsys, tmp_path):
@@ -259,7 +290,7 @@ def test_entries_of_combinations():
     for entries, text in (
         (["task"], "--features must be entries 'feature=value'"),
         (["task=qa", "task=qa"], "one of each feature. Received: 'task=qa'"),
-        (["task=qb", "domain=", "year="], "The nearest known value is 'qa'"),
+        (["task=Qa", "domain=", "year="], "The nearest known value is 'qa'"),
         (["task=qa", "domain="], "Received: no entry 'year'"),
         (["tusk=qa"], "Received: 'tusk'"),
         (None, "Received: no entry 'task'"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers.gemma import FEATURES, randomize
 from helpers.places import GUIDES
+from helpers.tables import FORMS, columns_of
 
 import keras_flix
 from keras_flix.evaluation import (
@@ -221,7 +222,56 @@ def test_takes_datasets_and_metrics():
     assert len(evaluate(Parrot(), mixture.datasets[0])) == 2
 
 
+TABLE = [
+    {"prompts": "dog", "responses": "DOG", "task": "list", "language": None, "n": 2},
+    {"prompts": "the quick", "responses": "no", "task": "qa", "language": "sw", "n": 1},
+    {"prompts": "fox", "responses": "FOX", "task": "list", "language": None, "n": 1},
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tables_of_every_form(form):
+    """For a plain model, all other columns are features to score by."""
+    scores = evaluate(Parrot(), FORMS[form](TABLE))
+    assert scores.predictions == ("DOG", "THE QUICK", "FOX")
+    assert values(scores.by("task")) == {"list": 100.0, "qa": 0.0}
+    assert values(scores.by("language")) == {None: 100.0, "sw": 0.0}
+    assert values(scores.by("n")) == {2: 100.0, 1: 50.0}
+    assert scores.table("n").splitlines()[1].split() == ["2", "1", "100.0"]
+    assert scores.to_dict()["by"]["language"].keys() == {"", "sw"}
+    one = {**columns_of(TABLE), "task": "qa"}
+    assert values(evaluate(Parrot(), one).by("task")) == {"qa": pytest.approx(200 / 3)}
+
+
+@pytest.mark.short("torch")
+@pytest.mark.slow
+def test_tables_of_an_adapted_model(gemma):
+    randomize(keras_flix.enable_flix(gemma, FEATURES, rank=2), scale=0.8)
+    gemma.compile(sampler="greedy")
+    table = [{k: v for k, v in row.items() if k != "n"} for row in TABLE]
+    scores = evaluate(gemma, table, max_length=16)
+    asked = [{k: v for k, v in row.items() if k != "responses"} for row in table]
+    expected = gemma.generate(asked, max_length=16, strip_prompt=True)
+    assert list(scores.predictions) == expected
+    assert scores.features["language"] == (None, "sw", None)
+    mixture = Mixture(table, features=["task", "language"])
+    again = evaluate(gemma, mixture, max_length=16)
+    assert sorted(again.predictions) == sorted(scores.predictions)
+    assert "Received: 'n'. Remove it." in refusal(lambda: evaluate(gemma, TABLE))
+    table[1]["responses"] = None
+    assert "column 'responses'. Received: None at row 1" in refusal(
+        lambda: evaluate(gemma, table)
+    )
+
+
 def test_evaluate_refusals():
+    assert refusal(lambda: evaluate(Parrot(), {"prompts": ["a"], "task": "qa"})) == (
+        "Datasets to evaluate must have the columns 'prompts' and 'responses'. "
+        "Received: columns ['prompts', 'task']. Add 'responses'."
+    )
+    assert refusal(lambda: evaluate(Parrot(), "a file.csv")).startswith(
+        "A mixture must be of Dataset, or of a table. Received: 'a file.csv'."
+    )
     bare = Dataset({"task": "qa"}, {"prompts": ["a"], "text": ["b"]})
     assert refusal(lambda: evaluate(Parrot(), bare)) == (
         "Datasets to evaluate must have the columns 'prompts' and 'responses'. "
@@ -456,8 +506,11 @@ def test_intervals_cover_the_truth():
 def test_bootstrap_refusals():
     assert refusal(lambda: paired_bootstrap({"sw": 1.0, "yo": 2.0}, {"sw": 1.0})) == (
         "Two models must be compared in the same cells, at least one. Received: 2 "
-        "cells and 1 cells, where 'yo' is only in the first; the other's nearest is "
-        "'sw'. Evaluate both on the same datasets."
+        "cells and 1 cells, where 'yo' is only in the first. Evaluate both on the same "
+        "datasets."
+    )
+    assert "'swa' is only in the first; the other's nearest is 'sw'. Eval" in refusal(
+        lambda: paired_bootstrap({"swa": 1.0}, {"sw": 1.0})
     )
     assert "'yo' is only in the second" in refusal(
         lambda: paired_bootstrap({"sw": 1.0}, {"sw": 1.0, "yo": 2.0})

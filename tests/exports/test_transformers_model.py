@@ -221,3 +221,14 @@ def test_families_without_an_export_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no entry 'language'"):
         export_merged(adapt(make("GPT2")), {"task": "qa"}, tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_a_model_that_reads_images_is_exported(head, tmp_path):
+    sizes = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 8}
+    encoder = keras_hub.models.Gemma3VisionEncoder(
+        image_size=32, patch_size=2, pool_size=1, output_dim=16, **sizes
+    )
+    model = make("Gemma3", head, vision_encoder=encoder, image_size=32, num_layers=1)
+    export_merged(adapt(model), COMBINATION, tmp_path / "merged")
+    assert (tmp_path / "merged" / "model.safetensors").is_file()

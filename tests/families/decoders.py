@@ -10,7 +10,7 @@ import keras
 import keras_hub
 import numpy as np
 from families.encoders import ATTENTION, FEED_FORWARD as FFW, VOCABULARY
-from families.family import Family, builder
+from families.family import Family, builder, has_backbone
 
 LENGTH = 7
 SIZES = {
@@ -157,6 +157,17 @@ GEMMA4 = {
     "num_experts_per_token": 2,
     "expert_intermediate_dim": 8,
 }
+DIFFUSION_GEMMA = {
+    **GROUPED,
+    "head_dim": 6,
+    "image_size": 16,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window_size": 3,
+    "enable_moe_block": True,
+    "num_experts": 3,
+    "num_experts_per_token": 2,
+    "expert_intermediate_dim": 8,
+}
 NEVER_RUNS = "which the model never calls"
 
 FAMILIES = [
@@ -284,4 +295,15 @@ FAMILIES = [
         all_linear=frozenset({"dense_k", "dense_v"}),
         prompts=recurrent_prompts,
     ),
+    # It denoises blocks of text, by Gemma 4's blocks. Of the layers that read its last
+    # guess, a training step multiplies the outputs by zero.
+    Family(
+        "DiffusionGemma",
+        builder("DiffusionGemma", **DIFFUSION_GEMMA),
+        functools.partial(texts, position_ids=positions),
+        default=ATTENTION,
+        refused={"all-linear": NEVER_RUNS}
+        | {name: NEVER_RUNS for name in sorted(GEMMA_FFW)},
+    ),
 ]
+FAMILIES = [family for family in FAMILIES if has_backbone(family.name)]

@@ -10,7 +10,7 @@ import keras
 import keras_hub
 import numpy as np
 from families import family
-from families.family import Family
+from families.family import Family, has_backbone
 
 VOCABULARY = 40
 LENGTH = 8
@@ -182,4 +182,43 @@ FAMILIES = [
         default=DENSE_LAYERS,
         all_linear=FEED_FORWARD,
     ),
+    Family(
+        "ModernBert",
+        builder(
+            "ModernBert",
+            dropout=None,
+            max_sequence_length=None,
+            local_attention_window=4,
+            global_attn_every_n_layers=2,
+        ),
+        texts,
+        tasks("ModernBert"),
+        default=frozenset({"qkv", "output_dense"}),
+        all_linear=frozenset({"wi_0", "wi_1", "wo"}),
+    ),
+    # Gemma 4's blocks, which multiply by the kernels of their feed-forward layers.
+    Family(
+        "EmbeddingGemma2",
+        family.builder(
+            "EmbeddingGemma2",
+            vocabulary_size=VOCABULARY,
+            image_size=16,
+            num_layers=2,
+            num_query_heads=4,
+            num_key_value_heads=2,
+            hidden_dim=16,
+            intermediate_dim=24,
+            head_dim=6,
+            embedding_dim=12,
+            sliding_window_size=3,
+            sliding_window_pattern=2,
+        ),
+        texts,
+        default=ATTENTION,
+        refused={
+            name: "which the model never calls"
+            for name in ("all-linear", "ffw_gating", "ffw_gating_2", "ffw_linear")
+        },
+    ),
 ]
+FAMILIES = [family for family in FAMILIES if has_backbone(family.name)]

@@ -49,6 +49,18 @@ class Family:
     prompts: Callable[[int], Any] | None = None
 
 
+NEXT = {"DiffusionGemma", "EmbeddingGemma2", "ModernBert"}
+"""Families that KerasHub has from its next version on."""
+
+
+def has_backbone(name: str) -> bool:
+    """Whether the installed KerasHub has a family, or should have it.
+
+    Of `NEXT`, it need not.
+    """
+    return name not in NEXT or hasattr(keras_hub.models, f"{name}Backbone")
+
+
 def builder(name: str, **sizes: Any) -> Callable[[], keras.Model]:
     """Makes `{name}Backbone` of the given sizes; every call gives the same weights."""
 

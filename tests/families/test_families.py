@@ -270,6 +270,7 @@ GENERATING = [
         ],
     )
     for family in decoders.FAMILIES
+    if "causal_lm" in family.tasks
     # Where time is short, one of every kind of cache.
     if in_full(family) or family.name in CACHES
     # Without a preprocessor and images, KerasHub's own Gemma3 cannot generate: its

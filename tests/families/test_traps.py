@@ -102,6 +102,39 @@ def test_all_linear_of_gemma4_says_what_to_name_instead():
 
 
 @pytest.mark.short("torch")
+@pytest.mark.skipif(
+    "DiffusionGemma" not in FAMILIES, reason="KerasHub has DiffusionGemma from 0.33 on."
+)
+def test_blocks_of_text_are_denoised_by_each_examples_values():
+    def generate(adapted, ids, combination=None):
+        model = keras_hub.models.DiffusionGemmaBlockDiffusionLM(
+            preprocessor=None,
+            backbone=FAMILIES["DiffusionGemma"].build(),
+            canvas_length=5,
+            max_denoising_steps=2,
+        )
+        keras_flix.enable_flix(model, FEATURES, rank=2)
+        randomize(model, scale=3.0)
+        if not adapted:
+            model = keras_flix.merge_features(model, combination)
+        inputs = FAMILIES["DiffusionGemma"].inputs(3)
+        del inputs["position_ids"]
+        # The same draws in every run of three examples.
+        keras.utils.set_random_seed(5)
+        model.compile(sampler=keras_hub.samplers.EntropyBoundSampler(seed=7))
+        inputs |= ids if adapted else {}
+        return model.generate(inputs, stop_token_ids=None)["token_ids"]
+
+    mixed = generate(True, IDS)
+    for row in range(3):
+        combination = {name: int(ids[row]) for name, ids in IDS.items()}
+        merged = generate(False, {}, combination)
+        np.testing.assert_array_equal(mixed[row], merged[row])
+    absent = generate(True, {name: np.full(3, -1, "int32") for name in IDS})
+    assert (mixed != absent).any(axis=1).all()
+
+
+@pytest.mark.short("torch")
 def test_gemma3n_has_projections_that_it_never_uses():
     model = FAMILIES["Gemma3n"].build()
     unused = "text_model/decoder_block_2/attention/k_proj"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from keras_flix import Feature, FeatureSchema
-from keras_flix.features.encoding import WEIGHT_UNIT
+from keras_flix.features.encoding import WEIGHT_UNIT, EncodedIds
 
 AXES = {"task": ["qa", "parse"], "language": ["en", "sw", "yo"]}
 STYLE = Feature("style", ["news", "chat", "code"], multiple=True)
@@ -138,16 +138,37 @@ def test_several_values_per_example(entry, expected):
     assert ids.dtype == np.int32
 
 
-def test_integer_values_are_looked_up_by_encode_and_ids_in_a_model():
+def test_integer_values_are_looked_up():
     assert encode(LEVEL, [10, None, 30, -1]).tolist() == [1, -1, 0, -1]
     assert encode(LEVEL, np.array([20, -1])).tolist() == [2, -1]
     assert encode(LEVEL, 20).tolist() == [2]
-    assert LEVEL.encoder()([1, 0]).tolist() == [1, 0]
-    assert LEVEL.encoder()(np.array([2, -1])).tolist() == [2, -1]
+    assert LEVEL.encoder()([10, 30]).tolist() == [1, 0]
+    ids = LEVEL.encoder(ints_are_ids=True)
+    assert ids([1, 0]).tolist() == [1, 0]
+    assert ids(np.array([2, -1])).tolist() == [2, -1]
     assert refusal(lambda: encode(LEVEL, [15])) == (
         "A value of feature 'level' must be one of its 3 values. Received: level=15. "
-        "The nearest known value is '10'. Known values: 30, 10, 20. State absence as "
-        "None."
+        "Known values: 30, 10, 20. State absence as None, and ids as 'level:ids'."
+    )
+
+
+def test_ids_of_integer_values_are_known_to_be_ids():
+    schema = FeatureSchema([LEVEL, Feature("task", ["qa", "parse"])])
+    ids = schema.encode({"level": [20, None], "task": ["parse", None]})
+    assert (type(ids["level"]), type(ids["task"])) == (EncodedIds, np.ndarray)
+    # What it returned is what it takes, and the same ids come back.
+    again = schema.encode({**ids, "level": ids["level"][:2].copy()})
+    assert again["level"].tolist() == ids["level"].tolist() == [2, -1]
+    by_key = schema.encode({"level:ids": [2, -1], "task:ids": [1, -1]})
+    assert {name: one.tolist() for name, one in by_key.items()} == {
+        "level": [2, -1],
+        "task": [1, -1],
+    }
+    assert schema.decode(by_key) == {"level": [20, None], "task": ["parse", None]}
+    assert schema.encode_one({"level:ids": 1, "task": "qa"})["level"].tolist() == [1]
+    assert refusal(lambda: schema.encode({"level": 10, "level:ids": 1, "task": 0})) == (
+        "A feature must have one entry, of values or of ids. Received: 'level' and "
+        "'level:ids'. Remove one."
     )
 
 
@@ -201,7 +222,8 @@ def test_ids_out_of_range_raise(entry, received, unknown):
     [
         ([0.0, 1.0], "float"),
         (1.0, "float"),
-        ([None, float("nan")], "float"),
+        ([None, 0.5, float("nan")], "float"),
+        ([1.0, None], "float"),
         (np.array([0.0]), "float64"),
         (np.float32(0), "float32"),
         ([True], "bool"),

@@ -13,6 +13,7 @@ from keras import ops
 
 import keras_flix
 from keras_flix import Feature
+from keras_flix.command_line.main import main
 from keras_flix.files import adapter_file
 
 INPUTS = {**rows(), "task": "qa", "language": ["sw", None, "en"]}
@@ -64,8 +65,22 @@ def test_a_missing_file(tmp_path):
         "Check the path."
     )
     check_plain_and_adapted(path, tmp_path, text)
+    for read in (
+        lambda: keras_flix.load_adapters(make_mlp(), path),
+        lambda: keras_flix.update_from(adapted(), path),
+        lambda: keras_flix.files.read_adapters(path),
+        lambda: keras_flix.save_adapters(adapted(), path / path.name),
+        lambda: main(["inspect", str(path), "--traceback"]),
+        lambda: main(["diff", str(path), str(path), "--traceback"]),
+        lambda: keras_flix.xtreme_up.load_xtreme_up(path, "train"),
+    ):
+        with pytest.raises(FileNotFoundError):
+            read()
     path.mkdir()
     check_plain_and_adapted(path, tmp_path, text)
+    with pytest.raises(ValueError) as error:
+        keras_flix.load_adapters(make_mlp(), path)
+    assert not isinstance(error.value, FileNotFoundError)
 
 
 @pytest.mark.parametrize("name", ["adapters.safetensors", "adapters.flix", "adapters"])
@@ -170,11 +185,11 @@ def test_safetensors_of_something_else(tmp_path):
 
 def test_a_file_of_a_later_version(tmp_path):
     def change(header, tensors):
-        return {**header, "version": 2, "schema": "of another form"}
+        return {**header, "version": 3, "schema": "of another form"}
 
     path = rewritten(saved(tmp_path), change)
     text = (
-        f"An adapter file must have format version 1. Received: version 2 in "
+        "An adapter file must have format version 1 or 2. Received: version 3 in "
         f"'{path}'. Update keras_flix."
     )
     check_plain_and_adapted(path, tmp_path, text)
@@ -188,11 +203,13 @@ def test_tables_of_another_dtype(tmp_path):
 
     path = rewritten(saved(tmp_path), change)
     error = (
-        "ValueError: Adapter weights must be F32, of shape (values, d_in, rank) and "
-        f"(values, rank, d_out). Received: F16 of shape (3, 8, 2) at '{name}', for 3 "
-        "values and rank 2."
+        "ValueError: Weights must be F32. Received: F16 of shape (3, 8, 2) at "
+        f"'{name}'."
     )
     check_plain_and_adapted(path, tmp_path, UNREADABLE.format(path=path, error=error))
+
+
+TASK = "feature 'task' with 3 values ('qa', 'parse', 'list')"
 
 
 @pytest.mark.parametrize(
@@ -201,32 +218,32 @@ def test_tables_of_another_dtype(tmp_path):
         (
             {**FEATURES, "language": ["en", "yo", "sw"]},
             {},
-            ("language", ("en", "sw", "yo"), (2, 2, 2), False, False),
-            ("language", ("en", "yo", "sw"), (2, 2, 2), False, False),
+            "feature 'language' with 3 values ('en', 'sw', 'yo') of rank 2",
+            "feature 'language' with 3 values ('en', 'yo', 'sw') of rank 2",
         ),
         (
             {"task": FEATURES["task"]},
             {},
-            ("language", ("en", "sw", "yo"), (2, 2, 2), False, False),
-            None,
+            "feature 'language' with 3 values ('en', 'sw', 'yo') of rank 2",
+            "no more feature",
         ),
         (
             FEATURES,
             {"rank": {"task": 3, "language": 2}},
-            ("task", ("qa", "parse", "list"), (2, 2, 2), False, False),
-            ("task", ("qa", "parse", "list"), (3, 3, 3), False, False),
+            f"{TASK} of rank 2",
+            f"{TASK} of rank 3",
         ),
         (
             [Feature("task", FEATURES["task"], rank={"qa": 1, "*": 2})],
             {},
-            ("task", ("qa", "parse", "list"), (2, 2, 2), False, False),
-            ("task", ("qa", "parse", "list"), (1, 2, 2), False, False),
+            f"{TASK} of rank 2",
+            f"{TASK} of the ranks (1, 2, 2)",
         ),
         (
             [Feature("task", FEATURES["task"], multiple=True)],
             {},
-            ("task", ("qa", "parse", "list"), (2, 2, 2), False, False),
-            ("task", ("qa", "parse", "list"), (2, 2, 2), True, False),
+            f"{TASK} of rank 2",
+            f"{TASK} of rank 2, multiple=True",
         ),
     ],
 )
@@ -284,7 +301,8 @@ def test_layers_that_a_plain_model_lacks(tmp_path):
     text = (
         f"The layers of an adapter file must be in the model. Received: layer 'top' "
         f"in '{path}'; the model's layers look like ['hidden', 'head']. Use the base "
-        "model it was trained with."
+        "model it was trained with. Keras counts up the names of layers that have none "
+        "of their own, such as 'dense_1': give them some."
     )
     check_refusal(make_mlp(), rows(), path, text)
 
@@ -300,3 +318,17 @@ def test_other_shapes(tmp_path):
         f"'{path}'. Use the base model and the targets it was trained with."
     )
     check_plain_and_adapted(path, tmp_path, text)
+
+
+def test_a_file_with_fewer_values_names_the_way_to_take_them(tmp_path):
+    path = saved(tmp_path, {**FEATURES, "task": ["qa", "list"]})
+    model = randomize(adapted(), seed=1)
+    text = (
+        "The features of an adapter file must be those of the model, in order, with "
+        f"their values and ranks. Expected: {TASK} of rank 2. Received: feature 'task' "
+        f"with 2 values ('qa', 'list') of rank 2 in '{path}'. Load it into a plain "
+        "model, or adapt the model with these features; or take its values over, by "
+        f"`update_from(model, '{path}', {{'task': ['qa', 'list']}})`."
+    )
+    check_refusal(model, INPUTS, path, text)
+    keras_flix.update_from(model, path, {"task": ["qa", "list"]})

@@ -179,38 +179,100 @@ def test_absent_features_change_no_bit(equation):
     assert not np.array_equal(found[0], expected[0])
 
 
+def called_in_a_model(layer, x, ids, orders, **kwargs):
+    """The layer in a model whose rows are known to have these orders."""
+    layer.row_orders = None if orders is None else frozenset(orders)
+    with routing_scope(Routing.from_ids(layer.features, ids, **kwargs)):
+        return ops.convert_to_numpy(layer(x))
+
+
+@pytest.mark.parametrize("order", ["repeat", "tile"])
 @pytest.mark.parametrize("equation", ["btd,ndh->btnh", "ab...,bc->ac...", "bd,df->bf"])
-def test_repeated_examples_keep_their_features(equation):
-    """Beams, images and experts: k rows per example, example-major."""
+def test_several_rows_of_an_example(equation, order):
+    """Images and experts repeat examples; pairs on the batch axis tile them."""
     layer, shape = make_layer(equation)
     x = activations((2 * BATCH, *shape[1:]))
-    with routing_scope(Routing.from_ids(layer.features, IDS)):
-        found = ops.convert_to_numpy(layer(x))
-    expected = call(
-        layer, x, {name: np.repeat(v, 2, axis=0) for name, v in IDS.items()}
-    )
+    found = called_in_a_model(layer, x, IDS, {order})
+    rows = np.arange(BATCH)
+    rows = np.repeat(rows, 2) if order == "repeat" else np.tile(rows, 2)
+    expected = call(layer, x, {name: v[rows] for name, v in IDS.items()})
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["batch", "repeat", "tile"])
+def test_orders_of_rows_agree_where_each_example_has_one(order):
+    layer, shape = make_layer("btd,df->btf")
+    x = activations(shape)
+    found = called_in_a_model(layer, x, IDS, {order, "shared"})
+    np.testing.assert_array_equal(found, call(layer, x, IDS))
+
+
+def test_beams_are_side_by_side_under_known_samplers_only():
+    layer, shape = make_layer("bd,df->bf")
+    x = activations((2 * BATCH, *shape[1:]))
+    found = called_in_a_model(layer, x, IDS, {"batch"}, generates=True)
+    expected = call(layer, x, {n: np.repeat(v, 2, axis=0) for n, v in IDS.items()})
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    for orders, generates in (
+        ({"batch"}, False),
+        ({"repeat"}, False),
+        ({"batch"}, None),
+    ):
+        with pytest.raises(ValueError, match="must have one entry per example"):
+            called_in_a_model(layer, x, IDS, orders, generates=generates)
 
 
 def test_what_all_examples_share_becomes_one_of_each():
     """Relative position embeddings have a batch of 1."""
     layer, shape = make_layer("btd,df->btf")
     x = activations((1, *shape[1:]))
-    with routing_scope(Routing.from_ids(layer.features, IDS)):
-        found = ops.convert_to_numpy(layer(x))
+    found = called_in_a_model(layer, x, IDS, {"batch", "shared"})
     expected = call(layer, np.repeat(x, BATCH, axis=0), IDS)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="3 entries for a batch of 1 in layer"):
+        called_in_a_model(layer, x, IDS, {"batch"})
 
 
-def test_a_batch_that_is_no_multiple_raises():
+def test_rows_that_are_not_one_per_entry_raise():
     layer, shape = make_layer("btd,df->btf")
-    with routing_scope(Routing.from_ids(layer.features, IDS)):
+    for rows, orders, remedy in (
+        (4, {"repeat"}, "Pass one entry per example."),
+        (
+            6,
+            {"batch"},
+            "Repeat the entries, such as by `keras.ops.repeat`, or state the order of "
+            "the rows in `enable_flix(..., rows={...})`.",
+        ),
+    ):
         with pytest.raises(ValueError) as error:
-            layer(activations((4, *shape[1:])))
-    assert (
-        "The features must have one entry per example. Received: 3 entries for a "
-        f"batch of 4 in layer {layer.path!r}. Pass one entry per example."
-    ) in str(error.value)
+            called_in_a_model(layer, activations((rows, *shape[1:])), IDS, orders)
+        assert (
+            f"The features must have one entry per example. Received: 3 entries for a "
+            f"batch of {rows} in layer {layer.path!r}, whose rows are in the order "
+            f"{sorted(orders)}. {remedy}"
+        ) in str(error.value)
+
+
+def test_features_of_a_call_are_one_per_row():
+    layer, shape = make_layer("btd,df->btf")
+    layer.row_orders = frozenset({"repeat", "shared"})
+    for rows in (1, 2 * BATCH):
+        with pytest.raises(ValueError, match="3 entries|of a batch|for a batch"):
+            call(layer, activations((rows, *shape[1:])), IDS)
+
+
+def test_rows_of_no_known_order():
+    layer, shape = make_layer("btd,df->btf")
+    with pytest.raises(ValueError, match="must be known which example each row"):
+        called_in_a_model(layer, activations(shape), IDS, None)
+    with pytest.raises(ValueError, match="must bring its features. Received: none"):
+        called_in_a_model(layer, activations((6, *shape[1:])), IDS, ())
+    # Of one example, or one value for all, whatever the rows are.
+    x = activations((5, *shape[1:]))
+    one = {name: ids[:1] for name, ids in IDS.items()}
+    found = called_in_a_model(layer, x, one, None)
+    expected = call(layer, x, {name: np.repeat(v, 5, 0) for name, v in one.items()})
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("equation", ["btd,df->btf", "bd,df->bf", "...x,xy->...y"])

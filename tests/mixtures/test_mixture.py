@@ -98,6 +98,24 @@ def test_dataset_refusals():
 # Mixtures. -------------------------------------------------------------------
 
 
+def test_no_text_says_the_data():
+    mixture = make_mixture()
+    assert repr(mixture) == (
+        "Mixture(4 datasets, 15 examples, features ['task', 'language'], columns "
+        "['prompts', 'number'])"
+    )
+    assert repr(make_mixture(2.5)).endswith("['prompts', 'number'], temperature 2.5)")
+    assert repr(mixture.datasets[1]) == (
+        "Dataset({'task': 'qa', 'language': 'sw'}, 2 examples of ['prompts', 'number'])"
+    )
+    assert refusal(lambda: keras_flix.enable_flix(make_mlp(), mixture)) == (
+        "`features` must be a FeatureSchema, a list of Feature or a dict from name to "
+        "values. Received: features=a Mixture. Pass its `schema()`."
+    )
+    schema = mixture.schema()
+    assert "Received: a list of 4." in refusal(lambda: schema.encode(["qa"] * 4))
+
+
 def test_mixture_refusals():
     first = named("qa", "en", 2)
     assert refusal(lambda: Mixture([])) == (

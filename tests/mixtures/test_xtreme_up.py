@@ -283,7 +283,7 @@ def test_code_switching_makes_the_axis_multiple_in_any_case(switched):
         (
             {"split": "dev"},
             "A split must be one of 'train', 'validation', 'test'. Received: "
-            "split='dev'. The nearest is ",
+            "split='dev'.",
         ),
         (
             {"tasks": ["qa_in_language"]},
@@ -311,9 +311,9 @@ def test_code_switching_makes_the_axis_multiple_in_any_case(switched):
             "languages=['sw', 'sw'].",
         ),
         (
-            {"languages": ["en2sw"]},
+            {"languages": ["swa"]},
             "A language must be one of 'bn', 'sw', 'yo', the files of this split. "
-            "Received: language='en2sw'. The nearest is 'sw'.",
+            "Received: language='swa'. The nearest is 'sw'.",
         ),
         (
             {"languages": ["../../../semantic_parsing/train/sw"]},

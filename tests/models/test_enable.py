@@ -165,8 +165,10 @@ def test_enabling_twice():
     before = state(model, inputs)
     text = (
         "A model can be adapted once. Received: a model that `enable_flix` has "
-        "adapted already. Start from a fresh model, or use `merge_features(model, "
-        "...)`, which returns a plain one."
+        "adapted already, or one over layers of such a model. Start from a fresh "
+        "model, or use `merge_features(model, ...)`, which returns a plain one; "
+        "another model over adapted layers takes their features by "
+        "`share_features(model, other)`."
     )
     for features in (FEATURES, {"style": ["news"]}):
         with pytest.raises(ValueError) as error:

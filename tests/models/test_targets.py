@@ -113,7 +113,9 @@ def test_what_reads_images_is_left_out_unless_it_is_a_tower_beside_one_of_text()
     model.vision_encoder = right
     assert list(find_targets(model, "all-linear")) == ["left/one"]
     model.text_encoder = left
-    assert list(find_targets(model, "all-linear")) == ["left/one", "right/one"]
+    # Called as the attributes are, on every backend.
+    found = list(find_targets(model, "all-linear"))
+    assert found == ["text_encoder/one", "vision_encoder/one"]
 
 
 def test_all_linear_leaves_layers_out_by_their_names():

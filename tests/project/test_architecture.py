@@ -16,11 +16,15 @@ import keras_flix
 ROOT = Path(keras_flix.__file__).parent
 BACKENDS = ("jax", "tensorflow", "torch")
 IMPORT_BACKENDS = {
+    "_compat.processes",
+    "_compat.layers",
     "_compat.sparse_rows",
+    "_compat.trainers",
     "features.host_values",
     "features.input_entries",
     "models.adapted.data_sources",
     "models.adapted.savedmodel_onnx",
+    "models.adapted.tf_batches",
 }
 """Modules that may import a backend, inside of functions."""
 COMPAT = "keras_flix._compat"
@@ -40,8 +44,9 @@ FLOORS = (
 IN_MODELS = (
     ("adapted", "family_names"),
     ("targets",),
+    ("trial",),
     ("disable", "enable", "merge", "optimizers", "sharding", "summary"),
-    ("growing", "restore"),
+    ("growing", "restore", "share"),
 )
 """The floors inside of `models`."""
 API = {
@@ -147,7 +152,13 @@ def test_small_helpers_know_no_keras(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["features.feature", "features.schema", "features.encoding", "layers.einsum_split"],
+    [
+        "features.columns",
+        "features.encoding",
+        "features.feature",
+        "features.schema",
+        "layers.einsum_split",
+    ],
 )
 def test_vocabularies_and_equations_need_no_backend(name):
     top, inner = imports(f"keras_flix.{name}")

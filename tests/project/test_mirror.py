@@ -16,7 +16,9 @@ OTHER_TESTS = {
     "exports/test_loras.py": "`export_loras`, the grid, is the other half of lora.py",
     "files/test_stored_files.py": "files of all kinds that 0.1 wrote, which must load",
     "models/adapted/test_bad_input.py": "one list of entries, refused by every module",
+    "models/adapted/test_integer_values.py": "what an integer means, by entry point",
     "models/adapted/test_keras_saving.py": "what Keras saves: keras_files, plain_view",
+    "models/adapted/test_other_tools.py": "loops and transforms of other libraries",
     "models/adapted/test_training_modes.py": "every way to train gives the same tables",
     "models/adapted/test_weighted_values.py": "blends, from the entry to the layers",
 }

@@ -72,20 +72,26 @@ def environment(
         yield python
 
 
-def run(python: str, backend: str, known: Path) -> int:
+def run(
+    python: str,
+    backend: str,
+    known: Path,
+    chosen: Sequence[str] = ("-m", CHOSEN, *CORE),
+) -> int:
     """Runs the tests on one backend, but for those that are known to fail.
 
     Args:
         python: The environment's Python.
         backend: The backend.
         known: A file for the plugin `known_failures`.
+        chosen: Which tests, as pytest's arguments.
 
     Returns:
         Pytest's exit status.
     """
     plugin = ["-p", "known_failures", "--known-failures", str(known), "-rfExX"]
     return subprocess.run(
-        [python, "-m", "pytest", "-q", "-n", "0", "-m", CHOSEN, *plugin, *CORE],
+        [python, "-m", "pytest", "-q", "-n", "0", *plugin, *chosen],
         cwd=ROOT,
         env={
             **os.environ,

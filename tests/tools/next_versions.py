@@ -1,6 +1,6 @@
 """Runs the core tests on the next Keras and KerasHub: what their main branches hold.
 
-    python tests/tools/next_versions.py                  # on JAX and PyTorch
+    python tests/tools/next_versions.py                  # on all backends
     python tests/tools/next_versions.py --backends torch
 
 In a virtual environment of its own, in a temporary folder. What fails and is not in
@@ -17,7 +17,16 @@ import core_tests
 import known_failures
 
 NEXT = {"keras": "keras-nightly", "keras-hub": "keras-hub-nightly"}
-BACKENDS = ("torch", "jax")
+BACKENDS = ("torch", "jax", "tensorflow")
+NEEDED = ("jax", "tensorflow", "tensorflow-text")
+NEW = (
+    "tests/families",
+    "tests/_compat",
+    "-k",
+    "DiffusionGemma or EmbeddingGemma2 or ModernBert or every_backbone"
+    " or blocks_of_text or processes",
+)
+"""Tests of what only the next ones have, slow ones too: on PyTorch."""
 KNOWN = Path(__file__).with_suffix(".toml")
 NOTHING_FAILED = 0
 
@@ -29,12 +38,15 @@ def main() -> int:
     options = parser.parse_args()
     # Wrong entries show before ten minutes of tests, not after them.
     print(f"{len(known_failures.read(KNOWN))} known reasons for failures", flush=True)
-    with core_tests.environment(["jax"], list(NEXT.items())) as python:
-        shown = core_tests.versions(python, [*NEXT.values(), "jax", "torch", "numpy"])
+    with core_tests.environment(NEEDED, list(NEXT.items())) as python:
+        shown = core_tests.versions(python, [*NEXT.values(), *BACKENDS, "numpy"])
         statuses = {}
         for backend in options.backends:
             print(f"Core tests on {backend} with {shown}", flush=True)
             statuses[backend] = core_tests.run(python, backend, KNOWN)
+            if backend == "torch":
+                new = core_tests.run(python, backend, KNOWN, NEW)
+                statuses[backend] = statuses[backend] or new
     failed = [name for name, status in statuses.items() if status != NOTHING_FAILED]
     for name in failed:
         print(

@@ -33,6 +33,7 @@ NO_BACKEND = (
     "exports",
     "faults/test_fault_files.py",
     "faults/test_fault_saves.py",
+    "features/test_columns.py",
     "features/test_encoding.py",
     "features/test_feature.py",
     "features/test_schema.py",
@@ -42,6 +43,8 @@ NO_BACKEND = (
     "files/test_update_from.py",
     "layers/test_einsum_split.py",
     "mixtures",
+    "models/adapted/test_text_lengths.py",
+    "models/adapted/test_tokenizer_paths.py",
     "models/test_targets.py",
     "project",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -10,12 +11,14 @@ import numpy as np
 
 from keras_flix.features.feature import Value
 from keras_flix.features.schema import FeatureSchema
+from keras_flix.layers.row_orders import Orders
 
 if TYPE_CHECKING:
     import keras
 
     from keras_flix.layers.low_rank_layer import LowRankLayer
     from keras_flix.layers.tables import Tables
+    from keras_flix.models.adapted.cut_counts import CutTexts
     from keras_flix.models.adapted.thread_lock import Turns
 
 Model = TypeVar("Model", bound="keras.Model")
@@ -62,9 +65,20 @@ class Adaptation:
         unwraps: Whether the model's own input is not a dict.
         input_keys: The keys of the model's own input dict, if they are known.
         verified: Whether every adapted layer is known to run.
+        called: Whether the model was called since, all its parameters being whole.
         disabled: Whether the adapters are off.
         no_gradient: Why the model cannot be trained; empty if it can.
         turns: The threads that use the model or its backbone.
+        rows_known: Whether the rows of every adapted layer are known, of which
+            examples they are.
+        rows: The orders of the rows that the user stated, by path of the layer.
+        frozen_before: The layers and variables that were frozen before; the same list
+            for the model and its backbone.
+        added: By feature, the values that were added later; shared likewise.
+        said: What users were told once.
+        sharing: Other models that `share_features` lets take the features.
+        shares: Whether this is of such a model.
+        cut_texts: Where a running `fit` or `evaluate` counts texts that are cut.
     """
 
     schema: FeatureSchema
@@ -79,8 +93,23 @@ class Adaptation:
     unwraps: bool = False
     input_keys: list[str] | None = None
     verified: bool = False
+    called: bool = False
     disabled: bool = False
     no_gradient: str = ""
+    rows_known: bool = False
+    rows: dict[str, Orders] = dataclasses.field(default_factory=dict)
+    frozen_before: list[Any] = dataclasses.field(default_factory=list)
+    added: dict[str, set[Value]] = dataclasses.field(default_factory=dict)
+    said: set[str] = dataclasses.field(default_factory=set)
+    sharing: list[weakref.ref[Any]] = dataclasses.field(default_factory=list)
+    shares: bool = False
+    cut_texts: CutTexts | None = None
+
+    @property
+    def users(self) -> list[Any]:
+        """All models that take the features: the parts, and those that share them."""
+        others = [found for one in self.sharing if (found := one()) is not None]
+        return [*self.parts, *others]
 
     @property
     def trainable(self) -> Choice:
@@ -120,8 +149,25 @@ def not_adapted(model: Any) -> str:
     )
 
 
-def adaptation_of(model: Any) -> Adaptation:
-    """What `enable_flix` did to a model; raises if it did nothing."""
+def adaptation_of(model: Any, sharing: bool = False) -> Adaptation:
+    """What `enable_flix` did to a model; raises if it did nothing.
+
+    Args:
+        model: An adapted model.
+        sharing: Whether it may be one that `share_features` lets take the features.
+    """
     if not is_adapted(model):
         raise ValueError(not_adapted(model))
+    if model._adaptation.shares and not sharing:
+        raise ValueError(only_shares(model))
     return model._adaptation
+
+
+def only_shares(model: Any) -> str:
+    """The error for what only the model that `enable_flix` adapted can do."""
+    return (
+        "The model must be the one that `enable_flix` adapted, which holds the "
+        f"adapters. Received: a {type(model).__name__} that takes its features by "
+        "`share_features`. Pass that model instead; weights of this one's own are "
+        "saved by its `save_weights`."
+    )

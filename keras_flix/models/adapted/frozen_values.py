@@ -9,18 +9,29 @@ import numpy as np
 from keras_flix import _compat
 from keras_flix.models.adapted.adaptation import Choice
 from keras_flix.models.adapted.devices import creation_scope
+from keras_flix.models.adapted.trained_base import mark_trained
 
 
 class FrozenRows(_compat.Mixin):
     """The part of an adapted model that prepares its optimizer for training."""
 
     def _check_optimizer(self) -> None:
-        if not _compat.optimizer_knows(self, self.trainable_variables):
+        if self._adaptation.disabled:
+            # JAX gives zeros for gradients, and weight decay would move them yet.
+            raise ValueError(
+                "The adapters must be on while they train. Received: training within "
+                "`adapters_disabled`. Leave the block; to train without a feature, "
+                "state None for it."
+            )
+        trained = self.trainable_variables
+        if not _compat.optimizer_knows(self, trained):
             raise ValueError(
                 "The optimizer must know the adapters' variables. Received: a "
                 "model whose optimizer was built before `enable_flix`. Call "
                 "`model.compile(...)` again before training."
             )
+        if not all(getattr(v, "has_rows_of_values", False) for v in trained):
+            mark_trained(self)
         # Here too, since the model may have been compiled since the choice was made.
         guard_optimizer(self)
 
@@ -29,8 +40,8 @@ def choose(adaptation: Any, choice: Choice) -> None:
     """Makes all layers of a model, and its optimizers, follow a choice of values."""
     for layer in adaptation.layers.values():
         layer._tables.trainable = choice
-    for part in adaptation.parts:
-        _compat.reset_functions(part)
+    for part in adaptation.users:
+        _compat.reset_parameters(part)
         guard_optimizer(part)
 
 

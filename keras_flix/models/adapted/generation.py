@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from keras_flix import _compat
+from keras_flix.features.columns import as_columns, described
 from keras_flix.features.input_entries import (
     encode_inputs,
     layer_ids,
@@ -19,7 +20,12 @@ from keras_flix.features.input_entries import (
 )
 from keras_flix.layers.active_scope import Routing, routing_scope
 from keras_flix.layers.low_rank_update import gather_tables
-from keras_flix.models.adapted import prompts
+from keras_flix.models.adapted import cut_texts, prompts
+from keras_flix.models.adapted.own_inputs import (
+    GENERATE_KEYS,
+    check_entries,
+    check_texts,
+)
 
 # Between `generate` and the compiled step lies KerasHub's own code, which knows
 # two tensors. What it must not see waits here, for this call on this thread.
@@ -29,8 +35,6 @@ _waiting: contextvars.ContextVar[dict[str, np.ndarray] | None] = contextvars.Con
 
 _making = threading.Lock()
 """One thread at a time makes what a model's first generation makes."""
-
-GENERATE_KEYS = ("prompts", *prompts.PLAIN_KEYS)
 
 
 class RoutedGeneration(_compat.Mixin):
@@ -42,8 +46,8 @@ class RoutedGeneration(_compat.Mixin):
         Args:
             inputs: A dict of prompts (`"prompts"`, or `"text"`), or of
                 `token_ids` and `padding_mask` where no preprocessor is
-                attached, with one entry per feature; or a `tf.data.Dataset`
-                of such dicts.
+                attached, with one entry per feature; the same as a table of
+                another form, as for `fit`; or a `tf.data.Dataset` of such dicts.
             *args: As for the model's own `generate`.
             **kwargs: As for the model's own `generate`.
         """
@@ -54,9 +58,14 @@ class RoutedGeneration(_compat.Mixin):
                 else batch
                 for batch in inputs.as_numpy_iterator()
             ]
-            return _concatenate([self.generate(b, *args, **kwargs) for b in batches])
+            with cut_texts.prompts_counted():
+                return _concatenate(
+                    [self.generate(b, *args, **kwargs) for b in batches]
+                )
         state = self._adaptation
-        own, entries = split_entries(inputs, state.schema)
+        own, entries = split_entries(as_columns(inputs), state.schema)
+        check_entries(self.preprocessor, own, state.schema.names, generates=True)
+        check_texts(own)
         if state.disabled:
             ids = {}
         else:
@@ -64,10 +73,11 @@ class RoutedGeneration(_compat.Mixin):
             if not size:
                 raise ValueError(
                     "`generate` must have at least one prompt, next to the "
-                    f"features. Received: {own!r}. Pass "
+                    f"features. Received: {described(own)}. Pass "
                     '{"prompts": [...], ...}.'
                 )
-            ids = encode_inputs(state.schema, entries, size)
+            ids = encode_inputs(state.schema, entries, size, own)
+            ids = state.schema.as_inputs(ids)
         if self.preprocessor is not None:
             with _making:
                 # As KerasHub does at the first use, where threads would meet.
@@ -78,7 +88,8 @@ class RoutedGeneration(_compat.Mixin):
                 own = prompts.plain_input(own, GENERATE_KEYS)
         token = _waiting.set(ids)
         try:
-            return super().generate(own, *args, **kwargs)
+            with cut_texts.prompts_counted(self.preprocessor, own):
+                return super().generate(own, *args, **kwargs)
         finally:
             _waiting.reset(token)
 
@@ -89,6 +100,7 @@ class RoutedGeneration(_compat.Mixin):
 
         def with_ids(inputs: Any, *args: Any, **kwargs: Any) -> Any:
             ids = _waiting.get()
+            cut_texts.look_at_prompts(inputs)
             return function({**inputs, **ids} if ids else inputs, *args, **kwargs)
 
         return with_ids
@@ -101,7 +113,9 @@ class RoutedGeneration(_compat.Mixin):
         else:
             size = leading_size(own)
             routing = Routing.from_ids(
-                state.schema, layer_ids(state.schema, entries, size)
+                state.schema,
+                layer_ids(state.schema, entries, size),
+                generates=_keeps_rows_together(getattr(self, "sampler", None)),
             )
             # Once, not per token: each token would cost more to look up than to adapt.
             for layer in state.layers.values():
@@ -114,6 +128,11 @@ class RoutedGeneration(_compat.Mixin):
                     routing.gathered[id(layer)] = gathered
         with routing_scope(routing):
             return super().generate_step(own, *args, **kwargs)
+
+
+def _keeps_rows_together(sampler: Any) -> bool:
+    """Whether a sampler is known to repeat the rows of an example side by side."""
+    return type(sampler).__module__.partition(".")[0] == "keras_hub"
 
 
 def _python_strings(inputs: Any) -> Any:

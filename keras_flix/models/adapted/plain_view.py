@@ -13,6 +13,9 @@ import numpy as np
 from keras import ops
 
 from keras_flix import _compat
+from keras_flix.models.adapted.adaptation import only_shares
+from keras_flix.models.adapted.devices import creation_scope
+from keras_flix.models.adapted.frozen_values import guard_optimizer
 from keras_flix.models.adapted.keras_files import (
     WEIGHTS,
     check_archive,
@@ -21,10 +24,13 @@ from keras_flix.models.adapted.keras_files import (
     save_whole,
 )
 from keras_flix.models.adapted.thread_lock import USES
+from keras_flix.models.adapted.trained_base import flags_config
 
 REGISTERED_NAME = "keras_flix>AdaptedModel"
 """What Keras' files call an adapted model."""
 
+NEEDS = "`import keras_flix` before `keras.models.load_model`"
+"""Keras imports no packages for a file. Its error is long, but it begins with this."""
 
 SEEDS = "flix_seeds"
 """Under this name, Keras' weight files hold the states of seed generators."""
@@ -94,26 +100,44 @@ class PlainView(_compat.Mixin):
         with unchanged_if_it_raises(self), errors_name_the_file(filepath):
             check_undamaged(filepath)
             super().load_weights(filepath, *args, **kwargs)
+        # Averages of frozen values are what the weights now are.
+        guard_optimizer(self)
+
+    def compile_from_config(self, config: Any) -> None:
+        """As Keras' own; what the optimizer knew is loaded in tasks, too."""
+        super().compile_from_config(config)
+        optimizer = getattr(self, "optimizer", None)
+        # Keras leaves that to the first step where `compile` is a class's own.
+        if optimizer is not None and not optimizer.built:
+            with creation_scope(self):
+                optimizer.build(self.trainable_variables)
 
     def get_config(self) -> dict[str, Any]:
         """The plain model's config, and what `enable_flix` did to it."""
         adaptation = self._adaptation
+        if adaptation.shares:
+            raise ValueError(only_shares(self))
         with plain_view(self):
             base = keras.saving.serialize_keras_object(self)
         # Compiling is left to the adapted model, which has other variables.
         base.pop("compile_config", None)
+        flags = flags_config(self)
         return {
+            # First, as errors of Keras show a config where it does not know the class.
+            "needs": NEEDS,
             "base": base,
             "schema": adaptation.schema.get_config(),
             "alpha": adaptation.alpha,
             # By position: paths may change where a model is made again.
             "layers": layer_positions(self, adaptation.layers),
             "seed": adaptation.seed,
+            **({"rows": stated_rows(adaptation)} if adaptation.rows else {}),
             **(
                 {}
                 if adaptation.trainable is None
                 else {"trainable": adaptation.trainable}
             ),
+            **({"flags": flags} if flags else {}),
         }
 
 
@@ -136,6 +160,11 @@ def unchanged_if_it_raises(model: Any) -> Iterator[None]:
         for variable, value in zip(variables, before):
             variable.assign(value)
         raise
+
+
+def stated_rows(adaptation: Any) -> dict[str, list[str]]:
+    """The orders of rows that `enable_flix` was told, by path, for files."""
+    return {path: sorted(orders) for path, orders in adaptation.rows.items()}
 
 
 def layers_with_kernels(model: Any) -> list[Any]:

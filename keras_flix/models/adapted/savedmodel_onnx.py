@@ -41,7 +41,8 @@ class Exporting(_compat.Mixin):
             input_signature: A dict of `keras.InputSpec` by input. Defaults to
                 the model's own inputs, with their unknown lengths. Features
                 that it leaves out are added: int32 ids of shape `(batch,)`, or
-                `(batch, k)` for a `multiple` one; -1 is absent.
+                `(batch, k)` for a `multiple` one; -1 is absent. Of a feature of
+                integer values, the artifact takes the values.
             **kwargs: As for Keras' `export`.
 
         Raises:
@@ -116,6 +117,8 @@ def signature_of(model: Any, given: Any) -> Specs:
         for name, spec in given.items()
     }
     for feature in model._adaptation.schema.routed:
+        if feature.ids_key in specs:
+            continue
         specs.setdefault(
             feature.name,
             keras.InputSpec(

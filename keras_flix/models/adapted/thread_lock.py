@@ -40,6 +40,7 @@ class Use(enum.IntEnum):
 USES = {
     "__call__": Use.READ,
     "generate": Use.READ,
+    "score": Use.READ,
     "predict": Use.READ,
     "predict_on_batch": Use.READ,
     "fit": Use.LOOP,
@@ -203,12 +204,13 @@ class Turns:
 def take_turns(cls: Any) -> Any:
     """Class decorator: the entry points of an adapted model wait for their turn."""
     for name, use in USES.items():
-        setattr(cls, name, _in_turn(getattr(cls, name), use))
+        if any(name in vars(one) for one in cls.__mro__):
+            setattr(cls, name, _in_turn(getattr(cls, name), use))
     return cls
 
 
 def _in_turn(method: Callable[..., Any], use: Use) -> Callable[..., Any]:
-    reads_variables = method.__name__ in ("__call__", "generate")
+    reads_variables = method.__name__ in ("__call__", "generate", "score")
     if keras.config.backend() == "jax" and not reads_variables:
         use = Use.ALONE
 

@@ -27,11 +27,18 @@ from keras_flix.layers.row_scope import RowScope, UsedRows, current_row_scope, r
 
 
 def takes_rows(model: Any) -> bool:
-    """Whether a model's optimizer updates only rows, and needs no others."""
+    """Whether a model's optimizer updates only rows, and nothing needs others."""
     if not getattr(model.optimizer, "takes_row_gradients", False):
         return False
-    distributed = keras.distribution.distribution() is not None
-    return not (keras.config.backend() == "jax" and distributed)
+    base = model._adaptation.base_class
+    for name in ("train_step", "compute_loss_and_updates"):
+        # One of the user's own may look at gradients: clip them, report their norm.
+        if getattr(base, name, None) is not getattr(keras.Model, name, None):
+            return False
+    if keras.config.backend() == "jax":
+        return keras.distribution.distribution() is None
+    # Torch's processes average dense gradients only.
+    return not _compat.averages_gradients(model)
 
 
 def scope_of_batch(
@@ -80,9 +87,10 @@ class RowGradients(_compat.Mixin):
         inputs, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         schema = self._adaptation.schema
         own, entries = split_entries(inputs, schema)
-        ids = layer_ids(schema, entries, batch_length(own, entries))
+        ids = layer_ids(schema, entries, batch_length(own, entries), own)
         if isinstance(inputs, Mapping):
-            data = keras.utils.pack_x_y_sample_weight({**own, **ids}, y, sample_weight)
+            inputs = {**own, **schema.as_inputs(ids)}
+            data = keras.utils.pack_x_y_sample_weight(inputs, y, sample_weight)
         scope = scope_of_batch(self, trained, ids)
         with row_scope(scope), encoded(schema, ids):
             return super().train_step((scope.with_zeros(trained), *rest), data)

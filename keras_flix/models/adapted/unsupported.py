@@ -36,6 +36,7 @@ class Refusals(_compat.Mixin):
         if (
             isinstance(self, keras_hub.models.Backbone)
             and self._adaptation.schema.routed
+            and not self._adaptation.disabled
             and current_routing(self._adaptation.schema) is None
             and any(isinstance(x, keras.KerasTensor) for x in tree.flatten(inputs))
         ):

@@ -223,7 +223,7 @@ def add_feature(
     by_name = {feature.name: rank} if isinstance(rank, Mapping) else rank
     (feature,) = FeatureSchema([feature]).resolve(by_name, dropout, adaptation.alpha)
     schema = FeatureSchema([*adaptation.schema, feature])
-    for part in adaptation.parts:
+    for part in adaptation.users:
         check_names(part, schema)
     check_fits(adaptation, schema)
     seed = adaptation.seed if seed is None else checked_seed(seed)

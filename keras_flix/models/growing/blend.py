@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_flix import _compat
+from keras_flix.features.columns import as_columns, is_table
 from keras_flix.features.encoding import ABSENT
 from keras_flix.features.feature import Feature, Value
 from keras_flix.features.input_entries import split_entries
@@ -120,7 +121,7 @@ def fit_blend(
     grown = with_values(own, [value], rank, None)
     check_fits(adaptation, replaced(adaptation.schema, grown))
     _check_trainable(model, adaptation)
-    x, y, sample_weight = _prepared(model, own, data)
+    x, y, sample_weight = _prepared(model, own, _read(data))
     with _frozen(model):
         blended = _Blended(model, own, weights)
         blended.compile(optimizer=keras.optimizers.Adam(learning_rate), loss=model.loss)
@@ -170,11 +171,11 @@ class _Blended(keras.Model):
 
     def call(self, inputs: Any) -> Tensor:
         schema = adaptation_of(self.inner).schema
-        own, ids = split_entries(inputs, schema)
-        routing = Routing.from_ids(schema, ids)
+        own, entries = split_entries(inputs, schema)
+        routing = Routing.from_ids(schema, schema.by_name(entries))
         assert routing.active is not None
         # Of the feature itself, the inputs have absent ids: one for every example.
-        shape = (routing.active[self.blended].batch_size, len(self.rows))
+        shape = (ops.shape(routing.active[self.blended].rows)[0], len(self.rows))
         blend = ActiveValues(
             rows=ops.broadcast_to(np.asarray(self.rows, "int32"), shape),
             present=ops.ones((*shape, 1), "bool"),
@@ -213,10 +214,16 @@ def _check_trainable(model: keras.Model, adaptation: Adaptation) -> None:
         )
 
 
+def _read(data: Any) -> tuple[Any, ...]:
+    """The data as a tuple, with a table as a dict of columns."""
+    parts = data if isinstance(data, (tuple, list)) and not is_table(data) else (data,)
+    return as_columns(parts[0]), *parts[1:]
+
+
 def _prepared(model: Any, feature: Feature, data: Any) -> tuple[Any, Any, Any]:
     """The data as arrays, preprocessed, with absent ids of the feature."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    if not isinstance(x, Mapping) or feature.name in x:
+    if not isinstance(x, Mapping) or {feature.name, feature.ids_key} & set(x):
         raise ValueError(
             "`data` must be a dict of inputs, or a tuple that starts with one, "
             f"without an entry {feature.name!r}, which is what is learned. Received: "

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from keras import ops
 
 from keras_flix import _compat
 from keras_flix.features.feature import Feature
@@ -31,7 +30,7 @@ Pair = tuple[np.ndarray, np.ndarray]
 def changeable(model: Any) -> Adaptation:
     """What `enable_flix` did to a model whose tables can be changed now."""
     adaptation = adaptation_of(model)
-    for part in adaptation.parts:
+    for part in adaptation.users:
         if _compat.is_running(part):
             raise ValueError(
                 "A model's values, and which of them train, must not change while "
@@ -52,14 +51,14 @@ def set_schema(adaptation: Adaptation, schema: FeatureSchema, choice: Choice) ->
     """Makes all that holds a model's schema, and what trains, hold other ones."""
     for layer in adaptation.layers.values():
         layer._tables.schema = schema
-    for part in adaptation.parts:
+    for part in adaptation.users:
         part._adaptation.schema = schema
     choose(adaptation, choice)
 
 
 def optimizers_of(adaptation: Adaptation) -> dict[int, tuple[Any, Any]]:
-    """The built optimizers of a model and its backbone, with the model, by id."""
-    pairs = [(getattr(part, "optimizer", None), part) for part in adaptation.parts]
+    """The built optimizers of all that use the tables, with the model, by id."""
+    pairs = [(getattr(part, "optimizer", None), part) for part in adaptation.users]
     return {id(o): (o, part) for o, part in pairs if o is not None and o.built}
 
 
@@ -81,7 +80,7 @@ class Start:
         """The tables of the value in that row of a grown feature, in one layer."""
         adapter = layer._tables
         old = adapter.schema[grown.name]
-        a, b = (ops.convert_to_numpy(v.value) for v in adapter.variables[grown.name])
+        a, b = map(_compat.to_host, adapter.variables[grown.name])
         rank = grown.ranks[row]
         if self.copies:
             (source,) = self.weights
@@ -118,7 +117,7 @@ def resize(
     count, width = len(feature.values), max(feature.ranks)
     values = []
     for table in tables:
-        old = ops.convert_to_numpy(table.variable.value)
+        old = _compat.to_host(table.variable)
         place = "ab".index(table.part)
         shape = (old.shape[1], width) if place == 0 else (width, old.shape[2])
         value = np.zeros((count, *shape), "float32")
@@ -134,7 +133,9 @@ def resize(
                 optimizer, None, {id(table.variable): rows for table in tables}
             )
     set_schema(adaptation, schema, choice)
-    for part in adaptation.parts:
+    more = feature.values[len(rows) :]
+    adaptation.added.setdefault(feature.name, set()).update(more)
+    for part in adaptation.users:
         _compat.track_torch_parameters([*_compat.flatten_layers(part), part])
 
 
@@ -153,9 +154,9 @@ def add_feature_tables(
         for path, layer in adaptation.layers.items():
             layer.add_tables(feature, seed, path)
         if feature.dropout and adaptation.dropout_seed is None:
-            add_dropout_seed(adaptation.parts, adaptation.seed)
+            add_dropout_seed(adaptation.users, adaptation.seed)
         for optimizer, part in optimizers:
             _compat.regrow_optimizer(optimizer, part.trainable_variables, {})
     set_schema(adaptation, schema, adaptation.trainable)
-    for part in adaptation.parts:
+    for part in adaptation.users:
         _compat.track_torch_parameters([*_compat.flatten_layers(part), part])

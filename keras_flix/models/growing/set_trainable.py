@@ -20,6 +20,11 @@ def set_trainable(model: Model, values: Mapping[str, Sequence[Value]] | None) ->
     `.keras` file, until the next one. Values that are added later do not train
     unless they are chosen.
 
+    Without a choice, values that do not occur stay as they are under some optimizers
+    only: plain SGD, Adagrad, Adadelta, Adafactor, `LazyAdam` and `LazySGD`. Momentum
+    (of Adam and most others) moves those that occurred before, weight decay moves all,
+    and Ftrl sets those that never did to zero.
+
     It holds in `fit`, `train_on_batch` and loops of your own that use a Keras
     optimizer which the model was compiled with. In other loops, gradients of frozen
     values are exactly zero, but an optimizer of torch's own moves what has

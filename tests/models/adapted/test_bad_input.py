@@ -67,6 +67,13 @@ BATCHES = {
         "shape (3, 3). Pass one entry per example.",
     ),
 }
+
+
+def said(text, *own):
+    """The error's text beside the model's own inputs, which are listed too."""
+    return text.replace("(entries: ['task'])", f"(entries: {sorted(['task', *own])})")
+
+
 TARGET = np.ones((3, 4), "float32")
 ENTRY_POINTS = {
     "call": lambda model, x: model(x),
@@ -99,7 +106,7 @@ def test_bad_entries_raise_and_change_nothing(adapted, case, entry_point):
     before = state(adapted, {**rows(), **GOOD})
     with pytest.raises(ValueError) as error:
         ENTRY_POINTS[entry_point](adapted, inputs)
-    assert str(error.value) == text
+    assert str(error.value) == said(text, "x")
     assert state(adapted, {**rows(), **GOOD}) == before
 
 
@@ -157,7 +164,22 @@ def test_bad_entries_of_a_task_with_a_preprocessor(make_gemma, case):
     for run in (model.fit, model.evaluate):
         with pytest.raises(ValueError) as error:
             run({**PROMPTS, **entries}, batch_size=3, verbose=0)
-        assert str(error.value) == text
+        assert str(error.value) == said(text, *PROMPTS)
     with pytest.raises(ValueError) as error:
         model.generate({"prompts": PROMPTS["prompts"], **entries}, max_length=6)
-    assert str(error.value) == text
+    assert str(error.value) == said(text, "prompts")
+
+
+def test_a_name_written_wrongly_is_shown_beside_the_right_one(adapted):
+    inputs = {**rows(), "task": "qa", "Langauge": "sw"}
+    for entry_point in ENTRY_POINTS.values():
+        with pytest.raises(ValueError) as error:
+            entry_point(adapted, inputs)
+        assert str(error.value) == (
+            "Every feature must have an entry in the input dict, next to the model's "
+            "own inputs. Received: no entry 'language' (entries: ['Langauge', 'task', "
+            "'x']). The nearest is 'Langauge'. State its values or ids; where an "
+            "example has none, None or -1."
+        )
+    with pytest.raises(ValueError, match="'langauge'. The nearest is 'language'. Rem"):
+        keras_flix.merge_features(adapted, {"task": "qa", "langauge": "sw"})

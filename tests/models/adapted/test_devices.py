@@ -233,11 +233,12 @@ def test_a_distribution_that_does_not_hold_the_model_is_refused(row, request):
     else:
         request.node.add_marker(pytest.mark.support("Devices", row, "refused"))
         message = (
-            "A distribution of `keras.distribution` must be one that the backend "
-            f"carries out: only JAX does. Received: {name} over 8 devices on the "
-            f"{BACKEND!r} backend, where Keras would run the whole model on one of "
-            "them. Switch to JAX, or use `keras.distribution.set_distribution(None)` "
-            "and the backend's own `torch.nn.parallel.DistributedDataParallel` or "
+            "A distribution of `keras.distribution` must be one that adapters follow: "
+            "JAX's, and from Keras 3.16 on PyTorch's `DataParallel` with one process "
+            f"per device. Received: {name} over 8 devices on the {BACKEND!r} backend, "
+            "in 1 process(es) that train together. Switch to JAX, or use "
+            "`keras.distribution.set_distribution(None)` and the backend's own "
+            "`torch.nn.parallel.DistributedDataParallel` or "
             "`tf.distribute.MirroredStrategy`."
         )
     model, batch = make_mlp(), rows()
@@ -411,6 +412,55 @@ def test_ddp_synchronizes_the_tables_and_nothing_else(tmp_path):
             assert gradient.abs().max() == 0.0
         elif variable.path.endswith("_b"):
             assert gradient[1].abs().max() > 0.0
+
+
+@pytest.mark.parametrize("how", ["fully_shard", "a block", "parameters"])
+def test_parameters_that_torch_splits_are_refused(tmp_path, how):
+    """Keras would go on with the whole ones, without a word."""
+    only("torch", "FSDP2 and DTensors are of PyTorch.")
+    import torch
+    from torch.distributed.fsdp import fully_shard
+
+    def split(model, mesh):
+        if how == "fully_shard":
+            fully_shard(model, mesh=mesh)
+        elif how == "a block":
+            fully_shard(model.get_layer("head"), mesh=mesh)
+        else:
+            distribute(model.get_layer("head").torch_params, mesh)
+
+    def distribute(parameters, mesh):
+        for name in parameters:
+            whole = parameters[name].detach()
+            shard = torch.distributed.tensor.distribute_tensor(whole, mesh)
+            parameters[name] = torch.nn.Parameter(shard)
+
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1
+    )
+    options = {"rank": 2, "targets": ["hidden"]}
+    batch, y = {**rows(), "task": "qa"}, np.zeros((3, 4))
+    features = {"task": ["qa", "parse"]}
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        model = make_mlp()
+        split(model, mesh)
+        with pytest.raises(ValueError, match="parameters must be whole"):
+            keras_flix.enable_flix(model, features, **options)
+        model = keras_flix.enable_flix(make_mlp(), features, **options)
+        model.compile("sgd", "mse")
+        split(model, mesh)
+        for run in (
+            lambda: model(batch),
+            lambda: model.fit(batch, y, verbose=0),
+            lambda: model.evaluate(batch, y, verbose=0),
+            lambda: model.predict(batch, verbose=0),
+            lambda: model.train_on_batch(batch, y),
+        ):
+            with pytest.raises(ValueError, match="parameters must be whole"):
+                run()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 # TensorFlow: MirroredStrategy. -----------------------------------------------

@@ -3,12 +3,15 @@
 import copy
 import os
 import pickle
+import subprocess
+import sys
 
 import keras
 import keras_hub
 import numpy as np
 import pytest
 from helpers.gemma import FEATURES, make_backbone, randomize, to_numpy
+from helpers.models import make_mlp
 from helpers.training import (
     DATA,
     X,
@@ -303,3 +306,51 @@ def test_a_functional_model_that_passes_the_features_on(tmp_path):
     model.save(tmp_path / "model.keras")
     found = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(to_numpy(found(ids)), expected)
+
+
+WITHOUT_THE_IMPORT = """
+import sys, keras
+for name in ("model.keras", "layer.keras"):
+    try:
+        keras.models.load_model(name)
+    except TypeError as error:
+        print(" ".join(str(error).split()))
+    else:
+        raise SystemExit("it loaded")
+assert "keras_flix" not in sys.modules
+"""
+
+
+@pytest.mark.short("torch")
+def test_a_process_without_the_import_is_told_of_it(tmp_path):
+    model = keras_flix.enable_flix(
+        make_mlp(), {"task": ["qa"]}, rank=2, targets="all-linear"
+    )
+    model.save(tmp_path / "model.keras")
+    shared = keras_flix.Feature("shared", always=True)
+    layer = keras_flix.FlixDense(2, features=[shared], rank=1)
+    keras.Sequential([keras.Input((3,)), layer]).save(tmp_path / "layer.keras")
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_IMPORT],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    model_says, layer_says = result.stdout.splitlines()
+    assert (
+        "'needs': '`import keras_flix` before `keras.models.load_model`'"
+        in (model_says[:600])
+    )
+    assert "Could not locate class 'FlixDense'" in layer_says
+    assert "'module': 'keras_flix" in layer_says
+
+
+def test_files_of_0_1_do_not_say_what_they_need():
+    model = keras_flix.enable_flix(
+        make_mlp(), {"task": ["qa"]}, rank=2, targets="all-linear"
+    )
+    config = model.get_config()
+    assert next(iter(config)) == "needs"
+    del config["needs"]
+    assert type(model).from_config(config).get_config() == model.get_config()

@@ -353,6 +353,16 @@ def test_old_compiled_functions_are_dropped():
         model.predict(own, verbose=0)
 
 
+def test_old_compiled_functions_are_dropped_where_the_inputs_stay_as_they_are():
+    # Only TensorFlow would go on with what it compiled for the plain model.
+    model, own, _ = causal_lm()
+    model.predict(own, verbose=0)
+    keras_flix.enable_flix(model, [keras_flix.Feature("shared", always=True)], rank=2)
+    randomize(model)
+    found = model.predict(own, verbose=0)
+    np.testing.assert_allclose(found, to_numpy(model(own)), atol=1e-5)
+
+
 def test_always_feature_needs_no_entry():
     model, own, _ = causal_lm()
     base = to_numpy(model(own))

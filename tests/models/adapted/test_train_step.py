@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from helpers.gemma import FEATURES, make_backbone, randomize, to_numpy
 from helpers.models import make_mlp, rows
+from keras import ops
 
 import keras_flix
 from keras_flix.features import input_entries
@@ -243,3 +244,86 @@ def test_entries_are_encoded_once_per_step(monkeypatch, optimizer):
         model.fit(x, np.zeros((2 * steps, 4)), batch_size=2, verbose=0)
     # The data set is encoded once, and its shape is learned from a first call.
     assert counts[1] - counts[0] == 3
+
+
+class Reporting(keras.Model):
+    """A model with a `train_step` of its own, which reports the gradients' norm."""
+
+    def train_step(self, *args):
+        backend = keras.config.backend()
+        x, y = args[-1][:2]
+        if backend == "jax":
+            import jax
+
+            trained, others, state, metrics = args[0]
+
+            def loss_of(trained):
+                found, new = self.stateless_call(trained, others, x, training=True)
+                return ops.mean((found - y) ** 2), new
+
+            gradients, others = jax.grad(loss_of, has_aux=True)(trained)
+            norm = ops.sqrt(sum(ops.sum(g**2) for g in gradients))
+            trained, state = self.optimizer.stateless_apply(state, gradients, trained)
+            return {"norm": norm}, (trained, others, state, metrics)
+        variables = self.trainable_weights
+        if backend == "torch":
+            self.zero_grad()
+            ops.mean((self(x, training=True) - y) ** 2).backward()
+            gradients = [v.value.grad for v in variables]
+        else:
+            import tensorflow as tf
+
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean((self(x, training=True) - y) ** 2)
+            gradients = tape.gradient(loss, variables)
+            # Of rows that occur twice, this one's norm would be wrong.
+            _, norm = tf.clip_by_global_norm(gradients, 1e9)
+        self.optimizer.apply(gradients, variables)
+        if backend == "torch":
+            norm = ops.sqrt(sum(ops.sum(g**2) for g in gradients))
+        return {"norm": norm}
+
+
+class Scaled:
+    """An optimizer of the user's own that looks at the gradients."""
+
+    def apply(self, grads, trainable_variables=None):
+        norm = ops.sqrt(sum(ops.sum(ops.square(g)) for g in grads))
+        return super().apply([g / norm for g in grads], trainable_variables)
+
+
+class ScaledSGD(Scaled, keras.optimizers.SGD):
+    pass
+
+
+class ScaledLazySGD(Scaled, keras_flix.LazySGD):
+    pass
+
+
+def gradients_seen(kind, optimizer):
+    keras.utils.set_random_seed(0)
+    x = keras.Input((8,), name="x")
+    head = keras.layers.Dense(4, name="head")
+    model = kind({"x": x}, head(x))
+    users = {"user": [f"u{i}" for i in range(50)]}
+    keras_flix.enable_flix(model, users, rank=2, targets=["head"], seed=0)
+    randomize(model).compile(optimizer, loss="mse")
+    batch = {**rows(4), "user": ["u1", "u1", "u2", "u3"]}
+    history = model.fit(batch, np.ones((4, 4)), batch_size=4, epochs=2, verbose=0)
+    return history.history, weights(model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "eager", "lazy"),
+    [
+        (Reporting, keras.optimizers.SGD, keras_flix.LazySGD),
+        (keras.Model, ScaledSGD, ScaledLazySGD),
+    ],
+)
+def test_who_looks_at_gradients_gets_dense_ones(kind, eager, lazy):
+    expected, tables = gradients_seen(kind, eager(0.1))
+    found, others = gradients_seen(kind, lazy(0.1))
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-5)
+    for path, table in tables.items():
+        np.testing.assert_allclose(others[path], table, rtol=1e-5, atol=1e-6)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from helpers.gemma import FEATURES, randomize, to_numpy
 from helpers.models import make_mlp, rows
+from helpers.tracing import compiled
 
 import keras_flix
 from keras_flix import Feature, FeatureSchema
@@ -241,3 +242,13 @@ def test_batches_of_different_kinds_are_refused_where_they_cannot_be_compiled():
             train()
     else:
         train()
+
+
+# Otherwise TensorFlow would know the values.
+@pytest.mark.eager(False)
+def test_weights_of_all_values_are_read_in_compiled_code():
+    model = adapted()
+    weights = np.array([[0.5, 0, 2], [0, 0, 0], [0, 1, 0.25]], "float32")
+    x = rows(3)["x"]
+    got = compiled(lambda x, w: model({"x": x, "task": [0, 0, 0], "language": w}))
+    np.testing.assert_allclose(got(x, weights), outputs(model, weights), atol=1e-5)

@@ -127,7 +127,8 @@ def test_fit_goes_on_without_compiling_again():
     seed = to_numpy(model._adaptation.dropout_seed.state)
     keras_flix.add_values(model, "language", ["rw"])
     np.testing.assert_array_equal(to_numpy(model._adaptation.dropout_seed.state), seed)
-    model.fit({**DATA, "language": ["rw", "en"] * 3}, Y, verbose=0)
+    # In one epoch, feature dropout may leave the value out everywhere.
+    model.fit({**DATA, "language": ["rw", "en"] * 3}, Y, epochs=4, verbose=0)
     assert (delta(model, language="rw") != 0).any()
 
 

@@ -42,6 +42,17 @@ def test_finds_the_weights_that_made_the_data():
     assert blend.kept == pytest.approx(1, abs=1e-3)
 
 
+def test_a_list_of_dicts():
+    found = []
+    for as_records in (False, True):
+        model = trained_model()
+        x, y = few_examples(model)
+        records = [dict(zip(x, row)) for row in zip(*x.values())]
+        data = (records if as_records else x, y)
+        found.append(keras_flix.fit_blend(model, "language", "rw", data, epochs=2))
+    assert found[0] == found[1]
+
+
 def test_a_lower_rank_says_what_it_lost():
     model = trained_model()
     x, y = few_examples(model)

@@ -106,6 +106,114 @@ def test_a_choice_can_be_undone():
     )
 
 
+# Averages of the weights. ----------------------------------------------------
+
+AVERAGING = {"use_ema": True, "ema_momentum": 0.5}
+
+
+def averaged(model):
+    """The averages that an optimizer holds, by path of the table."""
+    optimizer = model.optimizer
+    optimizer = getattr(optimizer, "inner_optimizer", None) or optimizer
+    return {
+        variable.path: to_numpy(average)
+        for variable, average in zip(
+            optimizer._trainable_variables, optimizer._model_variables_moving_average
+        )
+    }
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: keras.optimizers.Adam(0.05, **AVERAGING, ema_overwrite_frequency=2),
+        lambda: keras.optimizers.SGD(0.05, **AVERAGING, gradient_accumulation_steps=2),
+        lambda: keras_flix.LazyAdam(0.05, **AVERAGING),
+        lambda: keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.SGD(0.05, **AVERAGING), initial_scale=4.0
+        ),
+    ],
+    ids=["overwriting", "accumulating", "lazy", "loss scale"],
+)
+def test_averages_of_frozen_rows_are_the_weights_from_the_start(make):
+    model = small(trained=False)
+    model.compile(make(), loss="mse")
+    keras_flix.set_trainable(model, CHOICE)
+    before = tables(model)
+    assert averaged(model).keys() == before.keys()
+    # Keras' own begin at zero, and trained rows are theirs.
+    assert_only_trained_or_zero(before, averaged(model))
+    for seed in range(4):
+        apply(model.optimizer, random_gradients(model, seed), model.trainable_variables)
+        assert_frozen_alike(averaged(model), before)
+    assert_only_trained(before, averaged(model))
+    assert_only_trained(before, tables(model))
+    model.optimizer.finalize_variable_values(model.trainable_variables)
+    assert_only_trained(before, tables(model))
+
+
+def assert_only_trained_or_zero(before, after):
+    for path, old in before.items():
+        new = after[path].copy()
+        if "flix_language_" in path:
+            assert not new[1].any()
+            new[1] = old[1]
+        np.testing.assert_array_equal(new, old, err_msg=path)
+
+
+def test_averages_follow_weights_that_are_set_anew(tmp_path):
+    other = small(trained=False, seed=9)
+    other.save_weights(tmp_path / "x.weights.h5")
+    keras_flix.save_adapters(other, tmp_path / "x.flix.safetensors")
+    for load in (
+        lambda model: model.load_weights(tmp_path / "x.weights.h5"),
+        lambda model: keras_flix.load_adapters(model, tmp_path / "x.flix.safetensors"),
+    ):
+        model = small("averages")
+        keras_flix.set_trainable(model, CHOICE)
+        load(model)
+        assert_frozen_alike(averaged(model), tables(model))
+
+
+def assert_frozen_alike(one, other):
+    for path, value in one.items():
+        rows = [0] if "flix_language_" in path else slice(None)
+        np.testing.assert_array_equal(value[rows], other[path][rows], err_msg=path)
+
+
+@pytest.mark.support("Life of an adapter", "`SwapEMAWeights` after `set_trainable`")
+@pytest.mark.parametrize("swap_on_epoch", [True, False])
+def test_swapping_averages_leaves_frozen_values_alone(swap_on_epoch):
+    model = small(trained=False)
+    model.compile(keras_flix.LazyAdam(0.05, **AVERAGING), loss="mse")
+    keras_flix.set_trainable(model, CHOICE)
+    before = tables(model)
+    seen = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_test_batch_begin(self, batch, logs=None):
+            seen.append(tables(model))
+
+    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=swap_on_epoch)
+    # Before the first step, too.
+    model.evaluate(DATA, Y, verbose=0, callbacks=[swap])
+    np.testing.assert_array_equal(
+        tables(model)["hidden/flix_task_a"], before["hidden/flix_task_a"]
+    )
+    model.fit(
+        DATA,
+        Y,
+        epochs=2,
+        verbose=0,
+        validation_data=(DATA, Y),
+        callbacks=[swap, Watch()],
+    )
+    assert_only_trained(before, tables(model))
+    assert_only_trained(before, averaged(model))
+    for found in seen:
+        assert_only_trained(before, found)
+
+
 # Training. ------------------------------------------------------------------
 
 

@@ -1,0 +1,233 @@
+"""Texts that are cut at a preprocessor's length: counted, and said once.
+
+A preprocessor cuts what is too long without a word. Here, `fit`, `evaluate` and
+`generate` count and warn, and training refuses an example whose response is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import keras_hub
+import numpy as np
+from keras import tree
+
+from keras_flix.features.host_values import host_value, is_tf_symbolic
+from keras_flix.models.adapted.cut_counts import CutTexts, current, warn
+from keras_flix.models.adapted.text_lengths import (
+    PROMPTS,
+    RESPONSES,
+    Column,
+    columns_of,
+    cut_rows,
+    kept_tokens,
+)
+from keras_flix.models.adapted.tf_batches import passed_through
+from keras_flix.models.adapted.tokenizer_paths import batch_check
+
+_prompts: contextvars.ContextVar[CutTexts | None] = contextvars.ContextVar(
+    "keras_flix_cut_prompts", default=None
+)
+_generating: contextvars.ContextVar[tuple[Any, Any] | None] = contextvars.ContextVar(
+    "keras_flix_generating", default=None
+)
+
+
+def watched(state: Any, preprocessor: Any, own: Any, outputs: Any, weight: Any) -> Any:
+    """What a preprocessor made of a batch, after a look at what it has cut.
+
+    Args:
+        state: The model's `Adaptation`.
+        preprocessor: The KerasHub preprocessor.
+        own: What it was given.
+        outputs: What it returned.
+        weight: One weight per example, or `None`.
+
+    Returns:
+        The outputs. Inside of a `tf.data` pipeline, these look when they are computed.
+    """
+    x, y, token_weight = keras.utils.unpack_x_y_sample_weight(outputs)
+    columns = columns_of(preprocessor, own, x)
+    if not columns:
+        return outputs
+    given = {c.kind: own if c.key is None else own[c.key] for c in columns}
+    masks = {c.kind: x[c.mask] for c in columns}
+    if not any(map(is_tf_symbolic, tree.flatten((given, masks)))):
+        _look(state, preprocessor, columns, given, masks, token_weight, weight)
+        return outputs
+    ids = x[columns[0].mask.replace("padding_mask", "token_ids")]
+    if isinstance(own, Mapping) and len(own) > len(columns):
+        ids = None  # images besides: not to be preprocessed twice
+    looked = _look_in_tf(
+        state, preprocessor, columns, given, masks, token_weight, weight, ids
+    )
+    x = {**x, columns[0].mask: looked}
+    return keras.utils.pack_x_y_sample_weight(x, y, token_weight)
+
+
+def _look(
+    state: Any,
+    preprocessor: Any,
+    columns: list[Column],
+    given: Mapping[str, Any],
+    masks: Mapping[str, Any],
+    token_weight: Any,
+    weight: Any,
+) -> None:
+    known_rows = current.get()
+    texts, rows = known_rows or (state.cut_texts, None)
+    if texts is None or not (texts.counts or texts.trains):
+        return
+    known = {kind: np.asarray(host_value(mask)) != 0 for kind, mask in masks.items()}
+    if any(mask.ndim != 2 for mask in known.values()):
+        return  # a single example, without a batch axis
+    strings = {kind: strings_of(value) for kind, value in given.items()}
+    responses = None
+    if RESPONSES in given and token_weight is not None:
+        responses = np.asarray(host_value(token_weight)) != 0
+        if texts.trains:
+            full = known[RESPONSES].all(axis=-1)
+            _refuse_gone(preprocessor, strings, responses, full, weight, rows)
+    if not texts.counts:
+        return
+    # Not all sources tell their rows, but all may be read ahead or more than once.
+    keys: Any = rows
+    if rows is None:
+        keys = np.array([hash(example) for example in zip(*_flat(strings))])
+    cut = cut_rows(
+        preprocessor,
+        columns,
+        strings,
+        known,
+        responses,
+        wanted=lambda kind: texts.unseen(kind, keys, rows is not None),
+    )
+    for column in columns:
+        length = known[column.kind].shape[-1]
+        texts.add(column, length, cut[column.kind], keys, rows is not None)
+
+
+def _refuse_gone(
+    preprocessor: Any,
+    strings: Mapping[str, Any],
+    responses: np.ndarray,
+    full: np.ndarray,
+    weight: Any,
+    rows: np.ndarray | None,
+) -> None:
+    gone = full & (kept_tokens(preprocessor, responses) <= 0)
+    gone &= np.array([bool(text) for text in strings[RESPONSES]])
+    if weight is not None:
+        gone &= np.asarray(host_value(weight)) != 0
+    if not gone.any():
+        return
+    found = np.flatnonzero(gone) if rows is None else np.sort(rows[gone])
+    where = "of the batch" if rows is None else "of the data"
+    first = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
+    raise ValueError(
+        "A response must keep at least one token to be trained on. Received: "
+        f"{len(found)} of {len(gone)} responses of a batch that were cut off whole at "
+        f"sequence_length={responses.shape[-1]} (examples {first} {where}). Raise the "
+        "preprocessor's `sequence_length`, shorten the prompts, or leave these "
+        "examples out by a `sample_weight` of 0."
+    )
+
+
+def _look_in_tf(
+    state: Any,
+    preprocessor: Any,
+    columns: list[Column],
+    given: Mapping[str, Any],
+    masks: Mapping[str, Any],
+    token_weight: Any,
+    weight: Any,
+    ids: Any,
+) -> Any:
+    """The first mask, computed by a function that looks at the batch when it runs."""
+    check = batch_check(preprocessor, columns)
+
+    def look(batch: Any) -> None:
+        texts, found, *weights, tokens = batch
+        texts = {kind: strings_of(value) for kind, value in texts.items()}
+        check(texts, tokens)
+        _look(state, preprocessor, columns, texts, found, *weights)
+
+    first = masks[columns[0].kind]
+    batch = (given, masks, token_weight, weight, ids)
+    return passed_through(first, look, batch)
+
+
+@contextlib.contextmanager
+def prompts_counted(preprocessor: Any = None, own: Any = None) -> Iterator[CutTexts]:
+    """Counts prompts within the outermost of such blocks, and then warns.
+
+    Of an adapted model: a plain one does not look.
+
+    Args:
+        preprocessor: The preprocessor that is about to read prompts, if there is one.
+        own: These prompts, as it is given them.
+    """
+    outer = _prompts.get()
+    texts = outer or CutTexts(verb="were cut, or left without room for an answer, at")
+    tokens = _prompts.set(texts), _generating.set((preprocessor, own))
+    try:
+        yield texts
+    finally:
+        _prompts.reset(tokens[0])
+        _generating.reset(tokens[1])
+    if outer is None:
+        warn([texts])
+
+
+def look_at_prompts(inputs: Any) -> None:
+    """Counts the prompts of a batch that is about to be continued."""
+    texts, generating = _prompts.get(), _generating.get()
+    if texts is None or generating is None or generating[0] is None:
+        return
+    known_rows = current.get()
+    rows = known_rows[1] if known_rows and known_rows[0] is texts else None
+    preprocessor, own = generating
+    if not isinstance(own, Mapping):
+        encodes = isinstance(preprocessor, keras_hub.models.Seq2SeqLMPreprocessor)
+        own = {"encoder_text" if encodes else PROMPTS: own}
+    columns = [c for c in columns_of(preprocessor, own, inputs) if c.kind != RESPONSES]
+    given = {c.kind: strings_of(own[c.key]) for c in columns}
+    given = {k: [v] if isinstance(v, str) else v for k, v in given.items()}
+    masks = {c.kind: np.asarray(host_value(inputs[c.mask])) != 0 for c in columns}
+    for column in columns:
+        mask = masks[column.kind]
+        if column.key == "encoder_text":
+            cut = cut_rows(preprocessor, [column], given, masks, None, labels=False)
+            found = cut[column.kind]
+        else:
+            found = mask.all(axis=-1)
+        texts.add(column, mask.shape[-1], found, rows, rows is not None)
+
+
+def strings_of(value: Any) -> Any:
+    """Texts as Python strings, in the structure that they came in."""
+    if isinstance(value, tuple):
+        return tuple(strings_of(part) for part in value)
+    if isinstance(value, Mapping):
+        return {key: strings_of(part) for key, part in value.items()}
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if isinstance(value, (str, list)):
+        return value if isinstance(value, str) else [strings_of(part) for part in value]
+    value = host_value(value)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "OSU":
+        return strings_of(value.tolist())
+    return value
+
+
+def _flat(strings: Any) -> list[list[str]]:
+    """The columns of texts, of several segments each."""
+    if isinstance(strings, Mapping):
+        strings = tuple(strings.values())
+    if isinstance(strings, tuple):
+        return [column for part in strings for column in _flat(part)]
+    return [strings]

@@ -1,0 +1,211 @@
+"""What an adapted model's `fit` and its kin do with data, whatever form that has."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import keras_hub
+
+from keras_flix import _compat
+from keras_flix.features.columns import as_columns, is_table
+from keras_flix.features.input_entries import (
+    encode_batch,
+    split_entries,
+    tf_errors_as_value_errors,
+)
+from keras_flix.models.adapted import cut_counts, cut_texts, prompts, token_weights
+from keras_flix.models.adapted.adaptation import Adaptation
+from keras_flix.models.adapted.arguments import by_name
+from keras_flix.models.adapted.cut_counts import CutTexts
+from keras_flix.models.adapted.data_sources import map_batches
+from keras_flix.models.adapted.devices import check_whole
+from keras_flix.models.adapted.example_order import Examples
+from keras_flix.models.adapted.optimizer_advice import advise
+from keras_flix.models.adapted.own_inputs import check_entries, checked_columns
+from keras_flix.models.adapted.task_data import TaskData
+from keras_flix.models.adapted.trained_base import mark_trained
+
+
+class DataMethods(TaskData):
+    """The part of an adapted model that encodes what Keras' loops go over."""
+
+    _adaptation: Adaptation
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = by_name(super().fit, x, args, kwargs)
+        self._check_optimizer()
+        texts, validation = CutTexts(trains=True), CutTexts("validation ")
+        if self._is_task_in_memory(x):
+            x, kwargs = self._training_examples(x, args, kwargs, texts)
+            args, pipeline = (), False
+        else:
+            x, pipeline = self._feed(x, texts)
+        mark_trained(self)
+        advise(self, x.data[0] if isinstance(x, Examples) else x)
+        if kwargs.get("validation_data") is not None:
+            kwargs["validation_data"] = self._feed_validation(
+                kwargs["validation_data"],
+                pipeline,
+                kwargs.get("validation_batch_size"),
+                validation,
+            )
+        with (
+            cut_counts.counted(self._adaptation, kwargs, texts, validation) as options,
+            _compat.variables_survive(self),
+            tf_errors_as_value_errors(),
+        ):
+            return self._data_method("fit", pipeline)(x, *args, **options)
+
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("_use_cached_eval_dataset"):
+            return super().evaluate(x, *args, **kwargs)
+        args, kwargs = by_name(super().evaluate, x, args, kwargs)
+        texts = CutTexts()
+        if self._is_task_in_memory(x):
+            x, kwargs = self._examples(x, args, kwargs, texts)
+            args, pipeline = (), False
+        else:
+            x, pipeline = self._feed(x, texts)
+        with (
+            cut_counts.counted(self._adaptation, kwargs, texts) as options,
+            _compat.variables_survive(self),
+            tf_errors_as_value_errors(),
+        ):
+            return self._data_method("evaluate", pipeline)(x, *args, **options)
+
+    def predict(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = by_name(super().predict, x, args, kwargs)
+        if self._is_task_in_memory(x):
+            kwargs = {**dict(zip(("batch_size",), args)), **kwargs}
+            x, kwargs = self._examples(x, (), kwargs, None)
+            args, pipeline = (), False
+        else:
+            x, pipeline = self._feed(x)
+        with _compat.variables_survive(self), tf_errors_as_value_errors():
+            return self._data_method("predict", pipeline)(x, *args, **kwargs)
+
+    def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        self._check_optimizer()
+        with cut_counts.training_step(self._adaptation):
+            return super().train_on_batch(self._encode(x), *args, **kwargs)
+
+    def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().test_on_batch(self._encode(x), *args, **kwargs)
+
+    def predict_on_batch(self, x: Any, **kwargs: Any) -> Any:
+        return super().predict_on_batch(self._encode(x), **kwargs)
+
+    def preprocess_samples(
+        self, x: Any, y: Any = None, sample_weight: Any = None
+    ) -> Any:
+        """The seam of KerasHub tasks between raw samples and the model."""
+        x = self._encode(x)
+        own, ids = split_entries(x, self._adaptation.schema)
+        preprocessor = self.preprocessor
+        check_entries(preprocessor, own, self._adaptation.schema.names)
+        if preprocessor is None:
+            outputs = keras.utils.pack_x_y_sample_weight(own, y, sample_weight)
+        else:
+            token_weights.refuse_targets(preprocessor, y)
+            makes_targets = token_weights.makes_targets(preprocessor)
+            own = prompts.plain_input(own)
+            if isinstance(own, Mapping) and prompts.takes_plain_strings(preprocessor):
+                outputs = prompts.preprocess_prompts(preprocessor, own)
+            elif makes_targets:
+                outputs = super().preprocess_samples(own)
+            else:
+                outputs = super().preprocess_samples(own, y, sample_weight)
+            if makes_targets:
+                token_weights.check_weights(outputs, sample_weight)
+            outputs = cut_texts.watched(
+                self._adaptation, preprocessor, own, outputs, sample_weight
+            )
+            if makes_targets:
+                outputs = token_weights.weigh(outputs, sample_weight)
+        if not ids:
+            return outputs
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(outputs)
+        own = x if isinstance(x, Mapping) else {"inputs": x}
+        return keras.utils.pack_x_y_sample_weight({**own, **ids}, y, sample_weight)
+
+    def _encode(self, x: Any) -> Any:
+        state = self._adaptation
+        # Without features, a table may itself be what a model of one input takes.
+        if state.schema.routed or not state.unwraps:
+            x = as_columns(x)
+        if state.disabled:
+            return split_entries(x, state.schema)[0]
+        nested = not isinstance(self, keras_hub.models.Task)
+        x = encode_batch(state.schema, x, nested)
+        if not state.rows_known and isinstance(x, Mapping):
+            # Now: Keras' loops over data trace the model.
+            self._find_rows(x)
+        return x
+
+    def _encode_all(self, x: Any) -> Any:
+        """`_encode` for a whole data set, with what is wrong in it told at once."""
+        x = self._encode(x)
+        schema = self._adaptation.schema
+        own, ids = split_entries(x, schema)
+        own = checked_columns(self, own, schema.names)
+        return {**own, **ids} if isinstance(own, Mapping) else own
+
+    def _encode_batch(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self._encode(batch[0]), *batch[1:])
+
+    def _preprocess_batch(
+        self, batch: tuple[Any, ...], texts: CutTexts | None = None
+    ) -> tuple[Any, ...]:
+        with contextlib.nullcontext() if texts is None else texts.of_rows():
+            outputs = self.preprocess_samples(*batch)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    def _feed(self, x: Any, texts: CutTexts | None = None) -> tuple[Any, bool]:
+        """Encodes a data source, and counts texts that are cut.
+
+        Returns:
+            The source, and whether KerasHub's pipeline is still to preprocess it: that
+            takes tf.data and grain datasets, and is led around for all others.
+        """
+        check_whole(self)
+        kind = _compat.source_kind(x)
+        has_pipeline = isinstance(self, keras_hub.models.Task)
+        if kind == "arrays":
+            return self._encode_all(x), has_pipeline
+        if has_pipeline and kind in ("tf", "grain_dataset"):
+            return x, True
+        function = functools.partial(self._preprocess_batch, texts=texts)
+        return map_batches(x, function if has_pipeline else self._encode_batch), False
+
+    def _feed_validation(
+        self, data: Any, pipeline: bool, batch_size: int | None, texts: CutTexts
+    ) -> Any:
+        if is_table(data):
+            data = (data,)
+        if isinstance(data, (tuple, list)):
+            if not isinstance(self, keras_hub.models.Task):
+                return (self._encode_all(data[0]), *data[1:])
+            if pipeline:
+                return self._validation_arrays(data)
+            return self._validation_examples(data, batch_size, texts)
+        data, still_pipeline = self._feed(data, texts)
+        if still_pipeline and not pipeline:
+            function = functools.partial(self._preprocess_batch, texts=texts)
+            return map_batches(data, function)
+        if pipeline and not still_pipeline:
+            raise ValueError(
+                "Training and validation data of a KerasHub task must both go "
+                "through its preprocessing pipeline (arrays, tf.data, grain "
+                "datasets), or neither. Received: validation_data of type "
+                f"{type(data).__name__}. Use sources of the same kind."
+            )
+        return data
+
+    def _data_method(self, name: str, pipeline: bool) -> Any:
+        if pipeline or not isinstance(self, keras_hub.models.Task):
+            return getattr(super(), name)
+        return functools.partial(getattr(keras.Model, name), self)

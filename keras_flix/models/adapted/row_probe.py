@@ -1,0 +1,301 @@
+"""Which example each row of a layer's input belongs to, found out by trying.
+
+A model runs a few times on a small random batch, each time with other examples
+changed. A row that changes with one example, and with no other, is that example's.
+Each example is changed in as many runs, but no two in the same ones, so that a few
+runs tell many examples apart, and tell a row that several examples change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from keras_flix.features.host_values import tell_value, values_at_hand
+from keras_flix.layers.row_orders import BATCH, REPEAT, SHARED, TILE, Orders
+
+LENGTHS = (5, 6, 4)
+"""Of batches to try: none that other axes of unknown length have, see `sized`."""
+
+Call = Callable[[Any], Any]
+Runs = Mapping[str, list["list[np.ndarray] | None"]]
+"""By layer and call, what it was given; `None` where that cannot be seen."""
+
+
+class Probe(NamedTuple):
+    """How a model is tried.
+
+    Attributes:
+        call: Runs the model on inputs.
+        inputs: A structure of `keras.KerasTensor`, which stand for the tensors, and of
+            what else the model takes.
+        length: The batch's; leading axes of this length are the batch's.
+        sure: Whether the dtypes, and that length, are known to be the model's.
+    """
+
+    call: Call
+    inputs: Any
+    length: int
+    sure: bool
+
+
+class Found(NamedTuple):
+    """What the runs told of a target.
+
+    Attributes:
+        orders: The orders of the rows in all of its calls; empty if it has none.
+        odd: What is wrong with a call of it; empty if nothing is.
+    """
+
+    orders: Orders
+    odd: str = ""
+
+    @property
+    def ran(self) -> bool:
+        """Whether the layer was called at all."""
+        return bool(self.orders or self.odd)
+
+
+def entry_point(layer: Any) -> str:
+    """The name of the method that computes a layer's output."""
+    return "call" if layer.quantization_mode is None else "quantized_call"
+
+
+@contextlib.contextmanager
+def watched(
+    layers: Mapping[str, Any], seen: Callable[[str, Any], None]
+) -> Iterator[None]:
+    """Calls `seen` with the path and the input of each call of the layers, here only.
+
+    Other threads' calls pass unseen.
+    """
+    here = threading.get_ident()
+
+    def watch(path: str, layer: Any) -> Any:
+        call = getattr(layer, entry_point(layer))
+
+        def watched_call(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() == here:
+                seen(path, args[0] if args else kwargs.get("inputs"))
+            return call(*args, **kwargs)
+
+        return watched_call
+
+    names = {path: entry_point(layer) for path, layer in layers.items()}
+    try:
+        for path, layer in layers.items():
+            object.__setattr__(layer, names[path], watch(path, layer))
+        yield
+    finally:
+        for path, layer in layers.items():
+            layer.__dict__.pop(names[path], None)
+
+
+def find_orders(probe: Probe, layers: Mapping[str, Any]) -> dict[str, Found] | None:
+    """What the rows of the layers' inputs are; `None` if the model cannot be tried.
+
+    Args:
+        probe: The model. None of its variables changes.
+        layers: Layers of it by path, adapted or not.
+    """
+    best: dict[str, Found] | None = None
+    # NaN reaches what it can reach, whatever the weights. But it is not for a model
+    # that fills in for it, nor for ids, which may look like floats.
+    for filling in (np.nan, None, *(() if probe.sure else ("int32",))):
+        try:
+            found = _tried(probe, layers, filling)
+        except Exception:  # noqa: BLE001, a user's code on inputs of no meaning
+            continue
+        if best is None or _count_odd(found) < _count_odd(best):
+            best = found
+        if not _count_odd(best):
+            break
+    return best
+
+
+def _count_odd(found: Mapping[str, Found]) -> int:
+    return sum(bool(one.odd) for one in found.values())
+
+
+def _tried(probe: Probe, layers: Mapping[str, Any], filling: Any) -> dict[str, Found]:
+    codes = _codes(probe.length)
+    base = _run(probe, layers, _batch(probe, (), filling))
+    runs = []
+    for number in range(max(map(max, codes)) + 1):
+        changed = [i for i, code in enumerate(codes) if number in code]
+        runs.append(_run(probe, layers, _batch(probe, changed, filling)))
+    owners = {code: i for i, code in enumerate(codes)}
+
+    def shorter() -> Runs:
+        less = probe.length - 1
+        inputs = tree.map_structure(
+            lambda x: _resized(x, probe.length, less), probe.inputs
+        )
+        short = Probe(probe.call, inputs, less, probe.sure)
+        return _run(short, layers, _batch(short, (), filling))
+
+    found = {}
+    for path in layers:
+        orders, odd = set(), ""
+        for place, first in enumerate(base[path]):
+            others = [run[path][place : place + 1] for run in runs]
+            rows = _owners(first, [x[0] if x else None for x in others], owners)
+            order = None if rows is None else order_of(rows, probe.length)
+            if rows is not None and rows == [None] * probe.length:
+                # As the zeros that a recurrent layer begins with.
+                with contextlib.suppress(Exception):
+                    again = shorter()[path][place]
+                    if again and len(again[0]) == probe.length - 1:
+                        order = BATCH
+            if order is None:
+                odd = odd or _described(rows, probe.length)
+            else:
+                orders.add(order)
+        if {REPEAT, TILE} <= orders:
+            odd = "rows that are repeated in one call and tiled in another"
+        found[path] = Found(frozenset(orders), odd)
+    return found
+
+
+def _codes(length: int) -> list[tuple[int, ...]]:
+    """In which runs each example is changed: equally many, so none holds another."""
+    runs = next(m for m in itertools.count(1) if math.comb(m, max(m // 2, 1)) >= length)
+    return list(itertools.combinations(range(runs), max(runs // 2, 1)))[:length]
+
+
+def _batch(probe: Probe, changed: Sequence[int], filling: Any) -> Any:
+    """Random inputs, those of some examples changed."""
+
+    def values(x: Any) -> Any:
+        if not isinstance(x, keras.KerasTensor):
+            return x
+        dtype = "int32" if filling == "int32" else x.dtype
+        draw = np.random.default_rng([len(x.shape), math.prod(x.shape)])
+        is_float = "float" in dtype
+        value = draw.normal(size=x.shape) if is_float else draw.integers(0, 2, x.shape)
+        if not is_float and len(x.shape):
+            # Ids of any vocabulary, and not in the order of their size.
+            value.reshape(len(value), -1)[:, :1] = (
+                np.arange(len(value))[:, None] % 2 == 0
+            )
+        if len(x.shape) and x.shape[0] == probe.length:
+            for i in changed:
+                if not is_float:
+                    value[i] = 1 - value[i]
+                elif filling is None:
+                    value[i] = draw.normal(size=x.shape[1:])
+                else:
+                    value[i] = filling
+        return ops.convert_to_tensor(value, dtype)
+
+    return tree.map_structure(values, probe.inputs)
+
+
+def _resized(x: Any, length: int, other: int) -> Any:
+    if not isinstance(x, keras.KerasTensor) or x.shape[:1] != (length,):
+        return x
+    return keras.KerasTensor((other, *x.shape[1:]), dtype=x.dtype)
+
+
+def _run(probe: Probe, layers: Mapping[str, Any], inputs: Any) -> Runs:
+    calls: dict[str, list[list[np.ndarray] | None]] = {path: [] for path in layers}
+
+    def see(path: str, x: Any) -> None:
+        rows: list[np.ndarray] = []
+        calls[path].append(rows)
+        if not tell_value(ops.stop_gradient(ops.cast(x, "float32")), rows.append):
+            calls[path][-1] = None
+
+    # Nothing that the model keeps, such as a state or a count, is to change.
+    with watched(layers, see), keras.StatelessScope(), values_at_hand():
+        probe.call(inputs)
+    return {
+        path: [None if not rows else rows for rows in seen]
+        for path, seen in calls.items()
+    }
+
+
+def _owners(
+    first: list[np.ndarray] | None,
+    others: Sequence[list[np.ndarray] | None],
+    owners: Mapping[tuple[int, ...], int],
+) -> list[int | None] | None:
+    """The example of each row: `None` for none's, -1 for more than one's.
+
+    `None` altogether if the rows cannot be seen.
+    """
+    if first is None or not len(first[0].shape):
+        return None
+    changed = np.zeros((len(others), len(first[0])), bool)
+    for number, other in enumerate(others):
+        if other is None or len(other) != len(first):
+            return None
+        for a, b in zip(first, other):
+            if a.shape != b.shape or len(a) != changed.shape[1]:
+                return None
+            changed[number] |= _differs(a, b)
+    found: list[int | None] = []
+    for column in changed.T:
+        code = tuple(np.flatnonzero(column).tolist())
+        found.append(owners.get(code, -1) if code else None)
+    return found
+
+
+def _differs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Which rows differ by more than their sums may, on a GPU, from run to run."""
+    a, b = (np.asarray(x, "float32").reshape(len(x), -1) for x in (a, b))
+    if not a.size:
+        return np.zeros(len(a), bool)
+    size = np.nan_to_num(np.abs(a)).max(axis=1, keepdims=True)
+    same = (np.abs(a - b) <= 1e-5 * size) | (a == b) | (np.isnan(a) & np.isnan(b))
+    return ~same.all(axis=1)
+
+
+def order_of(rows: Sequence[int | None], length: int) -> str | None:
+    """The order of rows, given the example of each; `None` if it is none of them."""
+    if list(rows) == [None]:
+        return SHARED
+    times, left = divmod(len(rows), length)
+    if left or not times:
+        return None
+    examples = list(range(length))
+    if list(rows) == examples:
+        return BATCH
+    if list(rows) == [i for i in examples for _ in range(times)]:
+        return REPEAT
+    return TILE if list(rows) == examples * times else None
+
+
+def _described(rows: Sequence[int | None] | None, length: int) -> str:
+    if rows is None:
+        return "rows that cannot be seen, as inside of `vectorized_map`"
+    count = f"{len(rows)} rows for a batch of {length}"
+    if -1 in rows:
+        return f"{count}, some of which depend on several examples"
+    if None in rows:
+        return f"{count}, some of which depend on no example"
+    return f"{count}, which are those of the examples {list(rows)[:12]}"
+
+
+def unclear_rows(found: Mapping[str, Found]) -> str:
+    """The error for targets whose rows are in no known order; empty for none."""
+    odd = {path: one.odd for path, one in found.items() if one.odd}
+    if not odd:
+        return ""
+    path, text = next(iter(odd.items()))
+    more = f" ({len(odd) - 1} more targets are alike)" if len(odd) > 1 else ""
+    return (
+        "The rows of a target's input must be those of the batch: one per example, or "
+        "as `keras.ops.repeat` or `keras.ops.tile` make several of them; or one for "
+        f"all. Received: layer {path!r}, whose input has {text}{more}. Leave it out of "
+        "`targets`, or state the order: `enable_flix(..., rows={"
+        f"{path!r}: 'batch'}})`, or None if its calls bring `features=`."
+    )

@@ -1,0 +1,104 @@
+"""What a task's `fit`, `evaluate` and `predict` are given, where it is in memory."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import keras_hub
+
+from keras_flix import _compat
+from keras_flix.models.adapted import token_weights
+from keras_flix.models.adapted.cut_counts import CutTexts
+from keras_flix.models.adapted.devices import check_whole
+from keras_flix.models.adapted.example_order import (
+    Examples,
+    capped_steps,
+    new_seed,
+    split_examples,
+)
+
+POSITIONAL = ("y", "batch_size", "sample_weight", "validation_data", "validation_split")
+"""The arguments of a KerasHub task's `fit` and `evaluate` after `x`."""
+
+
+class TaskData(_compat.Mixin):
+    """The part of an adapted model that batches examples in memory."""
+
+    def _is_task_in_memory(self, x: Any) -> bool:
+        is_task = isinstance(self, keras_hub.models.Task)
+        return is_task and _compat.source_kind(x) == "arrays"
+
+    def _training_examples(
+        self, x: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], texts: CutTexts
+    ) -> tuple[Examples, dict[str, Any]]:
+        """The batches that `fit` trains on, and its other arguments."""
+        options = {**dict(zip(POSITIONAL, args)), **kwargs}
+        data, batch_size = self._take_data(x, options)
+        share = options.pop("validation_split", None)
+        if share and options.get("validation_data") is None:
+            data, options["validation_data"] = split_examples(data, share)
+        options.setdefault("validation_batch_size", batch_size)
+        shuffle = options.pop("shuffle", True)
+        initial_epoch = options.get("initial_epoch", 0)
+        examples = Examples(
+            data,
+            batch_size,
+            self._preprocess_batch,
+            texts=texts,
+            seed=new_seed() if shuffle else None,
+            first_batch=lambda: (_compat.initial_epoch(self) or initial_epoch) * steps,
+        )
+        wanted = options.get("steps_per_epoch")
+        steps = capped_steps(wanted, examples)
+        if wanted is not None and steps < wanted:
+            warnings.warn(
+                f"An epoch has {steps} batches at most, one for each that the examples "
+                f"make. Received: steps_per_epoch={wanted}. Each epoch takes {steps}.",
+                stacklevel=3,
+            )
+        return examples, {**options, "steps_per_epoch": steps, "shuffle": False}
+
+    def _examples(
+        self,
+        x: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        texts: CutTexts | None,
+    ) -> tuple[Examples, dict[str, Any]]:
+        """The batches of `evaluate`, in order, and its other arguments."""
+        options = {**dict(zip(POSITIONAL, args)), **kwargs}
+        data, batch_size = self._take_data(x, options)
+        return Examples(data, batch_size, self._preprocess_batch, texts=texts), options
+
+    def _take_data(self, x: Any, options: dict[str, Any]) -> tuple[Any, Any]:
+        y, weight, batch_size = (
+            options.pop(name, None) for name in ("y", "sample_weight", "batch_size")
+        )
+        token_weights.refuse_targets(self.preprocessor, y)
+        check_whole(self)
+        return (self._encode_all(x), y, weight), batch_size
+
+    def _validation_examples(
+        self, data: Any, batch_size: int | None, texts: CutTexts
+    ) -> Examples:
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(tuple(data))
+        token_weights.refuse_targets(self.preprocessor, y)
+        data = (self._encode_all(x), y, weight)
+        return Examples(data, batch_size, self._preprocess_batch, texts=texts)
+
+    def _validation_arrays(self, data: Any) -> tuple[Any, ...]:
+        """Validation data that KerasHub's own pipeline batches."""
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(tuple(data))
+        token_weights.refuse_targets(self.preprocessor, y)
+        if weight is not None and y is None:
+            raise ValueError(
+                "Weights of validation examples without `y` need training data of the "
+                "same kind. Received: lists or arrays with a sample_weight as "
+                "validation_data, beside training data in a tf.data or grain dataset. "
+                "Pass both as lists or arrays, or both as datasets of `(x, None, "
+                "sample_weight)`."
+            )
+        return (self._encode_all(x), *data[1:])

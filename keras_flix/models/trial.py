@@ -1,0 +1,90 @@
+"""Whether the targets run in a model, and which examples the rows they see are of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_flix import _compat
+from keras_flix.features.schema import FeatureSchema
+from keras_flix.layers.row_orders import KERAS_HUB, Orders
+from keras_flix.models.adapted.row_probe import (
+    LENGTHS,
+    Probe,
+    find_orders,
+    unclear_rows,
+    watched,
+)
+from keras_flix.models.adapted.unsupported import never_runs
+from keras_flix.models.targets import Placed, orders_of_family
+
+
+def known_orders(
+    model: keras.Model, schema: FeatureSchema, walk: Sequence[Placed]
+) -> Orders | None:
+    """The orders that all targets may have; `None` if the model is to be tried."""
+    # What is active in every example is the same for every row.
+    return orders_of_family(model, walk) if schema.routed else KERAS_HUB
+
+
+def try_out(
+    model: keras.Model, layers: dict[str, Any], orders: dict[str, Orders | None]
+) -> bool:
+    """Fills in unknown orders; raises for targets that never run, or have none.
+
+    Returns:
+        Whether the model could be tried. If not, its first real call is.
+    """
+    example = None
+    if None in orders.values():
+        example = _compat.example_inputs(model, _lengths())
+    if example is None:
+        return _check_runs(model, layers)
+    found = find_orders(Probe(lambda x: model(x, training=False), *example), layers)
+    if found is None:
+        return _check_runs(model, layers)
+    _raise_for_idle(layers, {path for path, one in found.items() if one.ran})
+    unknown = {path: one for path, one in found.items() if orders[path] is None}
+    if text := unclear_rows(unknown):
+        raise ValueError(text)
+    orders |= {path: one.orders for path, one in unknown.items()}
+    return True
+
+
+def _lengths() -> Sequence[int]:
+    """Lengths of batches that the current distribution can share out."""
+    distribution = keras.distribution.distribution()
+    devices = 1 if distribution is None else distribution.device_mesh.devices.size
+    return LENGTHS if devices == 1 else (devices, 2 * devices, 3 * devices)
+
+
+def _check_runs(model: keras.Model, layers: dict[str, Any]) -> bool:
+    """Raises if a target's `call` never runs in the model.
+
+    Returns:
+        Whether that could be found out here. If not, the first real call of
+        the model does.
+    """
+    inputs = _compat.symbolic_inputs(model)
+    if inputs is None:
+        return False
+    ran: set[str] = set()
+    try:
+        with watched(layers, lambda path, _: ran.add(path)):
+            _compat.dry_run(model, inputs)
+    except Exception:
+        # A subclassed model does not tell the dtypes of its inputs, and some
+        # layers need more than the small sizes that stand for unknown ones.
+        return False
+    _raise_for_idle(layers, ran)
+    return True
+
+
+def _raise_for_idle(layers: dict[str, Any], ran: set[str]) -> None:
+    idle = [path for path in layers if path not in ran]
+    if idle:
+        bypassed = {layers[path].name for path in idle}
+        others = {layers[path].name for path in ran} - bypassed
+        raise ValueError(never_runs(idle, sorted(others)))

@@ -1,0 +1,54 @@
+"""What compiled functions make of entries whose values they only know later."""
+
+import numpy as np
+import pytest
+from helpers.gemma import to_numpy
+from keras import ops
+
+from keras_flix import Feature
+from keras_flix.features.encoding import WEIGHT_UNIT
+from keras_flix.features.tensor_ids import checked_tensor, ids_of_values
+
+LEVEL = Feature("level", [30, 10, -20])
+TASK = Feature("task", ["qa", "parse", "list"])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "uint8", "uint32"])
+def test_values_become_their_ids(dtype):
+    numbers = np.array([[30, 10], [-20, -1], [0, 100]])
+    ids = np.array([[0, 1], [2, -1], [3, 3]])
+    if dtype.startswith("u"):
+        # No unsigned number is absent, or a negative value.
+        ids[1] = 3
+    tensor = ops.convert_to_tensor(numbers.astype(dtype), dtype)
+    found = ids_of_values(LEVEL, tensor)
+    np.testing.assert_array_equal(to_numpy(found), ids)
+    assert "int32" in str(found.dtype)
+
+
+def test_integers_are_values_or_ids():
+    tensor = ops.convert_to_tensor(np.array([10, -1, 2], "int32"))
+    assert checked_tensor(LEVEL, tensor, is_ids=True) is tensor
+    assert checked_tensor(TASK, tensor, is_ids=False) is tensor
+    found = checked_tensor(LEVEL, tensor, is_ids=False)
+    assert to_numpy(found).tolist() == [1, -1, 3]
+
+
+@pytest.mark.parametrize("feature", [TASK, LEVEL], ids=["strings", "integers"])
+def test_floats_are_the_weights_of_all_values(feature):
+    weights = np.array([[0.5, 0.0, 2.0], [0.0, 0.0, 0.0]], "float32")
+    found = to_numpy(checked_tensor(feature, ops.convert_to_tensor(weights), False))
+    ids = np.array([[0, -1, 2], [-1, -1, -1]])
+    np.testing.assert_array_equal(found[..., 0], ids)
+    np.testing.assert_allclose(found[..., 1] * WEIGHT_UNIT, weights)
+
+
+def test_values_of_more_than_32_bits_are_refused():
+    tensor = ops.convert_to_tensor(np.array([7], "int32"))
+    with pytest.raises(ValueError) as error:
+        ids_of_values(Feature("user", [7, 5_000_000_000]), tensor)
+    assert str(error.value) == (
+        "The values of feature 'user' must fit in 32 bits to be looked up in a "
+        "compiled function. Received: one of size 5000000000. Encode them before, by "
+        "`schema.encode(...)`, and pass 'user:ids'."
+    )
