@@ -181,17 +181,17 @@ class Feature:
                 + (f", and ids as {self.ids_key!r}." if self.has_integers else ".")
             ) from None
 
-    @property
+    @functools.cached_property
     def has_integers(self) -> bool:
         """Whether the values are integers, which in inputs are no ids then."""
         return not isinstance(self.values[0], str)
 
-    @property
+    @functools.cached_property
     def ids_key(self) -> str:
         """Under this key, an input dict states ids of this feature."""
         return f"{self.name}:ids"
 
-    @property
+    @functools.cached_property
     def encoded_key(self) -> str:
         """Under this key, ids of this feature are among a model's inputs."""
         return self.ids_key if self.has_integers else self.name

@@ -54,7 +54,7 @@ def whole_numbers(entries: list[Any], besides_nan: bool = True) -> list[Any]:
     [0.0, 1.0]
     """
     floats = [isinstance(entry, (float, np.floating)) for entry in entries]
-    if besides_nan and not any(f and e != e for f, e in zip(floats, entries)):
+    if besides_nan and not any([f and e != e for f, e in zip(floats, entries)]):
         return entries
     return [
         int(entry) if is_float and float(entry).is_integer() else entry

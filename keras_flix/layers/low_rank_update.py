@@ -123,10 +123,16 @@ class FeatureTables:
         """
         # Selecting, not multiplying by 0: a NaN in one table must not reach
         # an example that does not use it.
-        a, b = (
-            eager.where(active.present, look_up(x, active, row_scope), active.filler)
-            for x in (self.a, self.b)
-        )
+        if row_scope is None and active.trained is None:
+            a = _compat.take_rows(self.a, active.rows)
+            b = _compat.take_rows(self.b, active.rows)
+        else:
+            a, b = (
+                look_up(self.a, active, row_scope),
+                look_up(self.b, active, row_scope),
+            )
+        a = eager.where(active.present, a, active.filler)
+        b = eager.where(active.present, b, active.filler)
         if not isinstance(active.weight, float) or active.weight != 1.0:
             a = a * active.weight
         _, d_in, rank = self.a.shape

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from keras import ops
-
-from keras_flix.features.tensor_ids import Tensor
+if TYPE_CHECKING:
+    from keras_flix.features.tensor_ids import Tensor
 
 BATCH = "batch"
 """One row per example, in their order."""
@@ -67,6 +66,9 @@ def by_example(
     Returns:
         `(batch, rows)`, or `(times, batch, rows)` for tiled ones.
     """
+    # On use: the orders themselves are read by what needs no Keras.
+    from keras import ops
+
     rows = positions[0]
     if batch is None:
         return rows, math.prod(positions[1:])

@@ -17,6 +17,7 @@ from keras import ops
 
 from keras_flix import Feature, FlixDense, FlixEinsumDense
 from keras_flix.layers.active_scope import Routing, routing_scope
+from keras_flix.layers.row_orders import KERAS_HUB
 
 BACKEND = keras.config.backend()
 POLICIES = ["float32", "mixed_bfloat16", "mixed_float16", "bfloat16", "float16"]
@@ -457,7 +458,7 @@ def _call(case, plan, x, entries, call):
         return call(x, features=entries)
     schema = case.layer.features
     ids = {name: _traced_ids(schema[name], e) for name, e in entries.items()}
-    with routing_scope(Routing.from_ids(schema, ids)):
+    with routing_scope(Routing.from_ids(schema, ids, orders=KERAS_HUB)):
         return call(x)
 
 

@@ -17,6 +17,7 @@ ROOT = Path(keras_flix.__file__).parent
 BACKENDS = ("jax", "tensorflow", "torch")
 IMPORT_BACKENDS = {
     "_compat.processes",
+    "_compat.eager_ops",
     "_compat.layers",
     "_compat.sparse_rows",
     "_compat.trainers",

@@ -30,7 +30,7 @@ class FrozenRows(_compat.Mixin):
                 "model whose optimizer was built before `enable_flix`. Call "
                 "`model.compile(...)` again before training."
             )
-        if not all(getattr(v, "has_rows_of_values", False) for v in trained):
+        if not all([getattr(v, "has_rows_of_values", False) for v in trained]):
             mark_trained(self)
         # Here too, since the model may have been compiled since the choice was made.
         guard_optimizer(self)

@@ -49,8 +49,8 @@ def large_adapters(model: Any) -> str:
     if getattr(getattr(model, "optimizer", None), "takes_row_gradients", False):
         return ""
     tables = [table.variable for table in model._adaptation.tables()]
-    adapters = sum(math.prod(v.shape) for v in tables)
-    base = sum(math.prod(v.shape) for v in model.weights) - adapters
+    adapters = sum([math.prod(v.shape) for v in tables])
+    base = sum([math.prod(v.shape) for v in model.weights]) - adapters
     if adapters < LARGE or adapters <= base:
         return ""
     return (

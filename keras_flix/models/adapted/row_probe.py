@@ -109,7 +109,7 @@ def find_orders(probe: Probe, layers: Mapping[str, Any]) -> dict[str, Found] | N
     best: dict[str, Found] | None = None
     # NaN reaches what it can reach, whatever the weights. But it is not for a model
     # that fills in for it, nor for ids, which may look like floats.
-    for filling in (np.nan, None, *(() if probe.sure else ("int32",))):
+    for filling in (np.nan, None, "int32"):
         try:
             found = _tried(probe, layers, filling)
         except Exception:  # noqa: BLE001, a user's code on inputs of no meaning
@@ -177,9 +177,11 @@ def _batch(probe: Probe, changed: Sequence[int], filling: Any) -> Any:
     def values(x: Any) -> Any:
         if not isinstance(x, keras.KerasTensor):
             return x
-        dtype = "int32" if filling == "int32" else x.dtype
+        whole = filling == "int32"
+        # Where dtypes are the model's own, whole numbers of a float dtype.
+        dtype = "int32" if whole and not probe.sure else x.dtype
         draw = np.random.default_rng([len(x.shape), math.prod(x.shape)])
-        is_float = "float" in dtype
+        is_float = "float" in dtype and not whole
         value = draw.normal(size=x.shape) if is_float else draw.integers(0, 2, x.shape)
         if not is_float and len(x.shape):
             # Ids of any vocabulary, and not in the order of their size.

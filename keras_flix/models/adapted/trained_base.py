@@ -79,7 +79,7 @@ def trained_base(model: keras.Model) -> dict[str, keras.Variable]:
 def _trains(layer: Any, variable: keras.Variable, adapted: bool) -> bool:
     if keras.backend.standardize_dtype(variable.dtype) not in FLOATS:
         return False
-    if any(variable is v for v in _compat.by_gradients(layer)):
+    if any([variable is v for v in _compat.by_gradients(layer)]):
         return bool(variable.trainable)
     return not adapted and _compat.is_on(layer)
 

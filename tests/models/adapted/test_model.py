@@ -468,7 +468,7 @@ def test_integer_values_are_merged_by_value():
     years = [keras_flix.Feature("year", [2, 0, 1])]
     randomize(keras_flix.enable_flix(model, years, targets=["hidden"], rank=2))
     for i, year in enumerate([2, 0, 1]):
-        expected = to_numpy(model({**own, "year": np.full(4, i, "int32")}))
+        expected = to_numpy(model({**own, "year:ids": np.full(4, i, "int32")}))
         merged = keras_flix.merge_features(model, {"year": year})
         np.testing.assert_allclose(to_numpy(merged(own["x"])), expected, atol=1e-5)
 
