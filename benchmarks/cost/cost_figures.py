@@ -12,6 +12,7 @@ from benchmarks.cost.stored_results import (
     in_order,
     load,
     load_one,
+    on_cpu,
 )
 
 FIGURES = pathlib.Path(__file__).parent / "figures"
@@ -51,7 +52,7 @@ def error_bars(ratio: dict[str, Any]) -> list[list[float]]:
 
 def draw_values() -> pathlib.Path | None:
     """Step time by the number of values, over that of the lowest number."""
-    found = {b: load(f"values_{b}_*") for b in BACKENDS}
+    found = {b: on_cpu(load(f"values_{b}_*")) for b in BACKENDS}
     found = {backend: in_order(rs) for backend, rs in found.items() if rs}
     if not found:
         return None

@@ -12,6 +12,7 @@ from benchmarks.cost.stored_results import (
     in_order,
     load,
     load_one,
+    on_cpu,
 )
 
 README = pathlib.Path(__file__).parent / "README.md"
@@ -97,7 +98,7 @@ def values() -> str:
     rows: list[list[str]] = []
     for backend, title in BACKENDS.items():
         footprint = load_one(f"footprint_{backend}") or {"arms": {}}
-        for result in in_order(load(f"values_{backend}_*")):
+        for result in in_order(on_cpu(load(f"values_{backend}_*"))):
             optimizer, held = result["optimizer"], footprint["arms"]
             counts = [int(name) for name in result["arms"]]
             cells = sweep(result["time"][clock(result)], counts)
@@ -110,6 +111,46 @@ def values() -> str:
     head = ["Backend", "Optimizer", "2 values, s", *(f"{c} / 2" for c in VALUES[1:])]
     head.append("Peak of a step, MiB (values)")
     return table(head, rows) if rows else ""
+
+
+def values_on_accelerator() -> str:
+    """All sweeps over the number of values that ran on a GPU."""
+    rows, head = [], ["Backend", "Optimizer", "Time"]
+    results = load("values_*_gpu")
+    counts = [int(name) for name in results[0]["arms"]] if results else [0]
+    for result in results:
+        environment, time = result["environment"], result["time"]
+        label = f"{BACKENDS[environment['backend']]}, {environment['accelerator']}"
+        for name, title in (("wall", "by the clock"), ("cpu", "of the host's CPU")):
+            first = time[name]["seconds"][str(counts[0])]
+            cells = [
+                ratio(time[name]["ratios"], f"{count}_over_{counts[0]}")
+                for count in counts[1:]
+            ]
+            optimizer = OPTIMIZER_TITLES[result["optimizer"]]
+            rows.append([label, optimizer, title, f"{1e3 * first:.1f}", *cells])
+    head += [f"{counts[0]} values, ms", *(f"{c} / {counts[0]}" for c in counts[1:])]
+    return table(head, rows) if rows else ""
+
+
+def many_values() -> str:
+    """What a step and a prediction cost with many values, over few."""
+    rows: list[list[str]] = []
+    for result in load("many_values_*"):
+        environment = result["environment"]
+        label = BACKENDS[environment["backend"]]
+        if environment.get("accelerator"):
+            label += f", {environment['accelerator']}"
+        for found in result["cases"].values():
+            cells = [
+                ratio({"": found[name]["ratio"]}, "", VALUES_GOAL)
+                for name in ("step", "predict")
+            ]
+            few = str(result["counts"][0])
+            cells.insert(0, f"{found['step']['milliseconds'][few]:.1f}")
+            rows.append([label, found["what"], *cells])
+    head = ["Backend", "Batch and model", "Step of 2 values, ms", "100,000 / 2, step"]
+    return table([*head, "100,000 / 2, predict"], rows) if rows else ""
 
 
 def sweep(time: dict[str, Any], counts: list[int]) -> list[str]:
@@ -172,7 +213,8 @@ def kernels() -> str:
 def environments() -> str:
     """One line per result on what it was measured with."""
     lines = []
-    names = ("train_step_*", "values_*", "footprint_*", "generation_*", "kernels_*")
+    names = ("train_step_*", "values_*", "many_values_*", "footprint_*")
+    names += ("generation_*", "kernels_*")
     for result in (r for name in names for r in load(name)):
         header = result["environment"]
         versions = ", ".join(f"{k} {v}" for k, v in header["versions"].items())
@@ -190,6 +232,8 @@ TABLES = {
     "values": values,
     "generation": generation,
     "kernels": kernels,
+    "many_values": many_values,
+    "values_gpu": values_on_accelerator,
     "gpu": lambda: (
         training_steps(on_accelerator=True) or "Not run: no GPU was at hand.\n"
     ),

@@ -29,6 +29,11 @@ def load_one(name: str) -> dict[str, Any] | None:
     return found[0] if found else None
 
 
+def on_cpu(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of these results that were measured on a CPU."""
+    return [r for r in results if not r["environment"].get("accelerator")]
+
+
 def in_order(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The runs of a sweep, in the order of `OPTIMIZER_TITLES`."""
     by_optimizer = {r["optimizer"]: r for r in results}

@@ -1,4 +1,4 @@
-"""The operations of a layer's update, without what `keras.ops` does around each.
+"""The operations of a layer's update and of a lazy step, without Keras around each.
 
 On PyTorch, which runs eagerly, that is most of what they cost: each looks through its
 arguments for symbolic tensors and converts them. Within a layer's `call` there are
@@ -21,6 +21,7 @@ if keras.config.backend() == "torch":
     from keras.src.backend.torch.core import to_torch_dtype
 
     where, matmul = torch.where, torch.matmul
+    sqrt, square, maximum = torch.sqrt, torch.square, torch.maximum
 
     def cast(x: Tensor, dtype: str) -> Tensor:
         return x.to(_torch_dtype(dtype))
@@ -31,7 +32,16 @@ if keras.config.backend() == "torch":
     def concatenate(tensors: Sequence[Tensor], axis: int) -> Tensor:
         return torch.cat(tensors, axis)
 
+    def any_nonzero(x: Tensor) -> Tensor:
+        return (x.reshape(len(x), -1) != 0).any(1).reshape(-1, *[1] * (x.ndim - 1))
+
     _torch_dtype = functools.cache(to_torch_dtype)
 else:
     where, matmul, cast = ops.where, ops.matmul, ops.cast
     reshape, concatenate = ops.reshape, ops.concatenate
+    sqrt, square, maximum = ops.sqrt, ops.square, ops.maximum
+
+    def any_nonzero(x: Tensor) -> Tensor:
+        """Whether each row has a number other than zero: `(rows, 1, ...)`."""
+        axes = list(range(1, len(x.shape)))
+        return ops.any(ops.not_equal(x, 0), axis=axes, keepdims=True)

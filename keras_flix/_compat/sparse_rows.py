@@ -16,6 +16,7 @@ import keras
 from keras import ops
 from keras.src.utils.module_utils import tensorflow as tf
 
+from keras_flix._compat import eager_ops
 from keras_flix._compat.layers import Mixin
 
 Tensor = Any
@@ -50,6 +51,13 @@ class RowGradient:
 
     def summed(self) -> RowGradient:
         """The same with the sum wherever a row comes several times."""
+        if keras.config.backend() == "torch":
+            # Each operation of Keras would cost more than the sum does.
+            same = self.rows[:, None] == self.rows[None]
+            first = same.int().argmax(1)
+            sums = self.values.new_zeros(self.values.shape)
+            sums.index_add_(0, first, self.values)
+            return RowGradient(self.rows, sums[first])
         first, _ = first_place(self.rows, self.rows)
         count = ops.shape(self.rows)[0]
         sums = ops.segment_sum(self.values, first, num_segments=count)
@@ -179,6 +187,8 @@ def _native(variable: Any) -> Any:
 def _read(variable: Any, rows: Tensor) -> Tensor:
     if keras.config.backend() == "tensorflow":
         return tf.gather(_native(variable), rows)
+    if keras.config.backend() == "torch":
+        return variable.value.detach()[rows]
     return ops.take(variable.value, rows, axis=0)
 
 
@@ -190,6 +200,10 @@ def _write(variable: Any, rows: Tensor, values: Tensor) -> None:
         variable.value.index_copy_(0, rows, values)
     else:
         variable.assign(variable.value.at[rows].set(values))
+
+
+SMALL = 2**18
+"""Elements of a table that is updated together with others."""
 
 
 class LazyRows(Mixin):
@@ -236,6 +250,57 @@ class LazyRows(Mixin):
         """Whether a step changes more than the rows with a gradient."""
         return bool(self.weight_decay or self.use_ema)
 
+    def _backend_update_step(
+        self, grads: Sequence[Any], trainable_variables: Sequence[Any], rate: Tensor
+    ) -> None:
+        is_own = type(self).update_step is LazyRows.update_step
+        if keras.config.backend() == "torch" and is_own:
+            grads, trainable_variables = self._update_small(
+                grads, trainable_variables, rate
+            )
+        super()._backend_update_step(grads, trainable_variables, rate)
+
+    def _update_small(
+        self, grads: Sequence[Any], variables: Sequence[Any], rate: Tensor
+    ) -> tuple[list[Any], list[Any]]:
+        """Updates small tables with dense gradients, all of one shape at once.
+
+        Used on PyTorch. What runs eagerly costs by the operation: hundreds of tables,
+        one after the other, would take longer than the rest of a step.
+
+        Returns:
+            The gradients and variables that are left.
+        """
+        import torch
+
+        groups: dict[Any, list[tuple[Any, list[Any]]]] = {}
+        left = []
+        for gradient, variable in zip(grads, variables):
+            index = self._get_variable_index(variable)
+            table = self._trainable_variables[index]
+            small = gradient is not None and gradient.numel() <= SMALL
+            if (
+                not (small and getattr(table, "has_rows_of_values", False))
+                or RowGradient.of(gradient) is not None
+            ):
+                left.append((gradient, variable))
+                continue
+            changed = [variable, *(slots[index] for slots in self.row_slots())]
+            shape = (*gradient.shape[1:], gradient.dtype)
+            values = [one.value for one in changed]
+            groups.setdefault(shape, []).append((gradient, values))
+        with torch.no_grad():
+            for group in groups.values():
+                gradient = torch.cat([one for one, _ in group])
+                lists = list(zip(*(values for _, values in group)))
+                old = [torch.cat(values) for values in lists]
+                lengths = [len(one) for one, _ in group]
+                rate = ops.cast(rate, gradient.dtype)
+                new = self._where_active(gradient, rate, old)
+                for values, one in zip(lists, new):
+                    torch._foreach_copy_(list(values), list(one.split(lengths)))
+        return [g for g, _ in left], [v for _, v in left]
+
     def update_step(self, gradient: Any, variable: Any, learning_rate: Tensor) -> None:
         index = self._get_variable_index(variable)
         table = self._trainable_variables[index]
@@ -258,8 +323,10 @@ class LazyRows(Mixin):
         self, gradient: Tensor, rate: Tensor, old: Sequence[Any]
     ) -> list[Tensor]:
         """New rows; the old ones where the gradient is zero."""
-        old = [ops.convert_to_tensor(one) for one in old]
-        axes = list(range(1, len(gradient.shape)))
-        active = ops.any(ops.not_equal(gradient, 0), axis=axes, keepdims=True)
+        if keras.config.backend() == "torch":
+            old = [getattr(one, "value", one) for one in old]
+        else:
+            old = [ops.convert_to_tensor(one) for one in old]
+        active = eager_ops.any_nonzero(gradient)
         new = self.new_rows(gradient, rate, *old)
-        return [ops.where(active, n, o) for n, o in zip(new, old)]
+        return [eager_ops.where(active, n, o) for n, o in zip(new, old)]

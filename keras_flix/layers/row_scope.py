@@ -52,7 +52,11 @@ class RowScope:
 
     def take(self, table: keras.Variable, rows: Tensor) -> Tensor | None:
         """Entries as of `take_rows`; `None` where the gradient is to be dense."""
-        if keras.config.backend() != "jax":
+        backend = keras.config.backend()
+        if backend == "torch" and rows.numel() >= table.shape[0]:
+            # As small as the sparse one, and all tables can be updated at once.
+            return None
+        if backend != "jax":
             found = _compat.take_with_row_gradient(table, rows)
             return ops.reshape(found, (*ops.shape(rows), math.prod(table.shape[1:])))
         used = self.used.get(id(table))

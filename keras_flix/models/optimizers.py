@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_flix import _compat
 from keras_flix.features.tensor_ids import Tensor
 from keras_flix.layers.row_scope import current_row_scope
+
+eager = _compat.eager_ops
 
 
 class LazyOptimizer(_compat.LazyRows):
@@ -68,15 +69,14 @@ class LazyAdam(LazyOptimizer, keras.optimizers.Adam):
         self, gradient: Tensor, learning_rate: Tensor, rows: Tensor, *slots: Tensor
     ) -> list[Tensor]:
         dtype = gradient.dtype
-        step = ops.cast(self.iterations + 1, dtype)
-        beta_1_power = ops.power(ops.cast(self.beta_1, dtype), step)
-        beta_2_power = ops.power(ops.cast(self.beta_2, dtype), step)
-        alpha = learning_rate * ops.sqrt(1 - beta_2_power) / (1 - beta_1_power)
+        step = eager.cast(self.iterations + 1, dtype)
+        beta_1_power, beta_2_power = self.beta_1**step, self.beta_2**step
+        alpha = learning_rate * eager.sqrt(1 - beta_2_power) / (1 - beta_1_power)
         m, v, *v_hat = slots
         m = m + (gradient - m) * (1 - self.beta_1)
-        v = v + (ops.square(gradient) - v) * (1 - self.beta_2)
-        v_hat = [ops.maximum(v_hat[0], v)] if v_hat else []
-        rows = rows - m * alpha / (ops.sqrt([v, *v_hat][-1]) + self.epsilon)
+        v = v + (eager.square(gradient) - v) * (1 - self.beta_2)
+        v_hat = [eager.maximum(v_hat[0], v)] if v_hat else []
+        rows = rows - m * alpha / (eager.sqrt([v, *v_hat][-1]) + self.epsilon)
         return [rows, m, v, *v_hat]
 
 
