@@ -30,7 +30,7 @@ if keras.config.backend() == "torch":
         return x.reshape(shape)
 
     def concatenate(tensors: Sequence[Tensor], axis: int) -> Tensor:
-        return torch.cat(tensors, axis)
+        return torch.cat(list(tensors), axis)
 
     def any_nonzero(x: Tensor) -> Tensor:
         return (x.reshape(len(x), -1) != 0).any(1).reshape(-1, *[1] * (x.ndim - 1))

@@ -293,12 +293,12 @@ class LazyRows(Mixin):
             for group in groups.values():
                 gradient = torch.cat([one for one, _ in group])
                 lists = list(zip(*(values for _, values in group)))
-                old = [torch.cat(values) for values in lists]
+                old = [torch.cat(list(values)) for values in lists]
                 lengths = [len(one) for one, _ in group]
                 rate = ops.cast(rate, gradient.dtype)
                 new = self._where_active(gradient, rate, old)
-                for values, one in zip(lists, new):
-                    torch._foreach_copy_(list(values), list(one.split(lengths)))
+                for held, one in zip(lists, new):
+                    torch._foreach_copy_(list(held), list(one.split(lengths)))
         return [g for g, _ in left], [v for _, v in left]
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Tensor) -> None:

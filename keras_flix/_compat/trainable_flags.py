@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 
 from keras_flix._compat.layers import Mixin
 from keras_flix._compat.models import flatten_layers
 
-Flagged = keras.layers.Layer | keras.Variable
+Flagged: TypeAlias = "keras.layers.Layer | keras.Variable"
 """What has a flag of its own. A layer's counts for what trains without gradients, such
 as the averages of batch normalization."""
 

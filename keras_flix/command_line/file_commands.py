@@ -92,7 +92,8 @@ def diff(arguments: argparse.Namespace) -> Answer:
     trained = [
         name
         for name in sorted(a.trained.keys() | b.trained.keys())
-        if not np.array_equal(a.trained.get(name), b.trained.get(name))
+        if not (name in a.trained and name in b.trained)
+        or not np.array_equal(a.trained[name], b.trained[name])
     ]
     if trained:
         notes.append(f"trained besides: another {', '.join(_some(trained))}")

@@ -38,7 +38,9 @@ def without_masks(entry: Any) -> Any:
         return entry
     if entry.dtype.kind == "f" and entry.ndim == 2:
         return entry.filled(0.0)
-    return np.where(np.ma.getmaskarray(entry), None, entry.data.astype(object))
+    values = entry.data.astype(object)
+    values[np.ma.getmaskarray(entry)] = None
+    return values
 
 
 def whole_numbers(entries: list[Any], besides_nan: bool = True) -> list[Any]:

@@ -147,7 +147,8 @@ def adapt_layers(
         _check_stock(layer)
         check_ranks(layer, schema)
     known = known_orders(model, schema, walk)
-    orders = dict.fromkeys(layers, known) | dict(rows or {})
+    orders: dict[str, Orders | None] = dict.fromkeys(layers, known)
+    orders |= rows or {}
     verified = try_out(model, layers, orders)
     flags = list(_compat.flags_of([model, *inner]))
     frozen = [one for one in flags if not _compat.is_on(one)]
