@@ -131,7 +131,12 @@ DENSE = "KerasFlixDenseRows"
 @functools.cache
 def _register_dense_gradient() -> None:
     @tf.RegisterGradient(DENSE)
-    def gradient(op: Any, upstream: Tensor) -> Any:
+    def gradient(op: Any, *upstreams: Tensor) -> Any:
+        if op is None:
+            # Traced by `tf.saved_model.save`, which knows gradients of its own kind
+            # only: in what is loaded, tables have no gradient.
+            return None, None
+        (upstream,) = upstreams
         handle, rows = op.inputs[:2]
         table = tf.raw_ops.ReadVariableOp(resource=handle, dtype=upstream.dtype)
         flat = tf.reshape(upstream, tf.concat([[-1], tf.shape(table)[1:]], 0))

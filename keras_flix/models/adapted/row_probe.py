@@ -177,6 +177,11 @@ def _batch(probe: Probe, changed: Sequence[int], filling: Any) -> Any:
     def values(x: Any) -> Any:
         if not isinstance(x, keras.KerasTensor):
             return x
+        if x.dtype == "string":
+            texts = np.full(x.shape, "", object)
+            if len(x.shape) and x.shape[0] == probe.length:
+                texts[list(changed)] = "changed"
+            return ops.convert_to_tensor(texts.astype(str))
         whole = filling == "int32"
         # Where dtypes are the model's own, whole numbers of a float dtype.
         dtype = "int32" if whole and not probe.sure else x.dtype
