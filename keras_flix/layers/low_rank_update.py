@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -115,11 +116,11 @@ class FeatureTables:
         return found if self.trains else zero_gradient(found)
 
     def gather(
-        self, active: ActiveValues, row_scope: Any = None
+        self, active: ActiveValues, row_scope: Any = None, dtype: str = "float32"
     ) -> tuple[Tensor, Tensor]:
         """`A` of shape `(batch, d_in, k * rank)`, `B` `(batch, k * rank, d_out)`.
 
-        In the tables' float32. For `row_scope` see `low_rank_update`.
+        In the tables' float32, or in float64. For `row_scope` see `low_rank_update`.
         """
         # Selecting, not multiplying by 0: a NaN in one table must not reach
         # an example that does not use it.
@@ -133,7 +134,11 @@ class FeatureTables:
             )
         a = eager.where(active.present, a, active.filler)
         b = eager.where(active.present, b, active.filler)
-        if not isinstance(active.weight, float) or active.weight != 1.0:
+        if dtype == "float64":
+            a, b = eager.cast(a, dtype), eager.cast(b, dtype)
+        if not isinstance(active.weight, float):
+            a = a * eager.cast(active.weight, dtype)
+        elif active.weight != 1.0:
             a = a * active.weight
         _, d_in, rank = self.a.shape
         k = a.shape[1]
@@ -179,8 +184,10 @@ def gather_tables(
         `A` of shape `(batch, d_in, ranks)` and `B` of shape `(batch, ranks, d_out)`;
         `None` where all tables are `shared`.
     """
+    is_wide = keras.backend.standardize_dtype(dtype) == "float64"
+    wide = "float64" if is_wide else "float32"
     routed = [
-        table.gather(active[table.name], row_scope)
+        table.gather(active[table.name], row_scope, wide)
         for table in tables
         if not table.shared
     ]

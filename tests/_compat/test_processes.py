@@ -183,7 +183,7 @@ def test_split_models_grow_as_whole_ones(folder, found, alone):
 def test_what_the_first_process_cannot_write_fails_in_all(folder, found):
     first, second = (one["model"] for one in found)
     assert first["no folder"].startswith(
-        "ValueError: `path` must be in an existing folder. Received: path="
+        "MissingFileError: `path` must be in an existing folder. Received: path="
     )
     assert first["full"].startswith("ValueError: `directory` must be new or empty")
     unwritten = (
