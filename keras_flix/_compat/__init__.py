@@ -1,6 +1,6 @@
 """All access to what Keras and KerasHub do not document, in one place.
 
-Written against Keras 3.13 to 3.16 and KerasHub 0.28 to 0.33. Each function says
+Written against Keras 3.15 to 3.16 and KerasHub 0.32 to 0.33. Each function says
 what it relies on, so that a new release can be checked function by function.
 """
 
