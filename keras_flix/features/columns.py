@@ -77,10 +77,11 @@ def as_columns(data: Any) -> Any:
     >>> as_columns([{"prompts": "a?", "id": 1}, {"prompts": "b?", "id": 2}])
     {'prompts': ['a?', 'b?'], 'id': array([1, 2])}
     """
+    # First: a dict of datasets is a dict, too.
+    _check_read(data)
     if isinstance(data, Mapping):
         read = {name: as_column(column) for name, column in data.items()}
         return read if any([read[k] is not data[k] for k in read]) else data
-    _check_read(data)
     if _is_records(data):
         return _columns_of_records(data)
     if _is_a(data, "datasets", "Dataset"):
