@@ -28,7 +28,7 @@ INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uin
 if BACKEND == "torch":
     INTEGERS.remove("uint64")  # Keras has none there.
 # Structures, and batches for each of their plans: a plan is compiled once.
-STRUCTURES, BATCHES = {"jax": (6, 11), "tensorflow": (8, 8), "torch": (16, 4)}[BACKEND]
+STRUCTURES, BATCHES = {"jax": (4, 11), "tensorflow": (6, 8), "torch": (16, 4)}[BACKEND]
 PLANS = 2
 # Under load, how many times as many batches, before there are more structures.
 DEPTH = {"jax": 2, "tensorflow": 8, "torch": 2}[BACKEND]

@@ -61,6 +61,9 @@ def quantized(mode):
 def mark(mode):
     row = {"int4_per_channel": "int4"}.get(mode, mode)
     marks = [pytest.mark.support("Paths", f"{row} base: train, generate")]
+    if mode in CALIBRATED:
+        # JAX takes a minute to calibrate one.
+        marks.append(pytest.mark.short("torch", "tensorflow"))
     return pytest.param(mode, marks=[*marks, pytest.mark.slow])
 
 

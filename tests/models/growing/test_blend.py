@@ -26,6 +26,7 @@ def few_examples(model, count=12):
     return x, to_numpy(model({**x, "language": TRUE}))
 
 
+@pytest.mark.eager(False)
 @pytest.mark.support("Life of an adapter", "`fit_blend`")
 def test_finds_the_weights_that_made_the_data():
     model = trained_model()
