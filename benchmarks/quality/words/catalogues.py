@@ -2,46 +2,54 @@
 
 from __future__ import annotations
 
-import gettext
 import importlib.util
 import re
 from pathlib import Path
 
-from benchmarks.quality.words.cldr import distinct, languages as language_names
+from benchmarks.quality.words.cldr import locale
 from benchmarks.quality.words.items import Item, is_short, tidy
+from benchmarks.quality.words.languages import VARIANT
 
 EMOJI = frozenset("de es fr it pt id ru tr".split())
 MARKUP = re.compile(r"[%{}<>\n\x04“”\"/_:,0-9]")
 # Of programmers, not of users; or shortened beyond recognition.
 JARGON = frozenset(
-    "django json gis repr raster hash hstore argon url uuid xml ipv am pm jan feb mar "
-    "apr may jun jul aug sep sept oct nov dec python csrf".split()
+    "django json gis repr raster hash hstore argon url uuid xml ipv csrf python "
+    "logentry postgresql geometry geometric polygon extent a m p am pm jan feb mar apr "
+    "may jun jul aug sep sept oct nov dec mon tue wed thu fri sat sun".split()
 )
-# Other tasks ask for these.
-NUMBERS = frozenset("one two three four five six seven eight nine".split())
+# Other tasks ask for numbers and languages; these CLDR calls otherwise.
+ASKED_ELSEWHERE = frozenset(
+    "one two three four five six seven eight nine bengali frisian sorbian".split()
+)
 
 
 def interface_strings(language: str) -> list[Item]:
     """`Log out`: `Kirjaudu ulos`."""
-    names = {item.subject.casefold() for item in language_names("ru")}
-    texts: dict[str, str] = {}
+    from babel.messages.mofile import read_mo
+
+    names = " ".join(locale("en").languages.values()).casefold().split()
+    excluded = JARGON | ASKED_ELSEWHERE | set(names)
+    items: dict[str, Item] = {}
     for path in catalogues(language):
         with path.open("rb") as file:
-            messages = gettext.GNUTranslations(file)._catalog  # type: ignore[attr-defined]
-        for english, text in messages.items():
-            # Plurals are tuples.
-            if isinstance(english, str) and not MARKUP.search(english + text):
-                texts.setdefault(english, text)
-    items = []
-    for english, text in sorted(texts.items()):
-        subject, answer = tidy(english), tidy(text)
-        words = re.findall(r"\w+", subject.casefold())
-        if not words or not (JARGON | NUMBERS | names).isdisjoint(words):
-            continue
-        copied = answer.casefold() == subject.casefold()
-        if is_short(subject) and is_short(answer) and not copied:
-            items.append(Item(subject, answer, (f"string:{' '.join(words)}",)))
-    return distinct(items)
+            messages = list(read_mo(file))
+        for message in messages:
+            # Plurals are tuples; a context would have to be in the prompt.
+            if message.context or not isinstance(message.id, str):
+                continue
+            subject, answer = tidy(message.id), tidy(message.string)
+            words = re.findall(r"\w+", subject.casefold())
+            if MARKUP.search(message.id + message.string) or not words:
+                continue
+            copied = answer.casefold() == subject.casefold()
+            if copied or not excluded.isdisjoint(words):
+                continue
+            if is_short(subject) and is_short(answer):
+                # One spelling of "Site" and "site".
+                key = f"string:{' '.join(words)}"
+                items.setdefault(key, Item(subject, answer, (key,)))
+    return [items[key] for key in sorted(items)]
 
 
 def catalogues(language: str) -> list[Path]:
@@ -49,11 +57,11 @@ def catalogues(language: str) -> list[Path]:
     spec = importlib.util.find_spec("django")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(
-            "Interface strings are read from Django's translations. Received: no Django. "
-            'Install `pip install "keras-flix[evidence]"`.'
+            "Interface strings are read from Django's translations. Received: no "
+            'Django. Install `pip install "keras-flix[evidence]"`.'
         )
     root = Path(spec.submodule_search_locations[0])
-    file = f"locale/{language}/LC_MESSAGES/django.mo"
+    file = f"locale/{VARIANT.get(language, language)}/LC_MESSAGES/django.mo"
     return [root / "conf" / file, *sorted(root.glob(f"contrib/*/{file}"))]
 
 

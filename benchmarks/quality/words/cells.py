@@ -25,20 +25,21 @@ def groups(
     """The group of every available cell, tasks and languages in their order.
 
     One task of each block of every language is held out, where the language has two or
-    more of the block's, and one task of the language's first block has few examples.
-    Tasks take turns: the one that was held out least so far comes first, by lot among
-    equals.
+    more of the block's; one task of one of its first blocks has few examples. Tasks
+    take turns: the one that was held out in the smallest share of its languages so far
+    comes first, by lot among equals.
     """
     found: dict[Cell, str] = {}
     blocks = [tasks[start : start + BLOCK] for start in range(0, len(tasks), BLOCK)]
     for number, block in enumerate(blocks):
         taken: dict[str, Counter[str]] = {"held_out": Counter(), "few_shot": Counter()}
-        for language in languages:
+        for place, language in enumerate(languages):
             own = [task for task in block if (task, language) in available]
             found |= {(task, language): "seen" for task in own}
             for group, least in (("held_out", 2), ("few_shot", 3)):
                 left = [task for task in own if found[task, language] == "seen"]
-                if len(own) < least or (group == "few_shot" and number):
+                turn = group == "held_out" or place % 3 == number
+                if len(own) < least or not turn:
                     continue
                 task = min(
                     left,

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.quality.words.items import Item, is_short, order, tidy
+from benchmarks.quality.words.items import Item, is_short, tidy
 
 UNITS = (
     "duration-second duration-minute duration-hour duration-day duration-week "
@@ -15,6 +15,8 @@ UNITS = (
     "length-inch length-foot mass-gram mass-kilogram volume-liter area-hectare "
     "energy-calorie power-watt angle-degree"
 ).split()
+# Unions and what CLDR tests with.
+NO_COUNTRIES = frozenset("EU EZ UN QO XA XB ZZ".split())
 SPANS = ("minute", "hour", "day", "week", "month", "year")
 
 
@@ -58,7 +60,7 @@ def countries(language: str) -> list[Item]:
     english = {
         code: name
         for code, name in locale("en").territories.items()
-        if len(code) == 2 and code.isalpha() and code not in ("EU", "EZ", "UN", "ZZ")
+        if len(code) == 2 and code.isalpha() and code not in NO_COUNTRIES
         if " - " not in name and "SAR" not in name
     }
     return named("country", english, locale(language).territories)
@@ -90,22 +92,6 @@ def currencies(language: str) -> list[Item]:
         if code in in_use and code != "XXX"
     }
     return named("currency", english, locale(language).currencies)
-
-
-def cities(language: str) -> list[Item]:
-    """`Vienna`: `Wien`."""
-    zones = locale("en").time_zones
-    english = {
-        zone: zones.get(zone, {}).get("city", zone.split("/")[-1].replace("_", " "))
-        for zone in locale("ru").time_zones
-        if not zone.startswith("Etc/")
-    }
-    names = {
-        zone: entry["city"]
-        for zone, entry in locale(language).time_zones.items()
-        if "city" in entry
-    }
-    return named("city", english, names)
 
 
 def dates(language: str) -> list[Item]:

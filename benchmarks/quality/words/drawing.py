@@ -102,6 +102,8 @@ def build(
     chosen = chosen_names("tasks", tasks, TASKS)
     trained = chosen_names("languages", languages, LANGUAGES)
     new = tuple(NEW_LANGUAGES)[: max(1, round(len(trained) / 4))]
+    packages = {name for task in chosen for name in TASKS[task].packages}
+    versions = versions_of(sorted(packages))
     found = {
         (task, language): items_of(task, language)
         for task in chosen
@@ -125,8 +127,6 @@ def build(
         split: [example(cell, item, groups[cell]) for cell, item in entries]
         for split, entries in drawn.items()
     }
-    packages = sorted({name for task in chosen for name in TASKS[task].packages})
-    versions = {name: importlib.metadata.version(name) for name in packages}
     return Mix(
         splits=splits,
         cells=groups,
@@ -152,6 +152,17 @@ def chosen_names(
             f"{', '.join(known)}. Received: {unknown[0]}."
         )
     return tuple(name for name in known if name in wanted)
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    try:
+        return {name: importlib.metadata.version(name) for name in packages}
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ImportError(
+            f"The mixture's answers come from packages. Received: no {error.name}. "
+            'Install `pip install "keras-flix[evidence]"`, or name `tasks` that do '
+            "without."
+        ) from None
 
 
 def parts_of(found: Iterable[Iterable[Item]], seed: int) -> dict[str, str]:

@@ -18,9 +18,9 @@ class Item:
     Attributes:
         subject: What the prompt asks about.
         answer: What is to be written.
-        keys: Names of what must not stand in training and in a test, the first one
-            decides where the item goes. A key without a language (`"country:FR"`) is
-            shared by all languages, one with a language (`"word:fi:talo"`) by its tasks.
+        keys: Names of what must not stand both in training and in a test, in any task
+            or language: `"country:FR"`, `"word:talo"`. The first one decides where the
+            item goes.
     """
 
     subject: str

@@ -40,3 +40,6 @@ NEW_LANGUAGES = {
 
 NAME = {code: name for code, (name, _) in (LANGUAGES | NEW_LANGUAGES).items()}
 FAMILY = {code: family for code, (_, family) in (LANGUAGES | NEW_LANGUAGES).items()}
+
+# Babel's Portuguese is that of Brazil; other packages are told so.
+VARIANT = {"pt": "pt_BR"}

@@ -14,9 +14,7 @@ def check(splits: Mapping[str, Iterable[Entry]]) -> None:
     """Raises where a prompt stands twice, or where two splits share a key.
 
     Args:
-        splits: Entries `(task, prompt, keys)` of each split. Keys name words with their
-            language, and numbers, dates, places, ... without one: those are shared by
-            all languages, and all of them by all tasks.
+        splits: Entries `(task, prompt, keys)` of each split, keys as in `Item`.
 
     Raises:
         ValueError: Where a prompt stands twice or a key in two splits.

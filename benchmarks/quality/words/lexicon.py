@@ -1,4 +1,4 @@
-"""Dictionary forms, hyphens and accents of frequent words: simplemma, pyphen, wordfreq."""
+"""Frequent words: dictionary form, hyphens, accents (simplemma, pyphen, wordfreq)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from benchmarks.quality.words import cached
 from benchmarks.quality.words.items import Item
+from benchmarks.quality.words.languages import VARIANT
 
 # simplemma knows all of these, and wordfreq has lists of their words. Without word
 # frequencies (Swahili, Estonian) a dictionary shows words that nobody uses; the list
@@ -83,10 +84,10 @@ def read_lexicon(language: str) -> tuple[dict[str, str], list[str]]:
     return lemmas, sorted(plain)
 
 
-def keys_of(language: str, word: str, lemma: str | None) -> tuple[str, ...]:
+def keys_of(word: str, lemma: str) -> tuple[str, ...]:
     """The dictionary form first: it decides where all its forms go."""
-    both = (lemma or word, word)
-    return tuple(dict.fromkeys(f"word:{language}:{w.casefold()}" for w in both))
+    # Without a language: neighbours have many words in common.
+    return tuple(dict.fromkeys(f"word:{text.casefold()}" for text in (lemma, word)))
 
 
 def dictionary_forms(language: str) -> list[Item]:
@@ -95,15 +96,14 @@ def dictionary_forms(language: str) -> list[Item]:
         return []
     known = lexicon(language).lemmas
     own = {lemma for word, lemma in known.items() if word != lemma}
-    frequent = set(known)
     items = []
     for word, lemma in known.items():
-        # A word that is also a dictionary form has two answers; a rare answer is
-        # more often wrong.
-        if word == lemma or word in own or lemma not in frequent:
+        # A word that is also a dictionary form has two answers. An answer that is rare,
+        # or is itself said to be a form of something else, is more often wrong.
+        if word == lemma or word in own or known.get(lemma) != lemma:
             continue
         if is_word(lemma) and 2 <= len(lemma) <= 14 and len(word) >= 4:
-            items.append(Item(word, lemma, keys_of(language, word, lemma)))
+            items.append(Item(word, lemma, keys_of(word, lemma)))
     return items[:ENOUGH]
 
 
@@ -114,11 +114,11 @@ def hyphenations(language: str) -> list[Item]:
     if language not in FREQUENT - GAPS or language not in pyphen.LANGUAGES:
         return []
     known = lexicon(language).lemmas
-    hyphens = pyphen.Pyphen(lang=language)
+    hyphens = pyphen.Pyphen(lang=VARIANT.get(language, language))
     words = [word for word in known if 6 <= len(word) <= 12][:ENOUGH]
     answers = {word: hyphens.inserted(word) for word in words}
     return [
-        Item(word, answer, keys_of(language, word, known[word]))
+        Item(word, answer, keys_of(word, known[word]))
         for word, answer in answers.items()
         if "-" in answer
     ]
@@ -144,5 +144,5 @@ def accents(language: str) -> list[Item]:
         # Left out: what people also write without accents, and what has a twin.
         alone = readings[plain.lower()] == {word.lower()} and plain not in words
         if plain != word and alone and len(word) >= 4:
-            items.append(Item(plain, word, keys_of(language, word, lemma)))
+            items.append(Item(plain, word, keys_of(word, lemma)))
     return items[:ENOUGH]

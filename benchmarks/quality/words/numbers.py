@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from benchmarks.quality.words.items import Item, is_short, tidy
+from benchmarks.quality.words.languages import VARIANT
 
 # Left out: Turkish, which the package writes without spaces, as on cheques.
 CARDINALS = frozenset(
@@ -12,7 +13,7 @@ CARDINALS = frozenset(
     "nb ca sk lv".split()
 )
 # The package appends an ending to the cardinal in the others: "dvacet jednaý".
-ORDINALS = frozenset("de es pl fi id ru sv fr hu el sw nl it uk da pt sl hi".split())
+ORDINALS = frozenset("de es pl fi id ru sv fr hu sw hi nl it uk pt sl".split())
 
 
 def key_of(number: int) -> tuple[str]:
@@ -24,7 +25,8 @@ def words_of(language: str, kind: str, numbers: Iterable[int]) -> dict[int, str]
     from num2words2 import num2words
 
     return {
-        number: tidy(num2words(number, lang=language, to=kind)) for number in numbers
+        number: tidy(num2words(number, lang=VARIANT.get(language, language), to=kind))
+        for number in numbers
     }
 
 

@@ -67,7 +67,9 @@ TASKS = {
         WORDS,
     ),
     "relative_time": Task(
-        "Write when it is, in {language}: {subject}", cldr.relative_times, ("babel",)
+        "Write the relative time in {language}: {subject}",
+        cldr.relative_times,
+        ("babel",),
     ),
     "ordinal": Task(
         "Write the ordinal number in {language} words: {subject}",
@@ -80,7 +82,7 @@ TASKS = {
         ("num2words2",),
     ),
     "emoji": Task(
-        "Write the {language} name of the emoji: {subject}",
+        "Write the {language} name of the emoji, in small letters: {subject}",
         catalogues.emoji_names,
         ("emoji",),
     ),
@@ -93,8 +95,5 @@ TASKS = {
         "Write the {language} name of the language: {subject}",
         cldr.languages,
         ("babel",),
-    ),
-    "city": Task(
-        "Write the {language} name of the city: {subject}", cldr.cities, ("babel",)
     ),
 }
