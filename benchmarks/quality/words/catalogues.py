@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -53,14 +52,10 @@ def interface_strings(language: str) -> list[Item]:
 
 
 def catalogues(language: str) -> list[Path]:
-    """Django's .mo files, main one first. Django itself is not imported."""
-    spec = importlib.util.find_spec("django")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError(
-            "Interface strings are read from Django's translations. Received: no "
-            'Django. Install `pip install "keras-flix[evidence]"`.'
-        )
-    root = Path(spec.submodule_search_locations[0])
+    """Django's .mo files, main one first."""
+    import django
+
+    root = Path(django.__file__).parent
     file = f"locale/{VARIANT.get(language, language)}/LC_MESSAGES/django.mo"
     return [root / "conf" / file, *sorted(root.glob(f"contrib/*/{file}"))]
 

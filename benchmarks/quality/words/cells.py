@@ -64,7 +64,7 @@ def reach(task: str, languages: Iterable[str], available: Collection[Cell]) -> i
     return sum((task, language) in available for language in languages)
 
 
-def for_validation(groups: dict[Cell, str], tasks: Sequence[str]) -> set[Cell]:
+def for_validation(groups: dict[Cell, str]) -> set[Cell]:
     """The held-out cells that a practitioner may look at: one of a block in turn."""
     chosen = set()
     languages = list(dict.fromkeys(language for _, language in groups))

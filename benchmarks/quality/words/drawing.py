@@ -113,7 +113,7 @@ def build(
     available = {cell for cell, items in found.items() if len(items) >= 60}
     groups = cell_groups.groups(chosen, trained, new, available, seed)
     parts = parts_of([found[cell] for cell in groups], seed)
-    drawn = draw(groups, found, parts, chosen, examples, seed)
+    drawn = draw(groups, found, parts, examples, seed)
     leaks.check(
         {
             split: [
@@ -188,12 +188,11 @@ def draw(
     groups: dict[Cell, str],
     found: dict[Cell, tuple[Item, ...]],
     parts: dict[str, str],
-    tasks: Sequence[str],
     examples: int,
     seed: int,
 ) -> dict[str, list[tuple[Cell, Item]]]:
     """Takes items for the splits, tests first: what they need is kept from training."""
-    looked_at = cell_groups.for_validation(groups, tasks)
+    looked_at = cell_groups.for_validation(groups)
     train = {"seen": examples, "few_shot": FEW_SHOT}
     plan: dict[str, list[tuple[Cell, str, int]]] = {split: [] for split in SPLITS}
     for cell, group in groups.items():
