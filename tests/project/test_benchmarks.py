@@ -18,7 +18,9 @@ from benchmarks.cost.workload import Workload
 
 BENCHMARKS = ROOT / "benchmarks"
 SOURCES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(
+        ".__init__"
+    ): path
     for path in sorted(BENCHMARKS.rglob("*.py"))
 }
 ROOMS = {"cost", "quality", "robustness", "shared"}
@@ -50,7 +52,7 @@ def imports(name):
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_room_imports_from_itself_and_from_shared(name):
-    _, room, _ = name.split(".")
+    _, room, *_ = name.split(".")
     assert room in ROOMS
     for other in imports(name):
         assert other in SOURCES, f"{name} imports {other}"
