@@ -64,9 +64,9 @@ class AdapterIndex:
         Returns:
             For `"llama.cpp"`, `{"lora": [{"id": 0, "scale": 1.0}, ...],
             "cache_prompt": False}`: what the JSON of `/completion` and
-            `/v1/chat/completions` takes. The server's cache of prompts does not
-            know adapters, and would give one combination what it computed for
-            another.
+            `/v1/chat/completions` takes. llama-server's cache in memory finds prompts
+            by their tokens alone, whatever adapters they were read with; where it is
+            off, as with `server_arguments`, `"cache_prompt": True` is right and faster.
             For `"vllm"`, `{"model": "qa-sw"}`: the LoRA's name.
             For `"peft"`, `{"adapters": ["task-qa", ...], "weights": [1.0, ...],
             "combination_type": "cat"}`: what `add_weighted_adapter` takes, once each
@@ -92,7 +92,8 @@ class AdapterIndex:
     def server_arguments(self) -> list[str]:
         """The arguments with which the server loads all adapters, in the index's order.
 
-        For `llama-server`, all of them at scale 0; for `vllm serve`, by name.
+        For `llama-server`, all of them at scale 0, and without its cache in memory,
+        see `request`; for `vllm serve`, by name.
 
         Raises:
             ValueError: If it is PEFT, which is no server, or the directory's path has
@@ -106,7 +107,7 @@ class AdapterIndex:
                     f"{folder!r}. Move the directory."
                 )
             files = [f"{folder}/{adapter['file']}:0" for adapter in self.adapters]
-            return ["--lora-scaled", ",".join(files)]
+            return ["--lora-scaled", ",".join(files), "--cache-ram", "0"]
         if self.server == "vllm":
             names = [adapter["directory"] for adapter in self.adapters]
             rank = ["--enable-lora", "--max-lora-rank", str(self.max_rank)]

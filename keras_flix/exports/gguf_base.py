@@ -127,11 +127,7 @@ def _write_options(writer: Any, backbone: Any) -> None:
     # Gemma's own are constants of KerasHub, too.
     default = 1e6 if is_gemma_3 else 1e4
     writer.add_rope_freq_base(float(getattr(backbone, "rope_max_wavelength", default)))
-    for name in (
-        "rope_position_scaling_factor",
-        "rope_scaling_factor",
-        "global_rope_scaling_factor",
-    ):
+    for name in ("rope_scaling_factor", "global_rope_scaling_factor"):
         factor = float(getattr(backbone, name, 1.0))
         if factor != 1.0:
             writer.add_rope_scaling_type(_linear())

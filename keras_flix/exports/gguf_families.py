@@ -74,7 +74,13 @@ GEMMA_2_NORMS = {
     "post_ffw_norm": "post_ffw_norm",
 }
 LLAMA = GgufFamily(
-    "llama", NORMS, "sequence_output_layernorm", length=4096, interleaved=True
+    "llama",
+    NORMS,
+    "sequence_output_layernorm",
+    length=4096,
+    interleaved=True,
+    # KerasHub's layers do not heed it.
+    options={"rope_position_scaling_factor": 1.0},
 )
 QWEN = GgufFamily(
     "qwen2",
@@ -138,7 +144,7 @@ FAMILIES: dict[str, GgufFamily] = {
     ),
     "LlamaBackbone": LLAMA,
     "Llama3Backbone": dataclasses.replace(LLAMA, length=8192),
-    "MistralBackbone": dataclasses.replace(LLAMA, length=32768),
+    "MistralBackbone": dataclasses.replace(LLAMA, length=32768, options={}),
     "QwenBackbone": QWEN,
     "Qwen3Backbone": dataclasses.replace(
         QWEN,

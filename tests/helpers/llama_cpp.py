@@ -141,9 +141,10 @@ class Server:
     Args:
         base: A GGUF file.
         adapters: GGUF files of LoRAs, all of them at scale 0.
+        slots: How many requests are computed at a time.
     """
 
-    def __init__(self, base: Path, adapters=()):
+    def __init__(self, base: Path, adapters=(), slots=8):
         params = xllamacpp.CommonParams()
         params.model.path = str(base)
         params.lora_adapters = [
@@ -153,10 +154,10 @@ class Server:
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         flash = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.flash_attn_type = flash
-        params.n_ctx, params.n_parallel = 512, 8
+        params.n_ctx, params.n_parallel = 512, slots
         params.cpuparams.n_threads = 1
         params.warmup = False
-        params.verbosity = int(__import__("os").environ.get("VV", "0"))
+        params.verbosity = 0
         self._server = xllamacpp.Server(params)
 
     def post(self, path: str, **body):
@@ -168,12 +169,12 @@ class Server:
         with urllib.request.urlopen(request, timeout=60) as response:
             return json.load(response)
 
-    def answer(self, task, request):
+    def answer(self, task, request, prompt=None):
         """Greedy tokens after `PROMPT`, and the log-probabilities of each step."""
         size = task.backbone.vocabulary_size
         answer = self.post(
             "completion",
-            prompt=prompt_tokens(task),
+            prompt=prompt or prompt_tokens(task),
             n_predict=LENGTH,
             n_probs=size,
             temperature=0.0,

@@ -57,8 +57,9 @@ def test_the_command_line_needs_no_keras_for_files(arguments):
     assert seconds < 1.0
 
 
-def test_importing_the_package_imports_no_keras():
-    heavy, _ = json.loads(python("import keras_flix; " + REPORT))
+@pytest.mark.parametrize("name", ["keras_flix", "keras_flix.serving"])
+def test_importing_the_package_imports_no_keras(name):
+    heavy, _ = json.loads(python(f"import {name}; {REPORT}"))
     assert heavy == []
 
 
@@ -88,7 +89,7 @@ def test_type_checkers_see_the_same_names(name):
 
 
 def test_the_public_names_stand_at_their_places():
-    names = ("analysis", "callbacks", "evaluation", "mixtures", "plots")
+    names = ("analysis", "callbacks", "evaluation", "mixtures", "plots", "serving")
     for name in (*names, "text_metrics", "xtreme_up", "files"):
         assert getattr(keras_flix, name).__name__ == f"keras_flix.{name}"
     hub = importlib.import_module("keras_flix.files.hub")
