@@ -57,6 +57,24 @@ def test_the_command_line_needs_no_keras_for_files(arguments):
     assert seconds < 1.0
 
 
+def test_requests_need_no_keras(tmp_path):
+    adapter = {"feature": "task", "value": "qa", "always": False, "scale": 1.0}
+    index = {
+        "format": "keras_flix.values",
+        "version": 1,
+        "files": "gguf",
+        "features": [{"name": "task", "values": ["qa"], "multiple": False}],
+        "adapters": [{**adapter, "file": "task-qa.gguf", "rank": 4}],
+    }
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    arguments = ["request", str(tmp_path), "--features", "task=qa"]
+    code = (
+        f"from keras_flix.command_line.main import main; assert not main({arguments})\n"
+    )
+    heavy, _ = json.loads(python(code + REPORT))
+    assert heavy == []
+
+
 @pytest.mark.parametrize("name", ["keras_flix", "keras_flix.serving"])
 def test_importing_the_package_imports_no_keras(name):
     heavy, _ = json.loads(python(f"import {name}; {REPORT}"))
