@@ -52,6 +52,10 @@ def export_base(
             not know or a tokenizer that it does not have, or is quantized. Nothing
             is written then.
         ImportError: If `gguf` is not installed (extra `gguf`).
+
+    Warns:
+        UserWarning: If llama.cpp reads some texts as other tokens than the model's
+            tokenizer does. Prompts sent as token ids are always read alike.
     """
     if format != "gguf":
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras_hub
@@ -14,8 +15,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 LOWEST = -1e4
 """The score of tokens that text never becomes."""
 
-BYTE_PAIR = 2
-"""SentencePiece's number for models of merges, which llama.cpp's are."""
+MODELS = {"BPE": "llama", "UNIGRAM": "t5"}
+"""By the type of a SentencePiece model, llama.cpp's word for it."""
 
 SPLITS = {
     "GPT2Tokenizer": "gpt-2",
@@ -37,6 +38,9 @@ def write_tokenizer(writer: Any, preprocessor: Any, vocabulary_size: int) -> Non
 
     Raises:
         ValueError: If llama.cpp has no such tokenizer.
+
+    Warns:
+        UserWarning: If it has, but reads some texts as other tokens.
     """
     tokenizer = getattr(preprocessor, "tokenizer", None)
     hub = keras_hub.tokenizers
@@ -86,20 +90,44 @@ def _write_sentence_piece(
     )
     model = schema.ModelProto()
     model.ParseFromString(tokenizer.proto)
-    if model.trainer_spec.model_type != BYTE_PAIR:
-        kind = schema.TrainerSpec.ModelType.Name(model.trainer_spec.model_type)
+    kind = schema.TrainerSpec.ModelType.Name(model.trainer_spec.model_type)
+    if kind not in MODELS:
         raise ValueError(
-            "llama.cpp's SentencePiece tokenizer merges pieces, so the model's must be "
-            f"of the type 'bpe'. Received: {kind.lower()!r}. Serve this model by "
-            "`export_lora` and transformers."
+            f"A SentencePiece model must be of one of the types {list(MODELS)}, which "
+            f"llama.cpp has. Received: {kind!r}. Serve this model by `export_lora` and "
+            "transformers."
         )
-    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_model(MODELS[kind])
     writer.add_tokenizer_pre("default")
-    writer.add_add_space_prefix(model.normalizer_spec.add_dummy_prefix)
+    spec = model.normalizer_spec
+    if kind == "UNIGRAM":
+        writer.add_remove_extra_whitespaces(spec.remove_extra_whitespaces)
+        writer.add_precompiled_charsmap(spec.precompiled_charsmap)
+    _warn_of_other_reading(kind, model)
+    writer.add_add_space_prefix(spec.add_dummy_prefix)
     writer.add_unk_token_id(model.trainer_spec.unk_id)
     pieces = [piece.piece.encode() for piece in model.pieces]
     kinds = [piece.type for piece in model.pieces]
     return pieces, kinds, [piece.score for piece in model.pieces]
+
+
+def _warn_of_other_reading(kind: str, model: Any) -> None:
+    """Tells what text llama.cpp reads as other tokens: nothing with most models."""
+    spec = model.normalizer_spec
+    other = []
+    if kind == "BPE" and spec.remove_extra_whitespaces:
+        other.append("spaces at its ends or several in a row")
+    if kind == "BPE" and spec.precompiled_charsmap:
+        other.append(f"what {spec.name!r} normalizes")
+    if kind == "UNIGRAM" and model.trainer_spec.byte_fallback:
+        other.append("characters that are in no piece")
+    if other:
+        warnings.warn(
+            "llama.cpp reads a text as other tokens than this model's tokenizer does, "
+            f"where it has {', or '.join(other)}. Where prompts may, send the server "
+            "the token ids of `preprocessor.generate_preprocess` instead of text.",
+            stacklevel=5,
+        )
 
 
 def _split(tokenizer: Any) -> str | None:

@@ -8,12 +8,13 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from helpers.gemma import FEATURES
+from helpers.gemma import FEATURES, train_tokenizer
 from helpers.llama_cpp import (
     Server,
     assert_same,
     gguf,
     make_task,
+    prompt_tokens,
 )
 
 import keras_flix
@@ -164,10 +165,35 @@ def test_quantized_weights_are_refused_and_nothing_is_changed(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_a_tokenizer_that_llama_cpp_does_not_have(tmp_path, spm_proto):
+def with_tokenizer(**options):
     task = make_task("Gemma", num_layers=1)
-    unigrams = keras_hub.models.GemmaTokenizer(proto=spm_proto)
-    task.preprocessor = keras_hub.models.GemmaCausalLMPreprocessor(unigrams)
-    with pytest.raises(ValueError, match="of the type 'bpe'. Received: 'unigram'"):
+    tokenizer = keras_hub.models.GemmaTokenizer(proto=train_tokenizer(**options))
+    task.preprocessor = keras_hub.models.GemmaCausalLMPreprocessor(tokenizer)
+    return task
+
+
+def test_a_tokenizer_that_llama_cpp_does_not_have(tmp_path):
+    task = with_tokenizer(model_type="char", byte_fallback=False)
+    text = r"types \['BPE', 'UNIGRAM'\], which llama.cpp has. Received: 'CHAR'"
+    with pytest.raises(ValueError, match=text):
         export_base(task, tmp_path / "base.gguf")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_texts_that_llama_cpp_reads_otherwise_are_named(tmp_path):
+    task = with_tokenizer(model_type="bpe", vocab_size=310)
+    text = (
+        "where it has spaces at its ends or several in a row, or what 'nmt_nfkc' norm"
+    )
+    with pytest.warns(UserWarning, match=text):
+        export_base(task, tmp_path / "base.gguf")
+    task = with_tokenizer()
+    with pytest.warns(
+        UserWarning, match="where it has characters that are in no piece"
+    ):
+        export_base(task, tmp_path / "base.gguf")
+    server = Server(tmp_path / "base.gguf")
+    for prompt, same in (("the  lazy dog ", True), ("日本", False)):
+        found = server.post("tokenize", content=prompt, add_special=True)["tokens"]
+        assert (found == prompt_tokens(task, prompt)) is same

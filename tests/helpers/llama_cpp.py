@@ -76,8 +76,13 @@ OPTIONS = {
 
 @functools.cache
 def spm_proto(family) -> bytes:
-    """Of merges, as all published ones are; Gemma's has no space before a text."""
-    options = {"model_type": "bpe", "vocab_size": 310}
+    """Of merges, and text as it is, as all published ones; Gemma's adds no space."""
+    options = {
+        "model_type": "bpe",
+        "vocab_size": 310,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+    }
     if family in ("Gemma", "Gemma3"):
         return train_tokenizer(**options, add_dummy_prefix=False)
     return train_tokenizer(**options, bos_piece="<s>", eos_piece="</s>")
