@@ -79,7 +79,7 @@ class AdapterIndex:
         """
         weights = self._weights(features)
         if self.server == "vllm":
-            return {"model": self._exported(weights)["directory"]}
+            return {"model": self._exported(features, weights)["directory"]}
         scales = self._scales(weights)
         if self.server == "peft":
             names = [self.adapters[i]["file"] for i in scales]
@@ -141,7 +141,7 @@ class AdapterIndex:
         return scales
 
     def _exported(
-        self, weights: Mapping[str, Mapping[Any, float]]
+        self, features: Mapping[str, Any], weights: Mapping[str, Any]
     ) -> Mapping[str, Any]:
         wanted = _key(weights)
         for adapter in self.adapters:
@@ -149,11 +149,10 @@ class AdapterIndex:
                 return adapter
         some = [dict(adapter["features"]) for adapter in self.adapters[:SHOWN]]
         more = ", ..." if len(self.adapters) > SHOWN else ""
-        asked = {name: dict(own) for name, own in weights.items()}
         raise ValueError(
             "vLLM serves the combinations that were exported: "
-            f"{', '.join(map(str, some))}{more}. Received: {asked}. List it in "
-            "`export_loras`, or use `export_values` with a server that combines values."
+            f"{', '.join(map(str, some))}{more}. Received: {dict(features)}. List "
+            "it in `export_loras`, or use `export_values` with a server that combines values."
         )
 
 

@@ -109,7 +109,7 @@ def test_a_request_to_vllm(tmp_path):
         index.request({"task": "parse", "language": "sw"})
     text = str(error.value)
     assert text.startswith("vLLM serves the combinations that were exported: {'task'")
-    assert "Received: {'task': {'parse': 1.0}, 'language': {'sw': 1.0}}. List" in text
+    assert "Received: {'task': 'parse', 'language': 'sw'}. List it in" in text
 
 
 def test_how_servers_are_started(tmp_path):
