@@ -21,7 +21,7 @@
 # 1. `merge_features`: one combination of values as a plain KerasHub model;
 # 2. `export_lora`: one combination as a Hugging Face LoRA, for transformers with PEFT;
 # 3. `export_loras`: many of them with an index, for servers of many LoRAs such as vLLM;
-# 4. `export_values`: one file per *value*, which llama.cpp's server adds up per request.
+# 4. `export_values`: one file per *value*; llama.cpp's server adds them up per request.
 #
 # A combination need not have been seen in training: any task in any language can be
 # merged or exported.
@@ -32,8 +32,8 @@
 # In Colab, put the address of the repository into the next cell and run it (the badge
 # above needs it too, in place of `<owner>`). In a checkout with
 # `pip install ".[jax,torch,guides,evidence,gguf]" xllamacpp`, there is nothing to do.
-# (PyTorch, transformers and PEFT are for the second way alone; Colab has them. `gguf` and
-# `xllamacpp`, llama.cpp with its server as a Python package, are for the fourth.)
+# (PyTorch, transformers and PEFT are for the second way alone; Colab has them. `gguf`
+# and `xllamacpp`, llama.cpp with its server as a Python package, are for the fourth.)
 
 # %%
 REPOSITORY = ""  # such as "https://github.com/<owner>/keras_flix"
@@ -262,9 +262,9 @@ except ValueError as error:
 #
 # A grid of ten tasks and 18 languages is 180 folders. llama.cpp's server adds up any of
 # the LoRAs that it has loaded, anew for each request: so one file per value is enough,
-# and what nobody exported is served, too. `export_base` writes the base, `export_values`
-# the values with their index. (A tokenizer like the small Gemma's is not quite the same
-# in llama.cpp, which the export says. Published Gemmas have one that is.)
+# and what nobody exported is served, too. `export_base` writes the base,
+# `export_values` the values with their index. (A tokenizer like the small Gemma's is
+# not quite the same in llama.cpp, which the export says.)
 
 # %%
 LLAMA_CPP = all(importlib.util.find_spec(name) for name in ("gguf", "xllamacpp"))
@@ -303,11 +303,10 @@ if LLAMA_CPP:
 
 # %% [markdown]
 # A request has the features in it: `values.request` says which files it takes, and how
-# much of each. A word that the adapters do not know is refused before the server is
-# asked. The answers are those of the adapted Keras model, for the pair that training has
-# not shown as well, and a blend of two languages is a request like any other. (Tokens
-# come from the Keras preprocessor, as above; with a published Gemma, `"prompt"` may be
-# the text.)
+# much of each. A value that the adapters do not know is refused before the server is
+# asked. The answers are those of the adapted Keras model, for the pair that training
+# has not shown as well, and a blend of two languages is a request like any other.
+# (Tokens come from the Keras preprocessor, as above; `"prompt"` may be text, too.)
 
 
 # %%

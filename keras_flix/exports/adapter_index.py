@@ -151,8 +151,9 @@ class AdapterIndex:
         more = ", ..." if len(self.adapters) > SHOWN else ""
         raise ValueError(
             "vLLM serves the combinations that were exported: "
-            f"{', '.join(map(str, some))}{more}. Received: {dict(features)}. List "
-            "it in `export_loras`, or use `export_values` with a server that combines values."
+            f"{', '.join(map(str, some))}{more}. Received: {dict(features)}. List it "
+            "in `export_loras`, or use `export_values` with a server that combines "
+            "values."
         )
 
 
