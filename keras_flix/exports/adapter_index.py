@@ -31,6 +31,12 @@ SERVERS = {
 }
 """What each kind of files is for."""
 
+ENTRIES = (
+    ("directory", "features"),
+    ("feature", "value", "always", "file", "rank", "scale"),
+)
+"""What the index says of each combination, and of each value."""
+
 SHOWN = 4
 """So many combinations are listed in an error."""
 
@@ -234,21 +240,19 @@ def _read(folder: Path, server: str, index: Mapping[str, Any]) -> AdapterIndex:
         Feature(entry["name"], entry["values"], multiple=entry["multiple"])
         for entry in index["features"]
     ]
-    adapters = index["adapters"]
-    needed = ("directory", "features")
-    if server != "vllm":
-        needed = ("feature", "value", "always", "file", "rank", "scale")
+    adapters = tuple(index["adapters"])
     for adapter in adapters:
-        for key in needed:
+        for key in ENTRIES[server != "vllm"]:
             adapter[key]
-        name = adapter[needed[0] if server == "vllm" else "file"]
+        name = adapter["directory" if server == "vllm" else "file"]
         if Path(name).name != name:
+            # Others may have written it: it must not lead elsewhere.
             raise KeyError(name)
     ranks = [adapter.get("rank", 0) for adapter in adapters]
     return AdapterIndex(
         directory=folder,
         server=server,
         schema=FeatureSchema(features),
-        adapters=tuple(adapters),
+        adapters=adapters,
         max_rank=index.get("max_lora_rank") or max(ranks),
     )

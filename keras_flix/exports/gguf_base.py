@@ -19,7 +19,7 @@ from keras_flix.exports.gguf_tokenizer import write_tokenizer
 from keras_flix.exports.lora_families import class_name
 
 KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-"""GGUF's words for dtypes."""
+"""GGUF's words for dtypes; float32 for others."""
 
 
 def export_base(
@@ -78,7 +78,7 @@ def export_base(
             "`export_base` reads a whole model in one process. Received: a model whose "
             "weights are split across processes. Load it in one process."
         )
-    kind = KINDS[keras.backend.standardize_dtype(backbone.variable_dtype)]
+    dtype = keras.backend.standardize_dtype(backbone.variable_dtype)
     tensors = list(base_tensors(model, backbone, family))
     with whole_file(path) as temporary:
         writer = gguf.GGUFWriter(temporary, family.architecture)
@@ -90,7 +90,7 @@ def export_base(
             shapes = {tensor.name: tensor.shape for tensor in tensors}
             writer.add_feed_forward_length(shapes["blk.0.ffn_up.weight"][0])
             write_tokenizer(writer, model.preprocessor, backbone.vocabulary_size)
-            _write(gguf, writer, tensors, kind)
+            _write(gguf, writer, tensors, KINDS.get(dtype, "F32"))
         finally:
             writer.close()
 
