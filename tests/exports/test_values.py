@@ -21,6 +21,7 @@ from helpers.hugging_face import (
     torch_outputs,
 )
 from helpers.llama_cpp import (
+    LENGTH,
     OPTIONS,
     PROMPT,
     Server,
@@ -28,6 +29,7 @@ from helpers.llama_cpp import (
     log_probabilities,
     make_task,
     prompt_tokens,
+    silent_tokens,
 )
 
 import keras_flix
@@ -131,6 +133,24 @@ def test_the_server_reads_prompts_as_the_model_does(family, served):
     for prompt in prompts:
         found = server.post("tokenize", content=prompt, add_special=True)["tokens"]
         assert found == prompt_tokens(task, prompt)
+
+
+def test_the_other_endpoints_take_the_same_request(served):
+    task, index, server = served("Llama")
+    never = [[token, False] for token in silent_tokens(task)]
+    options = {"n_predict": LENGTH, "temperature": 0, "logit_bias": never}
+    messages = [{"role": "user", "content": PROMPT}]
+    rendered = server.post("apply-template", messages=messages)["prompt"]
+    texts = set()
+    for i in (0, 2):
+        request = {**options, **index.request(COMBINATIONS[i])}
+        text = server.post("completion", prompt=rendered, **request)["content"]
+        found = server.post("v1/completions", prompt=rendered, **request)
+        assert found["choices"][0]["text"] == text
+        found = server.post("v1/chat/completions", messages=messages, **request)
+        assert found["choices"][0]["message"]["content"] == text
+        texts.add(text)
+    assert len(texts) == 2
 
 
 def test_a_prompt_read_with_other_values_is_not_used_again(served):
