@@ -26,7 +26,7 @@
 # A combination need not have been seen in training: any task in any language can be
 # merged or exported.
 #
-# The stored run took 35 s of processor time on one core of a busy machine. vLLM was not
+# The stored run took 36 s of processor time on one core of a busy machine. vLLM was not
 # run: its command line is shown as text.
 #
 # In Colab, put the address of the repository into the next cell and run it (the badge
