@@ -11,27 +11,29 @@
 # ---
 
 # %% [markdown]
-# # Serving: merge, PEFT, vLLM
+# # Serving: merge, PEFT, vLLM, llama.cpp
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/<owner>/keras_flix/blob/main/guides/serving.ipynb)
 #
 # Adapters of many tasks and languages are trained. How do others run them, who may
-# not have `keras_flix`, or not even Keras? Three ways, from the simplest:
+# not have `keras_flix`, or not even Keras? Four ways, from the simplest:
 #
 # 1. `merge_features`: one combination of values as a plain KerasHub model;
 # 2. `export_lora`: one combination as a Hugging Face LoRA, for transformers with PEFT;
-# 3. `export_loras`: many of them with an index, for servers of many LoRAs such as vLLM.
+# 3. `export_loras`: many of them with an index, for servers of many LoRAs such as vLLM;
+# 4. `export_values`: one file per *value*; llama.cpp's server adds them up per request.
 #
 # A combination need not have been seen in training: any task in any language can be
 # merged or exported.
 #
-# The stored run took 35 s of processor time on one core of a busy machine. vLLM was not
+# The stored run took 36 s of processor time on one core of a busy machine. vLLM was not
 # run: its command line is shown as text.
 #
 # In Colab, put the address of the repository into the next cell and run it (the badge
 # above needs it too, in place of `<owner>`). In a checkout with
-# `pip install ".[jax,torch,guides,evidence]"`, there is nothing to do. (PyTorch,
-# transformers and PEFT are for the second way alone; Colab has them.)
+# `pip install ".[jax,torch,guides,evidence,gguf]" xllamacpp`, there is nothing to do.
+# (PyTorch, transformers and PEFT are for the second way alone; Colab has them. `gguf`
+# and `xllamacpp`, llama.cpp with its server as a Python package, are for the fourth.)
 
 # %%
 REPOSITORY = ""  # such as "https://github.com/<owner>/keras_flix"
@@ -56,6 +58,8 @@ import importlib.util
 import json
 import shutil
 import time
+import urllib.request
+import warnings
 from pathlib import Path
 
 import cldr_adapters
@@ -236,25 +240,106 @@ print(
 )
 
 # %% [markdown]
-# A client then names the LoRA as the model of its request. The index turns features
-# into that name:
-
+# A client then names the LoRA as the model of its request. `keras_flix.serving`, which
+# needs no Keras, turns features into that name, and refuses what was not exported:
 
 # %%
-def name_of(features):
-    for adapter in index["adapters"]:
-        if adapter["features"] == features:
-            return adapter["directory"]
-    raise KeyError(f"{features} was not exported")
-
-
+loras = keras_flix.serving.read_index(OUTPUT / "loras")
 request = {
-    "model": name_of({"task": "duration", "language": "hi"}),
+    **loras.request({"task": "duration", "language": "hi"}),
     "prompt": "12 day = ",
     "max_tokens": 20,
     "temperature": 0,
 }
 print(f"curl localhost:8000/v1/completions -d '{json.dumps(request)}'")
+try:
+    loras.request(UNSEEN)
+except ValueError as error:
+    print(error)
+
+# %% [markdown]
+# ## 4. One file per value, and llama.cpp
+#
+# A grid of ten tasks and 18 languages is 180 folders. llama.cpp's server adds up any of
+# the LoRAs that it has loaded, anew for each request: so one file per value is enough,
+# and what nobody exported is served, too. `export_base` writes the base,
+# `export_values` the values with their index. (A tokenizer like the small Gemma's is
+# not quite the same in llama.cpp, which the export says.)
+
+# %%
+LLAMA_CPP = all(importlib.util.find_spec(name) for name in ("gguf", "xllamacpp"))
+
+if LLAMA_CPP:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        keras_flix.export_base(gemma, OUTPUT / "base.gguf")
+    print(*(w.message for w in caught if "llama.cpp" in str(w.message)), sep="\n")
+    keras_flix.export_values(gemma, OUTPUT / "values", format="gguf")
+    values = keras_flix.serving.read_index(OUTPUT / "values")
+    sizes = [(values.directory / a["file"]).stat().st_size for a in values.adapters]
+    print(f"{len(sizes)} files of {sum(sizes) / 1e6:.1f} MB, such as", end=" ")
+    print(*(adapter["file"] for adapter in values.adapters[:3]), sep=", ")
+else:
+    print("not run: gguf and xllamacpp are not both installed")
+
+# %% [markdown]
+# The server starts with all files at scale 0. On the command line that is
+# `llama-server --model base.gguf` with `values.server_arguments()`; here it runs inside
+# of this process, on a free port.
+
+# %%
+if LLAMA_CPP:
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(OUTPUT / "base.gguf")
+    params.lora_adapters = [
+        xllamacpp.CommonAdapterLoraInfo(str(values.directory / adapter["file"]), 0.0)
+        for adapter in values.adapters
+    ]
+    params.n_ctx = 512
+    params.verbosity = 0
+    server = xllamacpp.Server(params)
+
+# %% [markdown]
+# A request has the features in it: `values.request` says which files it takes, and how
+# much of each. A value that the adapters do not know is refused before the server is
+# asked. The answers are those of the adapted Keras model, for the pair that training
+# has not shown as well, and a blend of two languages is a request like any other.
+# (Tokens come from the Keras preprocessor, as above; `"prompt"` may be text, too.)
+
+
+# %%
+def complete(prompt, **features):
+    inputs = gemma.preprocessor.generate_preprocess(prompt)
+    length = int(np.asarray(inputs["padding_mask"]).sum())
+    body = {
+        "prompt": np.asarray(inputs["token_ids"])[:length].tolist(),
+        "n_predict": 20,
+        "temperature": 0,
+        **values.request(features),
+    }
+    call = urllib.request.Request(
+        f"{server.listening_address}/completion",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(call) as response:
+        return prompt + json.load(response)["content"]
+
+
+if LLAMA_CPP:
+    print(values.request(UNSEEN))
+    served = [complete(p, **c) for c in (SEEN, UNSEEN) for p in PROMPTS]
+    print(*served, sep="\n")
+    if SMALL:
+        assert [text.strip() for text in served] == [text.strip() for text in answers]
+    blend = {"it": 0.5, "fr": 0.5}
+    print(complete(PROMPTS[0], task="full_date", language=blend))
+    try:
+        complete(PROMPTS[0], task="full_date", language="tlh")
+    except ValueError as error:
+        print(error)
 
 # %% [markdown]
 # ## Which one?
@@ -266,6 +351,12 @@ print(f"curl localhost:8000/v1/completions -d '{json.dumps(request)}'")
 # | `export_merged` | transformers, vLLM and others | one per model | no |
 # | `export_lora` | transformers with PEFT | one per folder | no |
 # | `export_loras` | vLLM or another server of LoRAs | one per folder | yes |
+# | `export_values` | llama.cpp's server | all | by turns |
+#
+# vLLM computes requests of many LoRAs in one batch, on GPUs, and knows the combinations
+# that were exported. llama.cpp runs on nearly anything, and makes every combination of
+# one file per value; it computes requests of one combination together, and those of
+# different ones by turns.
 
 # %%
 print(f"The whole guide took {time.process_time():.0f} s of processor time.")

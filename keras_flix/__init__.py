@@ -14,14 +14,17 @@ if TYPE_CHECKING:
         files as files,
         mixtures as mixtures,
         plots as plots,
+        serving as serving,
         text_metrics as text_metrics,
         xtreme_up as xtreme_up,
     )
+    from keras_flix.exports.gguf_base import export_base as export_base
     from keras_flix.exports.lora import (
         export_lora as export_lora,
         export_loras as export_loras,
     )
     from keras_flix.exports.transformers_model import export_merged as export_merged
+    from keras_flix.exports.values import export_values as export_values
     from keras_flix.features.dropout import FeatureDropout as FeatureDropout
     from keras_flix.features.feature import Feature as Feature
     from keras_flix.features.schema import FeatureSchema as FeatureSchema
@@ -69,9 +72,11 @@ ORIGINS = {
     "callbacks": "keras_flix.callbacks",
     "enable_flix": "keras_flix.models.enable",
     "evaluation": "keras_flix.evaluation",
+    "export_base": "keras_flix.exports.gguf_base",
     "export_lora": "keras_flix.exports.lora",
     "export_loras": "keras_flix.exports.lora",
     "export_merged": "keras_flix.exports.transformers_model",
+    "export_values": "keras_flix.exports.values",
     "files": "keras_flix.files",
     "fit_blend": "keras_flix.models.growing.blend",
     "flix_summary": "keras_flix.models.summary",
@@ -83,6 +88,7 @@ ORIGINS = {
     "remove_values": "keras_flix.models.growing.add_remove",
     "rename_value": "keras_flix.models.growing.add_remove",
     "save_adapters": "keras_flix.files.saving",
+    "serving": "keras_flix.serving",
     "set_trainable": "keras_flix.models.growing.set_trainable",
     "share_features": "keras_flix.models.share",
     "text_metrics": "keras_flix.text_metrics",

@@ -1,4 +1,4 @@
-"""`merge` and `export`: adapter files with their base models."""
+"""`merge`, `export` and `export-base`: adapter files and their base models."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import keras
 import keras_hub
 
 from keras_flix._utils.atomic_directories import check_new, new_directory
+from keras_flix.command_line.combinations import parse_features
 from keras_flix.command_line.output import Answer, progress
+from keras_flix.exports import gguf_base
 from keras_flix.exports.lora import export_lora, export_loras
-from keras_flix.features.feature import Feature
-from keras_flix.features.schema import FeatureSchema
+from keras_flix.exports.values import export_values
 from keras_flix.files.adapter_file import read_adapters
 from keras_flix.files.saving import load_adapters
 from keras_flix.models.merge import merge_features
@@ -33,66 +34,60 @@ def merge(arguments: argparse.Namespace) -> Answer:
 
 
 def export(arguments: argparse.Namespace) -> Answer:
-    """One combination of values, or all, as PEFT LoRAs."""
-    if arguments.all == (arguments.features is not None):
+    """One combination of values, or all, as PEFT LoRAs; or one file per value."""
+    asked = {
+        "--features": arguments.features is not None,
+        "--all": arguments.all,
+        "--values": arguments.values,
+    }
+    chosen = [option for option, given in asked.items() if given]
+    if len(chosen) != 1:
         raise ValueError(
-            "`export` takes either --features or --all. Received: "
-            f"{'both' if arguments.all else 'neither'}. Pass one of them."
+            "`export` takes one of --features, --all and --values. Received: "
+            f"{' and '.join(chosen) or 'none'}. Pass one of them."
+        )
+    if arguments.format != "peft" and not arguments.values:
+        raise ValueError(
+            "--format is of --values: combinations are written for PEFT. Received: "
+            f"--format {arguments.format} with {chosen[0]}. Pass --values."
         )
     check_new(arguments.output)
     schema = read_adapters(arguments.file).schema
     combination = None
-    if not arguments.all:
+    if chosen == ["--features"]:
         combination = parse_features(schema, arguments.features)
     options = {"base_model": arguments.base_model}
     with progress(3) as begin:
         model = _adapted(arguments, begin)
         begin("exporting")
-        if combination is None:
+        if arguments.values:
+            export_values(model, arguments.output, arguments.format, **options)
+        elif combination is None:
             export_loras(model, None, arguments.output, **options)
         else:
             export_lora(model, combination, arguments.output, **options)
-    return _written(arguments, "exported", combination)
+    what = "all values" if arguments.values else "all combinations"
+    return _written(arguments, "exported", combination, what)
 
 
-def parse_features(schema: FeatureSchema, entries: list[str] | None) -> dict[str, Any]:
-    """The combination that entries such as `task=qa` name.
-
-    Args:
-        schema: The features.
-        entries: `feature=value`; `feature=one,two` where that has several;
-            `feature=` where there is none. One that is always active has no entry.
-
-    Example:
-
-    >>> schema = FeatureSchema({"task": ["qa"], "language": ["en", "sw"]})
-    >>> parse_features(schema, ["task=qa", "language="])
-    {'task': 'qa', 'language': None}
-    """
-    combination: dict[str, Any] = {}
-    for entry in entries or []:
-        name, mark, text = entry.partition("=")
-        if not mark or name in combination:
-            raise ValueError(
-                "--features must be entries 'feature=value', one of each feature. "
-                f"Received: {entry!r}. Write such as task=qa, and task= where there is "
-                "none."
-            )
-        feature = schema[name] if name in schema else None
-        if feature is not None and feature.multiple:
-            combination[name] = [_value(feature, x) for x in text.split(",") if x]
-        else:
-            combination[name] = _value(feature, text) if text else None
-    schema.encode_one(combination)
-    return combination
-
-
-def _value(feature: Feature | None, text: str) -> str | int:
-    is_number = feature is not None and isinstance(feature.values[0], int)
-    return int(text) if is_number and text.lstrip("-").isdecimal() else text
+def export_base(arguments: argparse.Namespace) -> Answer:
+    """A base model as GGUF, for what `export --values --format gguf` writes."""
+    with progress(2) as begin:
+        model = _base(arguments, begin)
+        begin("exporting")
+        gguf_base.export_base(
+            model, arguments.output, context_length=arguments.context_length
+        )
+    return _written(arguments, "exported", None, "the base")
 
 
 def _adapted(arguments: argparse.Namespace, begin: Any) -> keras.Model:
+    model = _base(arguments, begin)
+    begin("loading the adapters")
+    return load_adapters(model, arguments.file, check_base=not arguments.any_base)
+
+
+def _base(arguments: argparse.Namespace, begin: Any) -> keras.Model:
     begin("loading the base")
     cls: Any = getattr(keras_hub.models, arguments.model_class, None)
     kinds = (keras_hub.models.Task, keras_hub.models.Backbone)
@@ -103,16 +98,16 @@ def _adapted(arguments: argparse.Namespace, begin: Any) -> keras.Model:
             f"{arguments.model_class!r}. Write such as CausalLM or Backbone."
         )
     options = {} if arguments.dtype is None else {"dtype": arguments.dtype}
-    model = cls.from_preset(arguments.preset, **options)
-    begin("loading the adapters")
-    return load_adapters(model, arguments.file, check_base=not arguments.any_base)
+    return cls.from_preset(arguments.preset, **options)
 
 
 def _written(
-    arguments: argparse.Namespace, what: str, combination: dict[str, Any] | None
+    arguments: argparse.Namespace,
+    what: str,
+    combination: dict[str, Any] | None,
+    named: str = "",
 ) -> Answer:
     data = {"output": str(arguments.output), "features": combination}
-    named = "all combinations"
     if combination is not None:
         named = " ".join(f"{name}={value}" for name, value in combination.items())
     return Answer(data, [f"{what} {named} into {arguments.output}"])

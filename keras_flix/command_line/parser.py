@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_file_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Adds both commands to the parser."""
+    """Adds the commands that need no model."""
     one = commands.add_parser(
         "inspect", parents=[common], help="what is in an adapter file"
     )
@@ -50,38 +50,79 @@ def _add_file_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         help="relative differences of updates up to this do not count (default: 0)",
     )
     two.set_defaults(run="file_commands:diff")
+    three = commands.add_parser(
+        "request",
+        parents=[common],
+        help="what a server of exported adapters is asked for a combination",
+    )
+    three.add_argument("directory", help="what `export` wrote, with its index.json")
+    _add_features(three)
+    three.add_argument(
+        "--server-arguments",
+        action="store_true",
+        help="instead, with which arguments the server is started",
+    )
+    three.set_defaults(run="serving_commands:request")
 
 
 def _add_model_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Adds both commands to the parser."""
-    base = argparse.ArgumentParser(add_help=False)
-    base.add_argument("file", help="an adapter file, or its handle on a hub")
-    base.add_argument("--preset", required=True, help="the base, as KerasHub names it")
-    base.add_argument("--output", required=True, help="a new or empty folder")
-    base.add_argument(
-        "--features",
-        nargs="*",
-        metavar="FEATURE=VALUE",
-        help="such as task=qa language=sw",
+    """Adds the commands that load a base."""
+    preset = argparse.ArgumentParser(add_help=False)
+    preset.add_argument(
+        "--preset", required=True, help="the base, as KerasHub names it"
     )
-    base.add_argument(
+    preset.add_argument(
         "--class",
         dest="model_class",
         default="CausalLM",
         metavar="NAME",
         help="the class of keras_hub.models to load (default: CausalLM)",
     )
-    base.add_argument("--dtype", help="of the base, such as bfloat16")
+    preset.add_argument("--dtype", help="of the base, such as bfloat16")
+    base = argparse.ArgumentParser(add_help=False)
+    base.add_argument("file", help="an adapter file, or its handle on a hub")
+    base.add_argument("--output", required=True, help="a new or empty folder")
+    _add_features(base)
     base.add_argument(
         "--any-base", action="store_true", help="do not compare base fingerprints"
     )
     one = commands.add_parser(
-        "merge", parents=[base, common], help="one combination as a plain preset"
+        "merge",
+        parents=[base, preset, common],
+        help="one combination as a plain preset",
     )
     one.set_defaults(run="model_commands:merge")
     two = commands.add_parser(
-        "export", parents=[base, common], help="combinations as PEFT LoRA directories"
+        "export",
+        parents=[base, preset, common],
+        help="combinations as PEFT LoRA directories, or one LoRA per value",
     )
     two.add_argument("--all", action="store_true", help="every combination")
+    two.add_argument("--values", action="store_true", help="one LoRA per value")
+    two.add_argument(
+        "--format",
+        choices=("peft", "gguf"),
+        default="peft",
+        help="of --values: for PEFT, or for llama.cpp's server (default: peft)",
+    )
     two.add_argument("--base-model", help="what PEFT's configuration names as base")
     two.set_defaults(run="model_commands:export")
+    three = commands.add_parser(
+        "export-base",
+        parents=[preset, common],
+        help="the base as GGUF, for llama.cpp's server",
+    )
+    three.add_argument("--output", required=True, help="a file")
+    three.add_argument(
+        "--context-length", type=int, help="of a prompt with its answer, in tokens"
+    )
+    three.set_defaults(run="model_commands:export_base")
+
+
+def _add_features(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--features",
+        nargs="*",
+        metavar="FEATURE=VALUE",
+        help="such as task=qa language=sw, or language=sw:0.5,yo:0.5 for a blend",
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,12 +13,12 @@ import numpy as np
 
 from keras_flix import _compat
 from keras_flix._utils.atomic_directories import new_directory
+from keras_flix._utils.file_names import file_names
+from keras_flix.exports.adapter_index import LORAS, VERSION
 from keras_flix.exports.lora_writer import Ids, LoraWriter, write_json
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.hub_handles import INDEX_FILE
 from keras_flix.models.adapted.adaptation import adaptation_of
-
-INDEX_VERSION = 1
 
 MAX_COMBINATIONS = 1000
 """How many combinations are exported without being listed."""
@@ -123,8 +122,8 @@ def export_loras(
         for features, name in zip(described, _directory_names(described))
     ]
     index = {
-        "format": "keras_flix.loras",
-        "version": INDEX_VERSION,
+        "format": LORAS,
+        "version": VERSION,
         "base_model": base_model,
         "max_lora_rank": rank,
         "features": [
@@ -190,8 +189,7 @@ def _described(schema: FeatureSchema, ids: Ids) -> dict[str, Any]:
 
 def _directory_names(described: Sequence[Mapping[str, Any]]) -> list[str]:
     """A name for each combination, unique where case does not count."""
-    names: list[str] = []
-    taken = {INDEX_FILE}
+    texts = []
     for features in described:
         words = []
         for value in features.values():
@@ -200,13 +198,5 @@ def _directory_names(described: Sequence[Mapping[str, Any]]) -> list[str]:
             parts = value if isinstance(value, list) else [value]
             present = [str(part) for part in parts if part is not None]
             words.append("+".join(present) or "none")
-        # What every file system takes, and servers as a LoRA's name.
-        safe = re.sub(r"[^A-Za-z0-9._+-]", "_", "-".join(words))[:100].strip(".")
-        name = safe = safe or "shared"
-        for number in itertools.count(2):
-            if name.casefold() not in taken:
-                break
-            name = f"{safe}-{number}"
-        taken.add(name.casefold())
-        names.append(name)
-    return names
+        texts.append("-".join(words))
+    return file_names(texts, "shared", [INDEX_FILE])

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import keras_hub
 
-from keras_flix.models.adapted.adaptation import adaptation_of
+from keras_flix.models.adapted.adaptation import adaptation_of, is_adapted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +133,8 @@ class PeftNames:
         task_type: As PEFT calls the model's task; `None` where it has no word
             for it.
         fan_in_fan_out: See `PeftFamily`.
+        in_blocks: By a module's name, the index of its block, and what it is called
+            there.
     """
 
     modules: Mapping[str, str]
@@ -140,6 +142,7 @@ class PeftNames:
     others: tuple[str, ...]
     task_type: str | None
     fan_in_fan_out: bool
+    in_blocks: Mapping[str, tuple[int, str]]
 
     def of_layers(self, paths: Iterable[str]) -> dict[str, list[str]]:
         """The adapted layers' paths by module, in the order of its outputs.
@@ -178,41 +181,62 @@ class PeftNames:
         return sorted({n if last(n) in partly else last(n) for n in adapted})
 
 
-def peft_names(model: keras.Model) -> PeftNames:
-    """What an adapted model's layers are called in transformers.
+def family_of(model: Any) -> tuple[Any, str]:
+    """A model's backbone, and the name of its class before `enable_flix`.
 
     Args:
-        model: A model adapted by `enable_flix`.
+        model: A KerasHub task or backbone, adapted or not.
+
+    Returns:
+        Both; the name is empty where the model is something else.
+    """
+    backbone = getattr(model, "backbone", model)
+    base_class = type(backbone)
+    if is_adapted(model):
+        if backbone not in adaptation_of(model).parts:
+            return backbone, ""
+        base_class = adaptation_of(backbone).base_class
+    is_hub = isinstance(backbone, keras_hub.models.Backbone)
+    return backbone, base_class.__name__ if is_hub else ""
+
+
+def class_name(model: Any) -> str:
+    """What a model's class is called, or was before `enable_flix`."""
+    cls = adaptation_of(model).base_class if is_adapted(model) else type(model)
+    return cls.__name__
+
+
+def peft_names(model: keras.Model) -> PeftNames:
+    """What a model's layers are called in transformers.
+
+    Args:
+        model: A KerasHub task or backbone, adapted by `enable_flix` or not.
 
     Raises:
         ValueError: If it is not of one of `FAMILIES`, or an unknown kind of task.
     """
-    adaptation = adaptation_of(model)
-    backbone = getattr(model, "backbone", model)
-    name = (
-        adaptation_of(backbone).base_class.__name__
-        if backbone in adaptation.parts
-        else ""
-    )
-    if name not in FAMILIES or not isinstance(backbone, keras_hub.models.Backbone):
+    backbone, name = family_of(model)
+    if name not in FAMILIES:
         raise ValueError(
             "The model must be a KerasHub task or backbone whose names in Hugging Face "
             f"transformers are known: {list(FAMILIES)}. Received: a "
-            f"{name or adaptation.base_class.__name__}. Use `save_adapters`, or "
+            f"{name or class_name(model)}. Use `save_adapters`, or "
             "`merge_features` for a plain model."
         )
     family = FAMILIES[name]
-    has_head, task_type = _task(model, adaptation.base_class.__name__)
+    has_head, task_type = _task(model, class_name(model))
     prefix = f"{family.base}." if has_head else ""
     others = family.others
     if getattr(backbone, "vision_encoder", None) is not None:
         others += tuple(f"vision_tower.{name}" for name in VISION_TOWER)
         prefix += "language_model."
-    modules = {
-        f"{family.block.format(i)}/{path}": f"{prefix}{family.layer.format(i)}.{module}"
-        for i in range(backbone.num_layers)
-        for path, module in family.modules.items()
-    }
+    modules = {}
+    in_blocks = {}
+    for i in range(backbone.num_layers):
+        for path, module in family.modules.items():
+            full = f"{prefix}{family.layer.format(i)}.{module}"
+            modules[f"{family.block.format(i)}/{path}"] = full
+            in_blocks[full] = (i, module)
     outside = {path: f"{prefix}{module}" for path, module in family.outside.items()}
     is_masked_lm = isinstance(model, keras_hub.models.MaskedLM)
     return PeftNames(
@@ -221,6 +245,7 @@ def peft_names(model: keras.Model) -> PeftNames:
         others=others,
         task_type=task_type,
         fan_in_fan_out=family.fan_in_fan_out,
+        in_blocks=in_blocks,
     )
 
 

@@ -79,11 +79,8 @@ class LoraWriter:
 
     def allowed_rank(self, encoded: Sequence[Ids]) -> int:
         """The lowest rank of vLLM's that the LoRAs of all combinations fit in."""
-        layers_per_module = max(map(len, self.modules.values()), default=1)
-        needed = layers_per_module * max(
-            sum(len(_columns(f, _ids_of(f, ids))) for f in self.schema)
-            for ids in encoded
-        )
+        layers_per_module = self._layers_per_module
+        needed = max(self.rank(ids) for ids in encoded)
         for rank in RANKS:
             if needed <= rank:
                 return rank
@@ -98,22 +95,44 @@ class LoraWriter:
             + ". Use `merge_features`, which has no such limit."
         )
 
+    @property
+    def _layers_per_module(self) -> int:
+        return max(map(len, self.modules.values()), default=1)
+
+    def rank(self, ids: Ids) -> int:
+        """The rank of a combination: of the module where it is highest."""
+        columns = sum(len(_columns(f, _ids_of(f, ids))) for f in self.schema)
+        return self._layers_per_module * columns
+
     def write(self, ids: Ids, rank: int, directory: Path) -> None:
         """Writes one LoRA into an empty directory."""
         tensors: dict[str, np.ndarray] = {}
-        for module in self.modules:
-            a, b = self._factors_of_module(module, ids)
-            padding = rank - a.shape[1]
-            key = f"base_model.model.{module}"
-            # PEFT has the update transposed: (d_out, rank) times (rank, d_in).
-            tensors[f"{key}.lora_A.weight"] = np.pad(a.T, ((0, padding), (0, 0)))
-            tensors[f"{key}.lora_B.weight"] = np.pad(b.T, ((0, 0), (0, padding)))
+        for module, (a, b) in self.factors(ids, rank).items():
+            tensors[f"base_model.model.{module}.lora_A.weight"] = a
+            tensors[f"base_model.model.{module}.lora_B.weight"] = b
         safetensors.numpy.save_file(
             {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
             directory / "adapter_model.safetensors",
             {"format": "pt"},
         )
         write_json(directory / "adapter_config.json", self._config(rank))
+
+    def factors(self, ids: Ids, rank: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """By module, `A (rank, d_in)` and `B (d_out, rank)`, as others have them.
+
+        Args:
+            ids: Of one example. A feature that is always active may have an entry.
+            rank: That of all modules, with zeros beyond their own.
+        """
+        factors = {}
+        for module in self.modules:
+            a, b = self._factors_of_module(module, ids)
+            padding = rank - a.shape[1]
+            factors[module] = (
+                np.pad(a.T, ((0, padding), (0, 0))),
+                np.pad(b.T, ((0, 0), (0, padding))),
+            )
+        return factors
 
     def _factors_of_module(self, module: str, ids: Ids) -> tuple[Any, Any]:
         """`A` and `B` of a module of transformers, which may stand for layers."""
@@ -153,7 +172,9 @@ class LoraWriter:
 
 
 def _ids_of(feature: Feature, ids: Ids) -> np.ndarray:
-    return np.zeros((1,), "int32") if feature.always else ids[feature.name]
+    if feature.always and feature.name not in ids:
+        return np.zeros((1,), "int32")
+    return ids[feature.name]
 
 
 def _columns(feature: Feature, ids: np.ndarray) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -159,7 +160,17 @@ def _gather_directory(
                 shutil.copyfile(file, target / file.name)
     first = (inner or [source])[0]
     config = _lora_config(first / LORA_FILES[0])
-    return lora_card(config, place, inner=[p.name for p in inner], **options)
+    names = [p.name for p in inner]
+    values = _is_of_values(source)
+    return lora_card(config, place, inner=names, values=values, **options)
+
+
+def _is_of_values(source: Path) -> bool:
+    """Whether each directory inside holds a value, by what the index says."""
+    with contextlib.suppress(AttributeError, OSError, RecursionError, ValueError):
+        index = json.loads((source / INDEX_FILE).read_text(encoding="utf-8"))
+        return bool(index.get("format") == "keras_flix.values")
+    return False
 
 
 def _lora_config(path: Path) -> dict[str, Any]:

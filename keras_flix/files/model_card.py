@@ -77,6 +77,7 @@ def lora_card(
     handle: Handle,
     *,
     inner: Sequence[str] = (),
+    values: bool = False,
     base_model: str | None = None,
     license: str | None = None,
     scores: Scores | Mapping[str, Scores] | None = None,
@@ -87,6 +88,7 @@ def lora_card(
         config: What is in `adapter_config.json`.
         handle: Where it will be.
         inner: The names of the directories, if there are several with an index.
+        values: Whether each of them holds a value, not a combination.
         base_model: As for `adapter_card`; by default what `config` names.
         license: As for `adapter_card`.
         scores: As for `adapter_card`.
@@ -98,15 +100,18 @@ def lora_card(
     imports = "" if handle.hub == "hf" else "import keras_flix\n"
     modules = config.get("target_modules") or []
     modules = [modules] if isinstance(modules, str) else sorted(modules)
-    what = f"LoRA of rank {config.get('r')} on {', '.join(map(_code, modules))}"
+    # Values have ranks of their own.
+    rank = "" if values else f" of rank {config.get('r')}"
+    lora = f"LoRA{rank} on {', '.join(map(_code, modules))}"
     about = (
         "One combination of the values of featurized low-rank adapters (FLix), as a "
-        f"{what}."
+        f"{lora}."
     )
     if inner:
         about = (
-            f"{len(inner)} combinations of the values of featurized low-rank adapters "
-            f"(FLix), each in a directory of its own as a {what}: "
+            f"{len(inner)} {'' if values else 'combinations of the '}values of "
+            "featurized low-rank adapters "
+            f"(FLix), each in a directory of its own as a {lora}: "
             f"{_listed(map(_code, inner), len(inner))}. The features of each are in "
             f"{_code(INDEX_FILE)}."
         )

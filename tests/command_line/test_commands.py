@@ -15,8 +15,8 @@ from helpers.models import make_mlp
 
 import keras_flix
 from keras_flix.command_line import output
+from keras_flix.command_line.combinations import parse_features
 from keras_flix.command_line.main import main
-from keras_flix.command_line.model_commands import parse_features
 from keras_flix.files.adapter_file import read_adapters
 from keras_flix.files.hub_handles import parse_handle
 from keras_flix.files.model_card import adapter_card
@@ -253,11 +253,62 @@ def test_export(capsys, tmp_path):
     assert config["base_model_name_or_path"] == "me/gemma"
     answer(capsys, *common, every, "--all")
     assert len(json.loads((tmp_path / "every/index.json").read_text())["adapters"]) == 2
-    for extra in ((), ("--all", "--features", "task=qa")):
+    takes = "`export` takes one of --features, --all and --values. Received: "
+    for extra, text in (
+        ((), f"{takes}none."),
+        (("--all", "--features", "task=qa"), f"{takes}--features and --all."),
+        (("--all", "--format", "gguf"), "--format is of --values: combinations are"),
+    ):
         code, _, err = run(capsys, *common, str(tmp_path / "none"), *extra)
         assert code == 2
-        assert err.startswith("keras-flix: `export` takes either --features or --all.")
+        assert err.startswith(f"keras-flix: {text}")
         assert not (tmp_path / "none").exists()
+
+
+def test_values_and_what_a_server_is_asked(capsys, tmp_path):
+    _, path, base = preset(tmp_path)
+    values = tmp_path / "values"
+    out = ("--output", str(values))
+    code, text, _ = run(capsys, "export", path, *base, *out, "--values")
+    assert (code, text) == (0, f"exported all values into {values}\n")
+    features = ("--features", "task=qa")
+    asked = answer(capsys, "request", str(values), *features)
+    assert asked == keras_flix.serving.read_index(values).request({"task": "qa"})
+    code, text, _ = run(capsys, "request", str(values), *features)
+    assert (code, json.loads(text)) == (0, asked)
+    for extra, message in (
+        (("--server-arguments",), "Arguments are of llama.cpp's server and vLLM's."),
+        (("--features", "task=Qa"), "A value of feature 'task' must be one of"),
+        ((), "`request` takes either --features or --server-arguments. Received: nei"),
+    ):
+        code, _, err = run(capsys, "request", str(values), *extra)
+        assert code == 2 and err.startswith(f"keras-flix: {message}")
+
+
+def test_gguf(capsys, tmp_path):
+    from helpers.llama_cpp import make_task
+
+    task = make_task("GPT2", num_layers=1)
+    task.save_to_preset(str(tmp_path / "base"))
+    keras_flix.enable_flix(task, FEATURES, targets=["query"])
+    path = str(tmp_path / "a.flix.safetensors")
+    keras_flix.save_adapters(randomize(task), path)
+    base = ("--preset", str(tmp_path / "base"))
+    file, values = tmp_path / "base.gguf", tmp_path / "values"
+    out = ("--output", str(file), "--context-length", "20")
+    code, text, _ = run(capsys, "export-base", *base, *out)
+    assert (code, text) == (0, f"exported the base into {file}\n")
+    keras_flix.export_base(task, tmp_path / "same.gguf", context_length=20)
+    assert file.read_bytes() == (tmp_path / "same.gguf").read_bytes()
+    out = ("--output", str(values), "--values", "--format", "gguf")
+    answer(capsys, "export", path, *base, *out)
+    blend = ("--features", "task=", "language=sw:0.5,yo:0.25")
+    asked = answer(capsys, "request", str(values), *blend)
+    assert asked["lora"] == [{"id": 4, "scale": 0.5}, {"id": 5, "scale": 0.25}]
+    arguments = answer(capsys, "request", str(values), "--server-arguments")
+    assert arguments["arguments"][0] == "--lora-scaled"
+    code, text, _ = run(capsys, "request", str(values), "--server-arguments")
+    assert text.startswith(f"--lora-scaled {values}/task-qa.gguf:0,")
 
 
 def test_another_base_is_refused_unless_told(capsys, tmp_path):
@@ -285,6 +336,15 @@ def test_entries_of_combinations():
         "domain": ["web", "news"],
         "year": 2024,
     }
+    blends = ["task=qa:0.5,[red]parse:-0.25", "domain=web:1", "year=2024:0.5"]
+    assert parse_features(schema, blends) == {
+        "task": {"qa": 0.5, "[red]parse": -0.25},
+        "domain": {"web": 1.0},
+        "year": {2024: 0.5},
+    }
+    colons = keras_flix.FeatureSchema({"time": ["12:30", "a:b"]})
+    assert parse_features(colons, ["time=12:30"]) == {"time": "12:30"}
+    assert parse_features(colons, ["time=a:b"]) == {"time": "a:b"}
     empty = {"task": None, "domain": [], "year": None}
     assert parse_features(schema, ["task=", "domain=", "year="]) == empty
     for entries, text in (

@@ -215,6 +215,18 @@ def test_many_loras_there_and_back(folders, tmp_path, place):
         keras_flix.push_adapters(grid, place)
 
 
+def test_one_lora_per_value(folders, tmp_path):
+    folder = tmp_path / "values"
+    folder.mkdir()
+    (folder / "index.json").write_text('{"format": "keras_flix.values"}')
+    for name in ("task-qa", "language-sw"):
+        lora(tmp_path).rename(folder / name)
+    keras_flix.push_adapters(folder, "hf://me/values")
+    card = (hub.download("hf://me/values") / "README.md").read_text()
+    assert "\n2 values of featurized low-rank adapters (FLix), each in a" in card
+    assert "its own as a LoRA on `" in card
+
+
 def test_a_directorys_own_card_is_kept(folders, tmp_path):
     folder = lora(tmp_path)
     (folder / "README.md").write_text("mine")

@@ -12,26 +12,29 @@ import sentencepiece
 FEATURES = {"task": ["qa", "parse", "list"], "language": ["en", "sw", "yo"]}
 
 
-def train_tokenizer() -> bytes:
+def train_tokenizer(**options) -> bytes:
     """A SentencePiece model of a few words, with Gemma's special tokens."""
     proto = io.BytesIO()
     words = ["the quick brown fox", "jumps over", "the lazy dog", "qa en sw yo"]
+    defaults = {
+        "vocab_size": 300,
+        "model_type": "unigram",
+        "byte_fallback": True,
+        "hard_vocab_limit": False,
+        "pad_id": 0,
+        "eos_id": 1,
+        "bos_id": 2,
+        "unk_id": 3,
+        "pad_piece": "<pad>",
+        "eos_piece": "<eos>",
+        "bos_piece": "<bos>",
+        "unk_piece": "<unk>",
+        "minloglevel": 2,
+    }
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(words * 20),
         model_writer=proto,
-        vocab_size=300,
-        model_type="unigram",
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
-        unk_id=3,
-        pad_piece="<pad>",
-        eos_piece="<eos>",
-        bos_piece="<bos>",
-        unk_piece="<unk>",
-        minloglevel=2,
+        **{**defaults, **options},
     )
     return proto.getvalue()
 

@@ -53,6 +53,7 @@ IN_MODELS = (
 API = {
     "keras_flix",
     "keras_flix.plots",
+    "keras_flix.serving",
     "keras_flix.text_metrics",
     "keras_flix.xtreme_up",
 }

@@ -3,6 +3,7 @@
 Three that train run with `--full` only: the quickstart trains as they do.
 """
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -185,6 +186,11 @@ def test_serving_writes_what_peft_reads(tmp_path):
     assert number(r"Keras and PEFT differ by (\S+)", text) < 1e-3
     assert number(r"without the LoRA they would differ by (\S+)", text) > 1
     assert (tmp_path / "output" / "serving" / "loras" / "index.json").is_file()
+    if all(importlib.util.find_spec(name) for name in ("gguf", "xllamacpp")):
+        # Its answers are those of the model, or the guide ends with an error.
+        assert (
+            "\n29 files of " in text and "{'lora': [{'id': 0, 'scale': 1.0}, " in text
+        )
 
 
 @pytest.mark.short("jax")

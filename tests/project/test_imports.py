@@ -57,8 +57,27 @@ def test_the_command_line_needs_no_keras_for_files(arguments):
     assert seconds < 1.0
 
 
-def test_importing_the_package_imports_no_keras():
-    heavy, _ = json.loads(python("import keras_flix; " + REPORT))
+def test_requests_need_no_keras(tmp_path):
+    adapter = {"feature": "task", "value": "qa", "always": False, "scale": 1.0}
+    index = {
+        "format": "keras_flix.values",
+        "version": 1,
+        "files": "gguf",
+        "features": [{"name": "task", "values": ["qa"], "multiple": False}],
+        "adapters": [{**adapter, "file": "task-qa.gguf", "rank": 4}],
+    }
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    arguments = ["request", str(tmp_path), "--features", "task=qa"]
+    code = (
+        f"from keras_flix.command_line.main import main; assert not main({arguments})\n"
+    )
+    heavy, _ = json.loads(python(code + REPORT))
+    assert heavy == []
+
+
+@pytest.mark.parametrize("name", ["keras_flix", "keras_flix.serving"])
+def test_importing_the_package_imports_no_keras(name):
+    heavy, _ = json.loads(python(f"import {name}; {REPORT}"))
     assert heavy == []
 
 
@@ -88,7 +107,7 @@ def test_type_checkers_see_the_same_names(name):
 
 
 def test_the_public_names_stand_at_their_places():
-    names = ("analysis", "callbacks", "evaluation", "mixtures", "plots")
+    names = ("analysis", "callbacks", "evaluation", "mixtures", "plots", "serving")
     for name in (*names, "text_metrics", "xtreme_up", "files"):
         assert getattr(keras_flix, name).__name__ == f"keras_flix.{name}"
     hub = importlib.import_module("keras_flix.files.hub")
