@@ -36,6 +36,7 @@ def inspect(arguments: argparse.Namespace) -> Answer:
         "base": None if base is None else base.digest,
         "trained": {name: list(t.shape) for name, t in adapters.trained.items()},
         "alpha": adapters.alpha,
+        "scale": adapters.scale,
         "features": adapters.schema.get_config()["features"],
         "parameters": parameters,
         "layers": {layer: list(size) for layer, size in sizes.items()},
@@ -63,7 +64,7 @@ def inspect(arguments: argparse.Namespace) -> Answer:
     for feature in adapters.schema:
         kind = "always active" if feature.always else "one per example"
         kind = "several per example" if feature.multiple else kind
-        own = "" if feature.alpha is None else f", alpha {feature.alpha}"
+        own = "" if feature.alpha is None else f", scale {feature.scaling}"
         title = (
             f"{feature.name}: {kind}, dropout {feature.dropout}{own}, "
             f"{parameters[feature.name]:,} parameters"
@@ -161,6 +162,9 @@ def _schema_notes(a: Adapters, b: Adapters) -> list[str]:
             pair = [getattr(f, name) for f in (feature, other_feature)]
             if pair[0] != pair[1]:
                 notes.append(f"{feature.name}: {name} {pair[0]} -> {pair[1]}")
+        by = [f.scaling.by for f in (feature, other_feature)]
+        if by[0] != by[1]:
+            notes.append(f"{feature.name}: scale {by[0]} -> {by[1]}")
     return notes
 
 

@@ -101,8 +101,9 @@ class LoraWriter:
     def write(self, ids: Ids, rank: int, directory: Path) -> None:
         """Writes one LoRA into an empty directory."""
         tensors: dict[str, np.ndarray] = {}
+        alpha = self._alpha_of_rslora(ids, rank)
         for module in self.modules:
-            a, b = self._factors_of_module(module, ids)
+            a, b = self._factors_of_module(module, ids, scaled=alpha is None)
             padding = rank - a.shape[1]
             key = f"base_model.model.{module}"
             # PEFT has the update transposed: (d_out, rank) times (rank, d_in).
@@ -113,12 +114,39 @@ class LoraWriter:
             directory / "adapter_model.safetensors",
             {"format": "pt"},
         )
-        write_json(directory / "adapter_config.json", self._config(rank))
+        write_json(directory / "adapter_config.json", self._config(rank, alpha))
 
-    def _factors_of_module(self, module: str, ids: Ids) -> tuple[Any, Any]:
+    def _alpha_of_rslora(self, ids: Ids, rank: int) -> float | None:
+        """The alpha of a combination that is one rsLoRA as it is; else `None`.
+
+        That is one value of the rank of the whole LoRA, which then needs no scale in
+        its adapter weights.
+        """
+        active = [
+            (feature, row)
+            for feature in self.schema
+            for row in _ids_of(feature, ids).ravel()
+            if row != ABSENT
+        ]
+        if (
+            len(active) != 1
+            or any(_ids_of(feature, ids).ndim == 3 for feature in self.schema)
+            or any(len(paths) > 1 for paths in self.modules.values())
+        ):
+            return None
+        ((feature, row),) = active
+        if feature.scaling.by == "sqrt" and feature.ranks[row] == rank:
+            return feature.alpha
+        return None
+
+    def _factors_of_module(
+        self, module: str, ids: Ids, scaled: bool
+    ) -> tuple[Any, Any]:
         """`A` and `B` of a module of transformers, which may stand for layers."""
         factors = {
-            path: _factors(path, self.layers[path].features, self.tables[path], ids)
+            path: _factors(
+                path, self.layers[path].features, self.tables[path], ids, scaled
+            )
             for path in self.modules[module]
         }
         a = np.concatenate([a for a, _ in factors.values()], axis=1)
@@ -133,16 +161,17 @@ class LoraWriter:
             row += len(own)
         return a, b
 
-    def _config(self, rank: int) -> dict[str, Any]:
+    def _config(self, rank: int, rslora_alpha: float | None) -> dict[str, Any]:
         return {
             "peft_type": "LORA",
             "task_type": self.names.task_type,
             "base_model_name_or_path": self.base_model,
             "inference_mode": True,
             "r": rank,
-            # The scale is lora_alpha / r: 1, as each value's own is in `A`.
-            "lora_alpha": rank,
-            "use_rslora": False,
+            # The scale is lora_alpha / r: 1, as each value's own is in `A`. That of
+            # rsLoRA is lora_alpha / sqrt(r).
+            "lora_alpha": rank if rslora_alpha is None else rslora_alpha,
+            "use_rslora": rslora_alpha is not None,
             "use_dora": False,
             "lora_dropout": 0.0,
             "bias": "none",
@@ -182,7 +211,11 @@ def _tables(layer: LowRankLayer, split: bool) -> list[FeatureTables]:
 
 
 def _factors(
-    path: str, features: FeatureSchema, tables: Sequence[FeatureTables], ids: Ids
+    path: str,
+    features: FeatureSchema,
+    tables: Sequence[FeatureTables],
+    ids: Ids,
+    scaled: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`A (d_in, rank)` and `B (rank, d_out)` of one combination: ranks side by side."""
     pairs = []
@@ -191,7 +224,7 @@ def _factors(
         active = ActiveValues.from_ids(
             ops.convert_to_tensor(own, "int32"),
             len(feature.values),
-            scale=feature.scale,
+            scale=feature.common_scale if scaled else 1.0,
         )
         a, b = (ops.convert_to_numpy(part)[0] for part in table.gather(active))
         columns = _columns(feature, own)

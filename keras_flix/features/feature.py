@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import numbers
 import re
 import warnings
@@ -17,6 +16,12 @@ from keras_flix._utils.near_names import nearest
 from keras_flix.features.dropout import FeatureDropout, as_dropout
 from keras_flix.features.encoding import ABSENT, WEIGHT_UNIT, Encoder
 from keras_flix.features.missing import is_missing
+from keras_flix.features.scaling import (
+    Scaling,
+    check_alpha,
+    check_has_alpha,
+    check_scale,
+)
 from keras_flix.features.values import Value, checked_values, plain_value
 
 Rank = int | Mapping[Any, int]
@@ -46,6 +51,8 @@ class Feature:
             feature is LoRA; next to other features it is what they share.
         alpha: The scale of this feature's updates is `alpha / rank`. `None` takes
             the alpha given where the schema is used.
+        scale: `"rank"` divides alpha by the rank, `"sqrt"` by its square root. `None`
+            takes the scale given where the schema is used.
 
     Example:
 
@@ -63,6 +70,7 @@ class Feature:
     multiple: bool = False
     always: bool = False
     alpha: float | None = None
+    scale: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -86,6 +94,8 @@ class Feature:
             object.__setattr__(self, "dropout", self._checked_dropout(self.dropout))
         if self.alpha is not None:
             object.__setattr__(self, "alpha", check_alpha(self.alpha))
+        if self.scale is not None:
+            check_scale(self.scale)
 
     def _checked_rank(self, rank: Rank) -> int | dict[Value, int]:
         if isinstance(rank, Mapping):
@@ -140,15 +150,39 @@ class Feature:
     def _ids(self) -> dict[Any, int]:
         return {value: i for i, value in enumerate(self.values)}
 
-    @functools.cached_property
-    def scales(self) -> tuple[float, ...]:
-        """`s_f` of each value: `alpha / rank`, or 1 if `alpha` is `None`."""
-        if self.alpha is None:
-            return (1.0,) * len(self.values)
-        return tuple(self.alpha / rank for rank in self.ranks)
+    def filled(
+        self,
+        rank: Rank,
+        dropout: float | FeatureDropout,
+        alpha: float | None,
+        scale: str,
+    ) -> Feature:
+        """This feature with what it states none of its own of."""
+        filled = dataclasses.replace(
+            self,
+            rank=rank if self.rank is None else self.rank,
+            dropout=dropout if self.dropout is None else self.dropout,
+            alpha=alpha if self.alpha is None else self.alpha,
+            # Files that have no entry for it are of the default.
+            scale=scale if self.scale is None and scale != "rank" else self.scale,
+        )
+        check_has_alpha(self.name, filled.alpha, filled.scale)
+        return filled
+
+    @property
+    def scaling(self) -> Scaling:
+        """How the rank of a value gives the scale of its update."""
+        return Scaling(self.alpha, self.scale or "rank")
 
     @functools.cached_property
-    def scale(self) -> float | np.ndarray:
+    def scales(self) -> tuple[float, ...]:
+        """`s_f` of each value: 1 if `alpha` is `None`."""
+        if self.alpha is None:
+            return (1.0,) * len(self.values)
+        return tuple(map(self.scaling.of, self.ranks))
+
+    @functools.cached_property
+    def common_scale(self) -> float | np.ndarray:
         """`scales` as one number if all values have the same, else float32."""
         if self.alpha is None or len(set(self.scales)) == 1:
             return self.scales[0]
@@ -293,6 +327,8 @@ class Feature:
             "multiple": self.multiple,
             "always": self.always,
             "alpha": self.alpha,
+            # Files without it are read by 0.1, too.
+            **({} if self.scale is None else {"scale": self.scale}),
         }
 
     @classmethod
@@ -302,19 +338,3 @@ class Feature:
         if isinstance(config.get("rank"), list):
             config["rank"] = {value: rank for value, rank in config["rank"]}
         return cls(**config)
-
-
-def check_alpha(alpha: Any) -> float | None:
-    """The alpha as a float, or `None`; raises for what is no scale."""
-    if alpha is None:
-        return None
-    if (
-        isinstance(alpha, bool)
-        or not isinstance(alpha, numbers.Real)
-        or not (0 < float(alpha) < math.inf)
-    ):
-        raise ValueError(
-            f"`alpha` must be a positive number or None. Received: alpha={alpha!r}. "
-            "None means a scale of 1."
-        )
-    return float(alpha)

@@ -22,7 +22,7 @@ from keras_flix._utils.atomic_files import (
     write_whole,
 )
 from keras_flix._utils.renamed import renamed_keyword
-from keras_flix.features.feature import check_alpha
+from keras_flix.features.scaling import check_scale
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.fingerprint import BaseFingerprint
 from keras_flix.files.hub_handles import adapter_file
@@ -36,7 +36,9 @@ WITH_TRAINED_BASE = 2
 damaged."""
 HEADER = "keras_flix"
 """What safetensors' metadata of a file holds: JSON."""
-ENTRIES = {"version", "schema", "alpha", "layers", "base", "rows", "trained"}
+ENTRIES = {
+    *("version", "schema", "alpha", "scale", "layers", "base", "rows", "trained")
+}
 DIGEST = re.compile(r', "digest": "([0-9a-f]{32})"\}$')
 """How that ends; files of earlier versions have no digest."""
 VERSIONS = (FORMAT_VERSION, WITH_TRAINED_BASE)
@@ -52,8 +54,9 @@ class Adapters:
 
     Attributes:
         source: Where they come from, for messages.
-        schema: The features, with ranks, dropout rates and alphas resolved.
+        schema: The features, with ranks, dropout rates and scales resolved.
         alpha: As given to `enable_flix`, for features that are added later.
+        scale: Likewise.
         layers: The keys of the adapted layers.
         tables: The adapter weights, by `layer/flix_<feature>_<a or b>`: arrays of
             shape `(values, d_in, rank)` and `(values, rank, d_out)`.
@@ -71,6 +74,7 @@ class Adapters:
     base: BaseFingerprint | None = None
     rows: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     trained: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    scale: str = "rank"
 
     @property
     def tensors(self) -> dict[str, np.ndarray]:
@@ -127,6 +131,8 @@ def write_adapters(adapters: Adapters, path: Path) -> None:
         "alpha": adapters.alpha,
         "layers": adapters.layers,
     }
+    if adapters.scale != "rank":
+        header["scale"] = adapters.scale
     if adapters.base is not None:
         header["base"] = adapters.base.get_config()
     if adapters.rows:
@@ -266,7 +272,8 @@ def _described(header: Mapping[str, Any], file: Any, place: str) -> Adapters:
     """The adapters of a file, with tables that have no content yet."""
     schema = FeatureSchema.from_config(header["schema"])
     # Files of 0.1 state an alpha for all features that have none of their own.
-    schema = schema.resolve(alpha=check_alpha(header["alpha"]))
+    scale = check_scale(header.get("scale", "rank"))
+    schema = schema.resolve(alpha=header["alpha"], scale=scale)
     layers = [str(layer) for layer in header["layers"]]
     if len(set(layers)) < len(layers) or not isinstance(header["layers"], list):
         raise ValueError("The layers must be a list of different names.")
@@ -278,6 +285,7 @@ def _described(header: Mapping[str, Any], file: Any, place: str) -> Adapters:
         source=place,
         schema=schema,
         alpha=header["alpha"],
+        scale=scale,
         layers=layers,
         tables=_stand_ins(schema, layers, file, set(trained)),
         base=None if base is None else BaseFingerprint.from_config(base),

@@ -113,6 +113,7 @@ def load_adapters(
             adapters.schema,
             layers,
             alpha=adapters.alpha,
+            scale=adapters.scale,
             seed=0,
             rows={p: as_orders(o) for p, o in adapters.rows.items() if p in layers},
         )
@@ -135,6 +136,7 @@ def adapters_of(model: keras.Model) -> Adapters:
         source=f"the {type(model).__name__} {model.name!r}",
         schema=adaptation.schema,
         alpha=adaptation.alpha,
+        scale=adaptation.scale,
         layers=list(adaptation.layers),
         tables={
             name: np.ascontiguousarray(_compat.to_host(variable))
@@ -214,12 +216,12 @@ def _check_schema(own: FeatureSchema, saved: FeatureSchema, path: Any) -> None:
                 f"these features{_update(expected, found, path)}."
             )
     for one, other in zip(own, saved):
-        if one.alpha != other.alpha:
+        if one.scaling != other.scaling:
             raise ValueError(
-                f"The alpha of feature {one.name!r} in an adapter file must be that "
-                f"of the model. Expected: alpha={one.alpha}. Received: "
-                f"alpha={other.alpha} in {str(path)!r}. Load it into a plain model, "
-                "or adapt the model with this alpha."
+                f"The scale of feature {one.name!r} in an adapter file must be that "
+                f"of the model. Expected: {one.scaling.arguments()}. Received: "
+                f"{other.scaling.arguments()} in {str(path)!r}. Load it into a plain "
+                "model, or adapt the model with this scale."
             )
 
 

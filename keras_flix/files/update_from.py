@@ -51,7 +51,7 @@ def update_from(
     Args:
         model: A model adapted by `enable_flix`. It is changed in place.
         other: An adapter file (or its handle on a hub), or an adapted model, with
-            the same adapted layers and the same alpha. Other features of it do not
+            the same adapted layers and the same scale. Other features of it do not
             matter.
         values: Which values, by feature, such as `{"language": ["rw"]}`. Those that
             the model has are overwritten, and must have the same rank; new ones are
@@ -174,12 +174,12 @@ def _check_layers(adaptation: Adaptation, theirs: Adapters) -> None:
 
 
 def _check_feature(adaptation: Adaptation, theirs: Adapters, feature: str) -> None:
-    own, other = adaptation.schema[feature].alpha, theirs.schema[feature].alpha
+    own, other = adaptation.schema[feature].scaling, theirs.schema[feature].scaling
     if own != other:
         raise ValueError(
-            f"The alpha of feature {feature!r} must be the same in both, since it "
-            f"scales the updates. Expected: alpha={own}. Received: alpha={other} in "
-            f"{theirs.source!r}. Adapt both with the same alpha."
+            f"The scale of feature {feature!r} must be the same in both. Expected: "
+            f"{own.arguments()}. Received: {other.arguments()} in "
+            f"{theirs.source!r}. Adapt both with the same alpha and scale."
         )
     for key, layer in adaptation.layers.items():
         a, b = theirs.pair(key, feature)

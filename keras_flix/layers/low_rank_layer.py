@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops, tree
 
 from keras_flix import _compat
-from keras_flix.features.feature import Feature, check_alpha
+from keras_flix.features.feature import Feature
 from keras_flix.features.input_entries import layer_ids
 from keras_flix.features.schema import Dropouts, Features, FeatureSchema, Ranks
 from keras_flix.features.tensor_ids import Tensor
@@ -53,10 +53,11 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck, _compat.KeepsFroze
         features: Features,
         rank: Ranks,
         alpha: float | None,
+        scale: str,
         dropout: Dropouts,
     ) -> None:
         check_backend()
-        schema = FeatureSchema(features).resolve(rank, dropout, check_alpha(alpha))
+        schema = FeatureSchema(features).resolve(rank, dropout, alpha, scale)
         if self.lora_rank:
             raise ValueError(two_loras(self))
         if isinstance(self.dtype_policy, keras.dtype_policies.QuantizedDTypePolicy):
@@ -83,7 +84,7 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck, _compat.KeepsFroze
 
         Args:
             layer: A built layer of the class that this one extends.
-            features: The schema, with ranks, dropout rates and alphas resolved. The
+            features: The schema, with ranks, dropout rates and scales resolved. The
                 layer is known to be large enough for the ranks, see `check_ranks`.
             seed: Seeds the initial tables, together with `key`.
             key: What tells the layer from others of its model; its path if

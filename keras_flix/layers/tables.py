@@ -25,7 +25,7 @@ class Tables:
     """The low-rank tables of one layer.
 
     Attributes:
-        schema: The features, with ranks, dropout rates and alphas resolved.
+        schema: The features, with ranks, dropout rates and scales resolved.
         variables: By feature, the variables `A` and `B`.
         trainable: By feature, the values that train, the others being frozen; `None`
             for all.
@@ -57,9 +57,13 @@ class Tables:
             [f.name, list(f.values), list(f.ranks), f.multiple, f.always]
             for f in self.schema
         ]
-        alphas = {f.name: f.alpha for f in self.schema if f.alpha is not None}
+        scales = {
+            f.name: [f.alpha, f.scale] if f.scale == "sqrt" else f.alpha
+            for f in self.schema
+            if f.alpha is not None
+        }
         # In the second place, files of 0.1 have an alpha for all that have none.
-        text = json.dumps([features, None, *([alphas] if alphas else [])])
+        text = json.dumps([features, None, *([scales] if scales else [])])
         return np.frombuffer(text.encode("utf-8"), "uint8")
 
     def check_stamp(self, saved: np.ndarray, path: str) -> None:
@@ -105,7 +109,7 @@ class Tables:
                 FeatureTables(
                     feature.name,
                     *self.variables[feature.name],
-                    scale=feature.scale,
+                    scale=feature.common_scale,
                     shared=feature.always,
                     trains=feature.name not in frozen,
                 )
@@ -127,7 +131,7 @@ class Tables:
 
 
 def _meaning(stamp: np.ndarray) -> Any:
-    """The features that a stamp describes, each with its alpha; `None` for none."""
+    """The features that a stamp describes, each with its scale; `None` for none."""
     try:
         features, alpha, *own = json.loads(np.asarray(stamp).tobytes())
         return [(one, dict(*own).get(one[0], alpha)) for one in features]

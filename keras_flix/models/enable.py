@@ -10,7 +10,6 @@ import keras
 import keras_hub
 
 from keras_flix import _compat
-from keras_flix.features.feature import check_alpha
 from keras_flix.features.input_entries import TEXT_KEYS
 from keras_flix.features.schema import Dropouts, Features, FeatureSchema, Ranks
 from keras_flix.layers import FlixDense, FlixEinsumDense
@@ -44,6 +43,7 @@ def enable_flix(
     *,
     rank: Ranks = 4,
     alpha: float | None = None,
+    scale: str = "rank",
     dropout: Dropouts = 0.0,
     targets: str | Sequence[str] | None = None,
     seed: int | None = None,
@@ -71,6 +71,9 @@ def enable_flix(
             (`{"language": {"en": 2, "*": 4}}`). A feature's own rank wins.
         alpha: The scale of an update is `alpha / rank`; `None` means 1. A
             feature's own wins.
+        scale: `"rank"`, or `"sqrt"` for `alpha / sqrt(rank)` (rsLoRA, arXiv
+            2312.03732): values of different ranks then weigh alike. A feature's own
+            wins.
         dropout: Probability of dropping a feature from an example in
             training: a number or a `FeatureDropout`, or a dict of them by
             feature. A feature's own wins.
@@ -110,7 +113,7 @@ def enable_flix(
     >>> tuple(model(batch).shape)
     (3, 4)
     """
-    schema = FeatureSchema(features).resolve(rank, dropout, check_alpha(alpha))
+    schema = FeatureSchema(features).resolve(rank, dropout, alpha, scale)
     walk = _checked_walk(model, schema)
     layers = find_targets(model, targets, walk)
     return adapt_layers(
@@ -118,6 +121,7 @@ def enable_flix(
         schema,
         layers,
         alpha=alpha,
+        scale=scale,
         seed=seed,
         walk=walk,
         rows=stated_orders(rows, layers),
@@ -130,6 +134,7 @@ def adapt_layers(
     layers: dict[str, Any],
     *,
     alpha: float | None,
+    scale: str = "rank",
     seed: int | None,
     walk: Sequence[Placed] | None = None,
     rows: Mapping[str, Orders] | None = None,
@@ -139,7 +144,7 @@ def adapt_layers(
     `walk` is what `_checked_walk` gave, if it has run; `rows` the orders that are
     stated, by path.
     """
-    schema = schema.resolve(alpha=check_alpha(alpha))
+    schema = schema.resolve(alpha=alpha, scale=scale)
     seed = checked_seed(seed)
     walk = _checked_walk(model, schema) if walk is None else walk
     inner = [layer for layer, _ in walk]
@@ -172,6 +177,7 @@ def adapt_layers(
         adaptation = Adaptation(
             schema=schema,
             alpha=alpha,
+            scale=scale,
             layers=layers,
             base_class=type(part),
             parts=parts,

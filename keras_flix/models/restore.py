@@ -43,6 +43,7 @@ class AdaptedModel:
             schema,
             layers,
             alpha=config["alpha"],
+            scale=config.get("scale", "rank"),
             seed=config["seed"],
             rows={
                 key: as_orders(orders)

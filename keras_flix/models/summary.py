@@ -100,7 +100,7 @@ def _lines(adaptation: Any, summary: FlixSummary) -> list[str]:
         count = summary.parameters[feature.name]
         lines.append(
             f"  {feature.name}: {len(feature.values)} values of rank {rank}{always}, "
-            f"dropout {feature.dropout}: {count:,} parameters"
+            f"dropout {feature.dropout}{_scale(feature)}: {count:,} parameters"
         )
     lines.append(
         f"Trainable: {summary.trainable:,} of {summary.total:,} parameters "
@@ -114,6 +114,10 @@ def _lines(adaptation: Any, summary: FlixSummary) -> list[str]:
         f"Memory: {base:,.1f} MB of base weights, {adapters:,.1f} MB of adapters."
     )
     return lines
+
+
+def _scale(feature: Any) -> str:
+    return "" if feature.alpha is None else f", scale {feature.scaling}"
 
 
 def _advice(model: Any, summary: FlixSummary) -> list[str]:

@@ -262,9 +262,9 @@ def test_other_features_or_ranks(tmp_path, features, options, expected, received
 def test_another_alpha(tmp_path):
     path = saved(tmp_path, alpha=8)
     text = (
-        "The alpha of feature 'task' in an adapter file must be that of the model. "
+        "The scale of feature 'task' in an adapter file must be that of the model. "
         f"Expected: alpha=None. Received: alpha=8.0 in '{path}'. Load it into a plain "
-        "model, or adapt the model with this alpha."
+        "model, or adapt the model with this scale."
     )
     check_refusal(randomize(adapted(), seed=1), INPUTS, path, text)
     model = keras_flix.load_adapters(make_mlp(), path)

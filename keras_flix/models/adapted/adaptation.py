@@ -54,8 +54,9 @@ class Adaptation:
     """What `enable_flix` did to a model.
 
     Attributes:
-        schema: The features, with ranks, dropout rates and alphas resolved.
+        schema: The features, with ranks, dropout rates and scales resolved.
         alpha: As given to `enable_flix`, for features that are added later.
+        scale: Likewise.
         layers: The adapted layers by path.
         base_class: The model's class before.
         parts: The models that route: the adapted one, and a task's backbone.
@@ -88,6 +89,7 @@ class Adaptation:
     turns: Turns
     parts: list[Any] = dataclasses.field(default_factory=list)
     seed: int = 0
+    scale: str = "rank"
     dropout_seed: keras.random.SeedGenerator | None = None
     takes_training: bool = True
     unwraps: bool = False

@@ -128,6 +128,7 @@ class PlainView(_compat.Mixin):
             "base": base,
             "schema": adaptation.schema.get_config(),
             "alpha": adaptation.alpha,
+            **({"scale": adaptation.scale} if adaptation.scale != "rank" else {}),
             # By position: paths may change where a model is made again.
             "layers": layer_positions(self, adaptation.layers),
             "seed": adaptation.seed,

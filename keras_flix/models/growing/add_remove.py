@@ -221,7 +221,9 @@ def add_feature(
     adaptation = changeable(model)
     (feature,) = FeatureSchema([feature])
     by_name = {feature.name: rank} if isinstance(rank, Mapping) else rank
-    (feature,) = FeatureSchema([feature]).resolve(by_name, dropout, adaptation.alpha)
+    (feature,) = FeatureSchema([feature]).resolve(
+        by_name, dropout, adaptation.alpha, adaptation.scale
+    )
     schema = FeatureSchema([*adaptation.schema, feature])
     for part in adaptation.users:
         check_names(part, schema)
