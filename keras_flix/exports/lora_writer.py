@@ -80,9 +80,14 @@ class LoraWriter:
     def allowed_rank(self, encoded: Sequence[Ids]) -> int:
         """The lowest rank of vLLM's that the LoRAs of all combinations fit in."""
         layers_per_module = max(map(len, self.modules.values()), default=1)
-        needed = layers_per_module * max(
-            sum(len(_columns(f, _ids_of(f, ids))) for f in self.schema)
+        needed = max(
+            sum(
+                len(_columns(feature, _ids_of(feature, ids)))
+                for path in paths
+                for feature in self.layers[path]._tables.own_features()
+            )
             for ids in encoded
+            for paths in [(), *self.modules.values()]
         )
         for rank in RANKS:
             if needed <= rank:
@@ -144,9 +149,7 @@ class LoraWriter:
     ) -> tuple[Any, Any]:
         """`A` and `B` of a module of transformers, which may stand for layers."""
         factors = {
-            path: _factors(
-                path, self.layers[path].features, self.tables[path], ids, scaled
-            )
+            path: _factors(path, self.schema, self.tables[path], ids, scaled)
             for path in self.modules[module]
         }
         a = np.concatenate([a for a, _ in factors.values()], axis=1)
@@ -219,7 +222,8 @@ def _factors(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`A (d_in, rank)` and `B (rank, d_out)` of one combination: ranks side by side."""
     pairs = []
-    for feature, table in zip(features, tables):
+    for table in tables:
+        feature = features[table.name]
         own = _ids_of(feature, ids)
         active = ActiveValues.from_ids(
             ops.convert_to_tensor(own, "int32"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import numbers
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,19 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from keras_flix._utils.near_names import nearest
 from keras_flix.features.dropout import FeatureDropout, as_dropout
 from keras_flix.features.encoding import ABSENT, WEIGHT_UNIT, Encoder
 from keras_flix.features.missing import is_missing
+from keras_flix.features.ranks import Rank, checked_rank
 from keras_flix.features.scaling import (
     Scaling,
     check_alpha,
     check_has_alpha,
     check_scale,
 )
-from keras_flix.features.values import Value, checked_values, plain_value
-
-Rank = int | Mapping[Any, int]
+from keras_flix.features.targets import checked_targets
+from keras_flix.features.values import (
+    Value,
+    checked_values,
+    nearest_value,
+    plain_value,
+)
 
 # What every backend takes in the names of variables.
 NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -53,6 +56,9 @@ class Feature:
             the alpha given where the schema is used.
         scale: `"rank"` divides alpha by the rank, `"sqrt"` by its square root. `None`
             takes the scale given where the schema is used.
+        targets: Which layers of a model have adapter weights of this feature, as for
+            `enable_flix`: `"all-linear"`, or a list of names or regexes. `None` takes
+            the targets given there.
 
     Example:
 
@@ -71,6 +77,7 @@ class Feature:
     always: bool = False
     alpha: float | None = None
     scale: str | None = None
+    targets: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -89,48 +96,17 @@ class Feature:
         values = checked_values(self.name, self.values, self.always, self.multiple)
         object.__setattr__(self, "values", values)
         if self.rank is not None:
-            object.__setattr__(self, "rank", self._checked_rank(self.rank))
+            object.__setattr__(
+                self, "rank", checked_rank(self.name, self.values, self.rank)
+            )
         if self.dropout is not None:
             object.__setattr__(self, "dropout", self._checked_dropout(self.dropout))
         if self.alpha is not None:
             object.__setattr__(self, "alpha", check_alpha(self.alpha))
         if self.scale is not None:
             check_scale(self.scale)
-
-    def _checked_rank(self, rank: Rank) -> int | dict[Value, int]:
-        if isinstance(rank, Mapping):
-            rank = {plain_value(value): r for value, r in rank.items()}
-            values = set(self.values)
-            unknown = [v for v in rank if v != "*" and v not in values]
-            if unknown:
-                raise ValueError(
-                    f"A rank by value of feature {self.name!r} must name its "
-                    f"values or '*'. Received: rank={dict(rank)!r}, where "
-                    f"{unknown[0]!r} is unknown.{self._nearest(unknown[0])}"
-                )
-            missing = [v for v in self.values if v not in rank]
-            if missing and "*" not in rank:
-                raise ValueError(
-                    f"A rank by value of feature {self.name!r} must cover every "
-                    f"value. Received: rank={dict(rank)!r}, without "
-                    f"{missing!r}. Add them, or '*' for all others."
-                )
-            return {v: self._checked_int_rank(r) for v, r in rank.items()}
-        return self._checked_int_rank(rank)
-
-    def _checked_int_rank(self, rank: Any) -> int:
-        if isinstance(rank, bool) or not isinstance(rank, numbers.Integral):
-            raise ValueError(
-                f"The rank of feature {self.name!r} must be an integer. "
-                f"Received: rank={rank!r}. Pass a positive integer such as 4."
-            )
-        if rank < 1:
-            raise ValueError(
-                f"The rank of feature {self.name!r} must be at least 1. "
-                f"Received: rank={rank}. To leave a feature out, remove it "
-                "from the schema."
-            )
-        return int(rank)
+        targets = checked_targets(self.name, self.targets)
+        object.__setattr__(self, "targets", targets)
 
     def _checked_dropout(self, dropout: Any) -> float | FeatureDropout:
         try:
@@ -211,7 +187,7 @@ class Feature:
             raise ValueError(
                 f"A value of feature {self.name!r} must be one of its "
                 f"{len(self.values)} values. Received: {self.name}={value!r}."
-                f"{self._nearest(value)} State absence as None"
+                f"{nearest_value(value, self.values)} State absence as None"
                 + (f", and ids as {self.ids_key!r}." if self.has_integers else ".")
             ) from None
 
@@ -305,16 +281,12 @@ class Feature:
     def _known_id(self, value: Any) -> int:
         return self._ids.get(plain_value(value), ABSENT)
 
-    def _nearest(self, value: Any) -> str:
-        near = nearest(value, map(str, self.values))
-        known = ", ".join(repr(v) for v in self.values[:8])
-        more = ", ..." if len(self.values) > 8 else ""
-        hint = "" if near is None else f" The nearest known value is {near!r}."
-        return f"{hint} Known values: {known}{more}."
-
     def get_config(self) -> dict[str, Any]:
         """The feature as a dict of JSON types."""
         rank: Any = self.rank
+        targets = (
+            list(self.targets) if isinstance(self.targets, tuple) else self.targets
+        )
         if isinstance(rank, Mapping):
             rank = [[value, r] for value, r in rank.items()]
         return {
@@ -327,8 +299,9 @@ class Feature:
             "multiple": self.multiple,
             "always": self.always,
             "alpha": self.alpha,
-            # Files without it are read by 0.1, too.
+            # Files without these are read by 0.1, too.
             **({} if self.scale is None else {"scale": self.scale}),
+            **({} if self.targets is None else {"targets": targets}),
         }
 
     @classmethod

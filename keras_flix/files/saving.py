@@ -116,6 +116,7 @@ def load_adapters(
             scale=adapters.scale,
             seed=0,
             rows={p: as_orders(o) for p, o in adapters.rows.items() if p in layers},
+            places=adapters.places,
         )
     for name, layer, variable in base_variables(model):
         if name in adapters.trained:
@@ -138,6 +139,7 @@ def adapters_of(model: keras.Model) -> Adapters:
         alpha=adaptation.alpha,
         scale=adaptation.scale,
         layers=list(adaptation.layers),
+        places=adaptation.places,
         tables={
             name: np.ascontiguousarray(_compat.to_host(variable))
             for name, variable in _named_tables(model).items()
@@ -297,6 +299,8 @@ def _check_layers(model: keras.Model, adapters: Adapters) -> dict[str, Any]:
             )
         d_in, d_out = matrix_shape(by_path[name])
         for feature in adapters.schema:
+            if name not in adapters.layers_of(feature.name):
+                continue
             count, rank = len(feature.values), max(feature.ranks)
             shapes = (count, d_in, rank), (count, rank, d_out)
             expected |= zip(table_names(name, feature.name), shapes)

@@ -105,7 +105,7 @@ def update_from(
         old = adaptation.schema[feature].values
         added = {
             key: [_pair(theirs, key, feature, v) for v in new.values[len(old) :]]
-            for key in adaptation.layers
+            for key in adaptation.layers_of(feature)
         }
         schema = replaced(adaptation.schema, new)
         resize(adaptation, schema, new, range(len(old)), added)
@@ -181,7 +181,16 @@ def _check_feature(adaptation: Adaptation, theirs: Adapters, feature: str) -> No
             f"{own.arguments()}. Received: {other.arguments()} in "
             f"{theirs.source!r}. Adapt both with the same alpha and scale."
         )
-    for key, layer in adaptation.layers.items():
+    own_layers = adaptation.layers_of(feature)
+    if set(own_layers) != set(theirs.layers_of(feature)):
+        unlike = sorted(set(own_layers) ^ set(theirs.layers_of(feature)))
+        place = "the model" if unlike[0] in own_layers else "`other`"
+        raise ValueError(
+            f"Feature {feature!r} must be in the same layers of both. Received: "
+            f"{theirs.source!r}, where {len(unlike)} differ: {unlike[0]!r} has adapter "
+            f"weights of it in {place} only. Adapt both with the same `targets`."
+        )
+    for key, layer in own_layers.items():
         a, b = theirs.pair(key, feature)
         own_a, own_b = layer._tables.variables[feature]
         expected, found = (own_a.shape[1], own_b.shape[2]), (a.shape[1], b.shape[2])
@@ -208,7 +217,7 @@ def _check_overwritten(own: Feature, ranks: Mapping[Value, int], source: str) ->
 def _check_growth(adaptation: Adaptation, grown: Mapping[str, Feature]) -> None:
     """Raises for all that could keep one of several features from growing."""
     for feature in grown.values():
-        check_fits(adaptation, replaced(adaptation.schema, feature))
+        check_fits(adaptation, feature)
     tables = [
         table.variable for feature in grown for table in adaptation.tables(feature)
     ]

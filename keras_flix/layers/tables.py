@@ -26,7 +26,8 @@ class Tables:
 
     Attributes:
         schema: The features, with ranks, dropout rates and scales resolved.
-        variables: By feature, the variables `A` and `B`.
+        variables: By feature, the variables `A` and `B`; of features that target other
+            layers of a model, none.
         trainable: By feature, the values that train, the others being frozen; `None`
             for all.
         kernel_shape: The logical shape of the layer's kernel, once it is known.
@@ -95,9 +96,26 @@ class Tables:
             return []
         return [(f, set(self.trainable.get(f.name, ()))) for f in self.schema]
 
+    def own_features(self) -> FeatureSchema:
+        """The features that there are tables of, as those of a layer of its own."""
+        return FeatureSchema(
+            dataclasses.replace(feature, targets=None)
+            for feature in self.schema
+            if feature.name in self.variables or not self.variables
+        )
+
+    def pair(self, feature: str) -> tuple[np.ndarray, np.ndarray]:
+        """`A` and `B` of a feature in numpy; of rank 0, if there are none."""
+        if feature in self.variables:
+            a, b = map(_compat.to_host, self.variables[feature])
+            return a, b
+        ((a, b), *_) = self.variables.values()
+        count = len(self.schema[feature].values)
+        return np.zeros((count, a.shape[1], 0)), np.zeros((count, 0, b.shape[2]))
+
     def factors(self, feature: str) -> Factors:
         """The updates of a feature as factors in float64."""
-        a, b = map(_compat.to_host, self.variables[feature])
+        a, b = self.pair(feature)
         return Factors.of(a, b, self.schema[feature].scales)
 
     def by_feature(self) -> list[FeatureTables]:
@@ -114,6 +132,7 @@ class Tables:
                     trains=feature.name not in frozen,
                 )
                 for feature in self.schema
+                if feature.name in self.variables
             ]
         return self._found
 

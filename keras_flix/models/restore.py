@@ -38,12 +38,17 @@ class AdaptedModel:
                 )
             layers[keys.get(id(layer), layer.path)] = layer
         schema = FeatureSchema.from_config(config["schema"])
+        order = list(layers)
         model = adapt_layers(
             base,
             schema,
             layers,
             alpha=config["alpha"],
             scale=config.get("scale", "rank"),
+            places={
+                name: [order[i] for i in places]
+                for name, places in (config.get("places") or {}).items()
+            },
             seed=config["seed"],
             rows={
                 key: as_orders(orders)

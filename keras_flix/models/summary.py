@@ -100,7 +100,8 @@ def _lines(adaptation: Any, summary: FlixSummary) -> list[str]:
         count = summary.parameters[feature.name]
         lines.append(
             f"  {feature.name}: {len(feature.values)} values of rank {rank}{always}, "
-            f"dropout {feature.dropout}{_scale(feature)}: {count:,} parameters"
+            f"dropout {feature.dropout}{_scale(feature)}"
+            f"{_places(adaptation, feature.name)}: {count:,} parameters"
         )
     lines.append(
         f"Trainable: {summary.trainable:,} of {summary.total:,} parameters "
@@ -118,6 +119,11 @@ def _lines(adaptation: Any, summary: FlixSummary) -> list[str]:
 
 def _scale(feature: Any) -> str:
     return "" if feature.alpha is None else f", scale {feature.scaling}"
+
+
+def _places(adaptation: Any, feature: str) -> str:
+    own, total = len(adaptation.layers_of(feature)), len(adaptation.layers)
+    return "" if own == total else f", in {own} of {total} layers"
 
 
 def _advice(model: Any, summary: FlixSummary) -> list[str]:

@@ -341,7 +341,7 @@ def test_tables_that_are_not_what_the_header_says(capsys, tmp_path):
     safetensors.numpy.save_file(tensors, path, header)
     code, _, err = run(capsys, "inspect", path)
     assert code == 2
-    assert "7 tensors are not two for each of its 2 layers" in err
+    assert "7 tensors are not two for each of its 4 pairs" in err
 
 
 def test_a_terminal_gets_tables_and_progress(capsys, tmp_path, monkeypatch):

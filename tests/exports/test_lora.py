@@ -125,6 +125,20 @@ def test_ranks_scales_and_axes_of_all_kinds(combination, rank, within_ranks, tmp
     assert config["r"] == next(r for r in RANKS if r >= rank)
 
 
+def test_features_in_some_layers_only(tmp_path):
+    features = [
+        Feature("task", ["qa", "parse"], rank=8, targets=["query"]),
+        Feature("language", ["en", "sw"], rank=6, targets=["ffw_linear", "query"]),
+        Feature("shared", always=True, rank=3, targets=["ffw_linear"]),
+    ]
+    model = make(features)
+    combination = {"task": "qa", "language": "sw"}
+    export_lora(model, combination, tmp_path / "lora")
+    config, tensors = assert_deltas(model, combination, tmp_path / "lora")
+    # Of the layers, not of the features: no layer has all three.
+    assert used_rank(tensors) == 14 and config["r"] == 16
+
+
 def test_weights_of_values(model, tmp_path):
     combination = {"task": "qa", "language": {"sw": 0.75, "yo": -0.5}}
     export_lora(model, combination, tmp_path / "lora")

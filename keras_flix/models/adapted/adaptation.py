@@ -128,6 +128,20 @@ class Adaptation:
         # The choice is the same in all layers.
         return next(iter(self.layers.values()))._tables
 
+    def layers_of(self, feature: str) -> dict[str, LowRankLayer]:
+        """The layers that have tables of a feature, by path."""
+        return {
+            path: layer
+            for path, layer in self.layers.items()
+            if feature in layer._tables.variables
+        }
+
+    @property
+    def places(self) -> dict[str, list[str]]:
+        """By feature, the paths of its layers; those that are in all are not named."""
+        found = {name: list(self.layers_of(name)) for name in self.schema.names}
+        return {n: paths for n, paths in found.items() if len(paths) < len(self.layers)}
+
     def tables(self, feature: str | None = None) -> Iterator[Table]:
         """The tables of all layers, or those of one feature, layer by layer."""
         for path, layer in self.layers.items():

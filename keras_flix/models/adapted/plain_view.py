@@ -122,6 +122,8 @@ class PlainView(_compat.Mixin):
         # Compiling is left to the adapted model, which has other variables.
         base.pop("compile_config", None)
         flags = flags_config(self)
+        order = list(adaptation.layers)
+        places = {n: [order.index(p) for p in x] for n, x in adaptation.places.items()}
         return {
             # First, as errors of Keras show a config where it does not know the class.
             "needs": NEEDS,
@@ -131,6 +133,7 @@ class PlainView(_compat.Mixin):
             **({"scale": adaptation.scale} if adaptation.scale != "rank" else {}),
             # By position: paths may change where a model is made again.
             "layers": layer_positions(self, adaptation.layers),
+            **({"places": places} if places else {}),
             "seed": adaptation.seed,
             **({"rows": stated_rows(adaptation)} if adaptation.rows else {}),
             **(
