@@ -11,6 +11,7 @@ from keras_flix.features.schema import FeatureSchema
 from keras_flix.layers.row_orders import as_orders
 from keras_flix.models.adapted.adaptation import adaptation_of
 from keras_flix.models.adapted.frozen_values import choose
+from keras_flix.models.adapted.learning_rates import Rates
 from keras_flix.models.adapted.plain_view import REGISTERED_NAME, layers_with_kernels
 from keras_flix.models.adapted.trained_base import restore_flags
 from keras_flix.models.enable import adapt_layers
@@ -56,7 +57,11 @@ class AdaptedModel:
                 if key in layers
             },
         )
-        choose(adaptation_of(model), config.get("trainable"))
+        adaptation = adaptation_of(model)
+        if config.get("rates"):
+            for part in adaptation.users:
+                part._adaptation.rates = Rates.from_config(config["rates"])
+        choose(adaptation, config.get("trainable"))
         restore_flags(model, config.get("flags", {}))
         return model
 

@@ -110,6 +110,8 @@ def _lines(adaptation: Any, summary: FlixSummary) -> list[str]:
     if adaptation.trainable is not None:
         chosen = [f"{name} {list(v)}" for name, v in adaptation.trainable.items()]
         lines.append(f"Only these values train: {', '.join(chosen)}.")
+    if adaptation.rates is not None:
+        lines.append(f"Learning rates, as factors: {adaptation.rates}.")
     base, adapters = summary.base_bytes / MB, summary.adapter_bytes / MB
     lines.append(
         f"Memory: {base:,.1f} MB of base weights, {adapters:,.1f} MB of adapters."

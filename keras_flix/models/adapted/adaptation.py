@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from keras_flix.layers.low_rank_layer import LowRankLayer
     from keras_flix.layers.tables import Tables
     from keras_flix.models.adapted.cut_counts import CutTexts
+    from keras_flix.models.adapted.learning_rates import Rates
     from keras_flix.models.adapted.thread_lock import Turns
 
 Model = TypeVar("Model", bound="keras.Model")
@@ -76,6 +77,7 @@ class Adaptation:
         frozen_before: The layers and variables that were frozen before; the same list
             for the model and its backbone.
         added: By feature, the values that were added later; shared likewise.
+        rates: How the tables learn, if `set_learning_rates` was told.
         said: What users were told once.
         sharing: Other models that `share_features` lets take the features.
         shares: Whether this is of such a model.
@@ -102,6 +104,7 @@ class Adaptation:
     rows: dict[str, Orders] = dataclasses.field(default_factory=dict)
     frozen_before: list[Any] = dataclasses.field(default_factory=list)
     added: dict[str, set[Value]] = dataclasses.field(default_factory=dict)
+    rates: Rates | None = None
     said: set[str] = dataclasses.field(default_factory=set)
     sharing: list[weakref.ref[Any]] = dataclasses.field(default_factory=list)
     shares: bool = False

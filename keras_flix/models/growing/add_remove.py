@@ -173,6 +173,8 @@ def rename_value(model: Model, feature: str, old: Value, new: Value) -> Model:
     choice = adaptation.trainable
     if choice is not None and feature in choice:
         choice = {**choice, feature: [new if v == old else v for v in choice[feature]]}
+    if adaptation.rates is not None:
+        adaptation.rates = adaptation.rates.renamed(feature, old, new)
     set_schema(adaptation, replaced(adaptation.schema, renamed), choice)
     return model
 

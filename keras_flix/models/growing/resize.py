@@ -51,8 +51,10 @@ def set_schema(adaptation: Adaptation, schema: FeatureSchema, choice: Choice) ->
     """Makes all that holds a model's schema, and what trains, hold other ones."""
     for layer in adaptation.layers.values():
         layer._tables.schema = schema
+    rates = adaptation.rates and adaptation.rates.narrowed(schema)
     for part in adaptation.users:
         part._adaptation.schema = schema
+        part._adaptation.rates = rates
     choose(adaptation, choice)
 
 
