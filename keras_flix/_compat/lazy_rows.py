@@ -152,7 +152,8 @@ class LazyRows(Mixin):
                 if any(own is not None for *_, own in group):
                     # Those of all rows, one table after the other.
                     rows = [(own or Rate()).rows(len(one)) for one, _, own in group]
-                    factors = ops.convert_to_tensor(np.concatenate(rows))
+                    ones = (1,) * (gradient.ndim - 1)
+                    factors = np.concatenate(rows).reshape(-1, *ones)
                 new = self._where_active(gradient, rate, old, factors)
                 for held, one in zip(lists, new):
                     torch._foreach_copy_(list(held), list(one.split(lengths)))
@@ -179,7 +180,7 @@ class LazyRows(Mixin):
         some = some.summed()
         old = [_read(one, some.rows) for one in changed]
         if isinstance(factors, np.ndarray):
-            factors = ops.take(ops.convert_to_tensor(factors), some.rows, axis=0)
+            factors = eager_ops.take(factors, some.rows)
         new = self._where_active(some.values, rate, old, factors)
         for one, value in zip(changed, new):
             _write(one, some.rows, value)
@@ -199,8 +200,7 @@ class LazyRows(Mixin):
         active = eager_ops.any_nonzero(gradient)
         if not isinstance(factors, float):
             factors = ops.convert_to_tensor(factors, gradient.dtype)
-            factors = ops.reshape(factors, (-1, *[1] * (len(gradient.shape) - 1)))
-            active = ops.logical_and(active, ops.not_equal(factors, 0))
+            active = active & (factors != 0)
             rate = rate * factors
         elif factors == 0:
             return list(old)

@@ -7,7 +7,17 @@ import keras
 import numpy as np
 import pytest
 from helpers.gemma import to_numpy
-from helpers.growing import DATA, FEATURES, OPTIMIZERS, Y, apply, small, step, tables
+from helpers.growing import (
+    DATA,
+    FEATURES,
+    OPTIMIZERS,
+    SLOW,
+    Y,
+    apply,
+    small,
+    step,
+    tables,
+)
 from helpers.models import make_mlp
 
 import keras_flix
@@ -49,7 +59,15 @@ MAKERS = {
 }
 WHOLE_TABLES = ("lamb", "adafactor")
 """Those that look at the norm of a whole table: a row is not on its own."""
-COUPLED = pytest.mark.pairs("rates of optimizers")
+
+
+def cases(names):
+    """Optimizers as parameters: a backend runs some, and PyTorch all."""
+    pairs = pytest.mark.pairs("rates of optimizers")
+    return [
+        pytest.param(name, marks=[pairs, *[pytest.mark.slow] * (name in SLOW)])
+        for name in names
+    ]
 
 
 def made(name, rate, **more):
@@ -58,11 +76,11 @@ def made(name, rate, **more):
     return model
 
 
-def stepped(model, count=3, seed=0):
+def stepped(model, count=2, seed=0):
     return step(model, [tuple(v.shape) for v in model.trainable_variables], count, seed)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=COUPLED) for n in MAKERS])
+@pytest.mark.parametrize("name", cases(MAKERS))
 def test_as_under_an_optimizer_of_that_rate(name):
     """A feature, a value, `A` and `B`, each with a rate of its own, in one model."""
     slow, fast = (stepped(made(name, r)) for r in (RATE, RATE * FACTOR))
@@ -109,7 +127,7 @@ def test_with_sgd_the_update_is_multiplied():
         np.testing.assert_allclose(found[path] - old, update, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=COUPLED) for n in OPTIMIZERS])
+@pytest.mark.parametrize("name", cases(OPTIMIZERS))
 def test_a_factor_of_zero_freezes_bit_by_bit(name):
     model = small(name)
     keras_flix.set_learning_rates(model, {"task": {"qa": 0}}, a={"language": 0})
