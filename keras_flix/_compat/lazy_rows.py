@@ -166,7 +166,8 @@ class LazyRows(Mixin):
             super().update_step(gradient, variable, learning_rate)
             return
         rate = ops.cast(learning_rate, table.dtype)
-        own, factors = self.rates.get(id(table)), 1.0
+        own = self.rates.get(id(table))
+        factors: Any = 1.0
         if own is not None:
             own.decayed(self, variable, rate)
             factors = own.factor

@@ -146,13 +146,12 @@ def _parallel_update_step(
         by_factor: dict[float, list[tuple[Any, Any]]] = {}
         by_row: list[tuple[Any, Any]] = []
         for pair in zip(gradients, variables):
-            own = _rate_of(optimizer, pair[1], rates)
-            if own is not None and isinstance(own.factor, np.ndarray):
+            own = _rate_of(optimizer, pair[1], rates) or Rate(1.0, 0.0)
+            if isinstance(own.factor, np.ndarray):
                 by_row.append(pair)
                 continue
-            if own is not None:
-                own.decayed(optimizer, pair[1], learning_rate)
-            by_factor.setdefault(own.factor or 1.0 if own else 1.0, []).append(pair)
+            own.decayed(optimizer, pair[1], learning_rate)
+            by_factor.setdefault(own.factor or 1.0, []).append(pair)
         # Nadam has one for all variables, which each of these calls moves on.
         single = list(_single_state(optimizer))
         before = [v.value.clone() for v in single]
@@ -168,7 +167,7 @@ def _parallel_update_step(
                 rate = ops.multiply(ops.cast(rate, pairs[0][1].dtype), factor)
             original(*map(list, zip(*pairs)), rate)
 
-    return torch.no_grad()(parallel)  # type: ignore[no-any-return]
+    return torch.no_grad()(parallel)
 
 
 def _single_state(optimizer: Any) -> Iterator[keras.Variable]:

@@ -16,7 +16,7 @@ def checked_targets(name: str, targets: Any) -> OwnTargets:
         targets: What was given.
     """
     if targets is None or targets == "all-linear":
-        return targets  # type: ignore[no-any-return]
+        return targets
     if not isinstance(targets, (list, tuple)) or not targets:
         remedy = "Pass a list of layer names or regexes."
         if isinstance(targets, str):

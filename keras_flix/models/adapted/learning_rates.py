@@ -40,7 +40,7 @@ class Rates:
             part: `"a"` or `"b"`.
         """
         whole = _named(self.a if part == "a" else self.b, feature.name, 1.0)
-        by_value = self.factors.get(feature.name, {})
+        by_value = _named(self.factors, feature.name, {})
         rows = [_named(by_value, value, 1.0) * whole for value in feature.values]
         decay = _named(self.decay, feature.name, None)
         if decay is None and set(rows) == {1.0}:
@@ -51,8 +51,9 @@ class Rates:
 
     def narrowed(self, schema: FeatureSchema) -> Rates:
         """These without values that a schema has no more."""
+        values = {f.name: {*f.values, OTHERS} for f in schema} | {OTHERS: {OTHERS}}
         kept = {
-            name: {v: f for v, f in by.items() if v in {*schema[name].values, OTHERS}}
+            name: {v: f for v, f in by.items() if v in values[name]}
             for name, by in self.factors.items()
         }
         return dataclasses.replace(self, factors=kept)
@@ -81,7 +82,9 @@ class Rates:
     def __str__(self) -> str:
         parts = [
             ", ".join(
-                f"{feature} {f:g}" if v == OTHERS else f"{feature}={v} {f:g}"
+                f"{'all' if feature == OTHERS else feature} {f:g}"
+                if v == OTHERS
+                else f"{feature}={v} {f:g}"
                 for v, f in list(by.items())[:SHOWN]
             )
             + ", ..." * (len(by) > SHOWN)

@@ -46,10 +46,10 @@ def set_learning_rates(
     Args:
         model: A model adapted by `enable_flix`. It is changed in place, and need not
             be compiled again.
-        factors: A number for all features; or by feature a number, or a dict by value
-            in which `"*"` stands for all others, as `{"task": 0.5, "language": {"sw":
-            2, "*": 1}}`. Features and values that are not named have 1, also those
-            that are added later. 0 freezes, bit by bit and with what the optimizer
+        factors: A number for all features, also for those that are added later; or by
+            feature a number, or a dict by value in which `"*"` stands for all others,
+            as `{"task": 0.5, "language": {"sw": 2, "*": 1}}`. Features and values that
+            are not named have 1. 0 freezes, bit by bit and with what the optimizer
             holds, as `set_trainable` does.
         a: A further factor of `A`: a number, or by feature.
         b: A further factor of `B`.
@@ -79,9 +79,10 @@ def set_learning_rates(
     adaptation = changeable(model)
     schema = adaptation.schema
     rates = Rates(
-        _checked_factors(schema, factors),
-        *(_by_feature(schema, label, x) for label, x in (("a", a), ("b", b))),
-        {}
+        factors=_checked_factors(schema, factors),
+        a=_by_feature(schema, "a", a),
+        b=_by_feature(schema, "b", b),
+        decay={}
         if weight_decay is None
         else _by_feature(schema, "weight_decay", weight_decay),
     )
@@ -100,8 +101,7 @@ def _checked_factors(
     if factors is None:
         return {}
     if not isinstance(factors, Mapping):
-        number = _checked_number("factors", factors)
-        return {name: {OTHERS: number} for name in schema.names}
+        return {OTHERS: {OTHERS: _checked_number("factors", factors)}}
     return {
         name: _by_value(checked_feature(schema, name), by_value)
         for name, by_value in factors.items()

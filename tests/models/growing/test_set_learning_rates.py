@@ -273,6 +273,11 @@ def test_it_follows_names_values_and_ranks():
     model = small(trained=False)
     model.compile(keras.optimizers.SGD(1.0), loss="mse")
     factors = {"language": {"en": 2, "sw": 0.5}}
+    # One number is for all, whatever comes later.
+    keras_flix.set_learning_rates(model, 2.0)
+    later = model._adaptation.rates.narrowed(model._adaptation.schema)
+    assert later.of(keras_flix.Feature("later", ["x"]), "b").factor == 2
+    assert str(later) == "all 2"
     keras_flix.set_learning_rates(model, factors, b=4)
     stepped(model, 1)
     keras_flix.rename_value(model, "language", "sw", "ki")
