@@ -46,6 +46,9 @@ if TYPE_CHECKING:
         rename_value as rename_value,
     )
     from keras_flix.models.growing.blend import Blend as Blend, fit_blend as fit_blend
+    from keras_flix.models.growing.set_learning_rates import (
+        set_learning_rates as set_learning_rates,
+    )
     from keras_flix.models.growing.set_trainable import set_trainable as set_trainable
     from keras_flix.models.merge import merge_features as merge_features
     from keras_flix.models.optimizers import LazyAdam as LazyAdam, LazySGD as LazySGD
@@ -89,6 +92,7 @@ ORIGINS = {
     "rename_value": "keras_flix.models.growing.add_remove",
     "save_adapters": "keras_flix.files.saving",
     "serving": "keras_flix.serving",
+    "set_learning_rates": "keras_flix.models.growing.set_learning_rates",
     "set_trainable": "keras_flix.models.growing.set_trainable",
     "share_features": "keras_flix.models.share",
     "text_metrics": "keras_flix.text_metrics",

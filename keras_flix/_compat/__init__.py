@@ -25,6 +25,8 @@ from keras_flix._compat.layers import (
     torch_value as torch_value,
     unlocked as unlocked,
 )
+from keras_flix._compat.lazy_rows import LazyRows as LazyRows
+from keras_flix._compat.learning_rates import Rate as Rate, set_rates as set_rates
 from keras_flix._compat.models import (
     archive_read_without_checksums as archive_read_without_checksums,
     asks_for_shapes as asks_for_shapes,
@@ -57,7 +59,6 @@ from keras_flix._compat.processes import (
     written_once as written_once,
 )
 from keras_flix._compat.sparse_rows import (
-    LazyRows as LazyRows,
     RowGradient as RowGradient,
     first_place as first_place,
     take_rows as take_rows,

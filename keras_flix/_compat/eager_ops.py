@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 Tensor = Any
@@ -35,11 +36,18 @@ if keras.config.backend() == "torch":
     def any_nonzero(x: Tensor) -> Tensor:
         return (x.reshape(len(x), -1) != 0).any(1).reshape(-1, *[1] * (x.ndim - 1))
 
+    def take(values: np.ndarray, rows: Tensor) -> Tensor:
+        return torch.from_numpy(values).to(rows.device)[rows]
+
     _torch_dtype = functools.cache(to_torch_dtype)
 else:
     where, matmul, cast = ops.where, ops.matmul, ops.cast
     reshape, concatenate = ops.reshape, ops.concatenate
     sqrt, square, maximum = ops.sqrt, ops.square, ops.maximum
+
+    def take(values: np.ndarray, rows: Tensor) -> Tensor:
+        """Rows of what is known ahead."""
+        return ops.take(ops.convert_to_tensor(values), rows, axis=0)
 
     def any_nonzero(x: Tensor) -> Tensor:
         """Whether each row has a number other than zero: `(rows, 1, ...)`."""

@@ -39,7 +39,7 @@ def guard_rows(
     """
     if frozen and not optimizer.built:
         optimizer.build(list(variables))
-    for inner in _workers(optimizer):
+    for inner in workers(optimizer):
         for name in METHODS:
             if hasattr(vars(inner).get(name), "guards"):
                 del vars(inner)[name]
@@ -52,13 +52,13 @@ def guard_rows(
                 object.__setattr__(inner, name, guarded)
 
 
-def _workers(optimizer: Any) -> list[Any]:
+def workers(optimizer: Any) -> list[Any]:
     """The optimizers that do the work: those inside of one around others."""
     inner = getattr(optimizer, "inner_optimizer", None)
     wrapped = getattr(optimizer, "optimizers", None) if inner is None else [inner]
     if wrapped is None:
         return [optimizer]
-    return [worker for one in wrapped for worker in _workers(one)]
+    return [worker for one in wrapped for worker in workers(one)]
 
 
 def _guarded(

@@ -1,4 +1,4 @@
-"""Gradients of only some rows of a variable, and updates of only those.
+"""Gradients of only some rows of a variable.
 
 TensorFlow and PyTorch have tensors of this kind. JAX has none: see
 `keras_flix.row_gradients`.
@@ -9,20 +9,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 from keras.src.utils.module_utils import tensorflow as tf
 
-from keras_flix._compat import eager_ops
-from keras_flix._compat.layers import Mixin
-
 Tensor = Any
-
-USERS_OF_GRADIENTS = ("apply", "apply_gradients", "stateless_apply", "update_step")
-"""The methods of an optimizer that are given gradients."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,156 +175,3 @@ def _sparse_take() -> Any:
             return sparse, None
 
     return SparseTake
-
-
-def _native(variable: Any) -> Any:
-    """TensorFlow's variable: its optimizers are given that, and have Keras' own."""
-    return variable.value if isinstance(variable, keras.Variable) else variable
-
-
-def _read(variable: Any, rows: Tensor) -> Tensor:
-    if keras.config.backend() == "tensorflow":
-        return tf.gather(_native(variable), rows)
-    if keras.config.backend() == "torch":
-        return variable.value.detach()[rows]
-    return ops.take(variable.value, rows, axis=0)
-
-
-def _write(variable: Any, rows: Tensor, values: Tensor) -> None:
-    backend = keras.config.backend()
-    if backend == "tensorflow":
-        _native(variable).scatter_update(tf.IndexedSlices(values, rows))
-    elif backend == "torch":
-        variable.value.index_copy_(0, rows, values)
-    else:
-        variable.assign(variable.value.at[rows].set(values))
-
-
-SMALL = 2**18
-"""Elements of a table that is updated together with others."""
-
-
-class LazyRows(Mixin):
-    """Mixin of optimizers that update only rows of tables with a gradient.
-
-    The Keras optimizer comes after it in the order of bases.
-    """
-
-    slot_names: tuple[str, ...] = ()
-    """Where the optimizer holds state that has rows: lists along with its variables.
-    What its options leave out is empty or missing."""
-
-    def row_slots(self) -> list[list[keras.Variable]]:
-        """That state."""
-        found = [getattr(self, name, None) for name in self.slot_names]
-        return [slots for slots in found if slots]
-
-    def new_rows(
-        self, gradient: Tensor, learning_rate: Tensor, rows: Tensor, *slots: Tensor
-    ) -> list[Tensor]:
-        """What rows of a table and of its slots become."""
-        raise NotImplementedError
-
-    @property
-    def takes_row_gradients(self) -> bool:
-        """Whether nothing that the optimizer does needs the dense gradient.
-
-        What a class of the user's own does with gradients is not known.
-        """
-        for name in USERS_OF_GRADIENTS:
-            module = getattr(type(self), name).__module__
-            if module.partition(".")[0] not in ("keras", __package__.partition(".")[0]):
-                return False
-        return not (
-            self.clipnorm
-            or self.clipvalue
-            or self.global_clipnorm
-            or self.gradient_accumulation_steps
-            or self.loss_scale_factor
-        )
-
-    @property
-    def moves_rows_without_gradient(self) -> bool:
-        """Whether a step changes more than the rows with a gradient."""
-        return bool(self.weight_decay or self.use_ema)
-
-    def _backend_update_step(
-        self, grads: Sequence[Any], trainable_variables: Sequence[Any], rate: Tensor
-    ) -> None:
-        is_own = type(self).update_step is LazyRows.update_step
-        if keras.config.backend() == "torch" and is_own:
-            grads, trainable_variables = self._update_small(
-                grads, trainable_variables, rate
-            )
-        super()._backend_update_step(grads, trainable_variables, rate)
-
-    def _update_small(
-        self, grads: Sequence[Any], variables: Sequence[Any], rate: Tensor
-    ) -> tuple[list[Any], list[Any]]:
-        """Updates small tables with dense gradients, all of one shape at once.
-
-        Used on PyTorch. What runs eagerly costs by the operation: hundreds of tables,
-        one after the other, would take longer than the rest of a step.
-
-        Returns:
-            The gradients and variables that are left.
-        """
-        import torch
-
-        groups: dict[Any, list[tuple[Any, list[Any]]]] = {}
-        left = []
-        for gradient, variable in zip(grads, variables):
-            index = self._get_variable_index(variable)
-            table = self._trainable_variables[index]
-            small = gradient is not None and gradient.numel() <= SMALL
-            if (
-                not (small and getattr(table, "has_rows_of_values", False))
-                or RowGradient.of(gradient) is not None
-            ):
-                left.append((gradient, variable))
-                continue
-            changed = [variable, *(slots[index] for slots in self.row_slots())]
-            shape = (*gradient.shape[1:], gradient.dtype)
-            values = [one.value for one in changed]
-            groups.setdefault(shape, []).append((gradient, values))
-        with torch.no_grad():
-            for group in groups.values():
-                gradient = torch.cat([one for one, _ in group])
-                lists = list(zip(*(values for _, values in group)))
-                old = [torch.cat(list(values)) for values in lists]
-                lengths = [len(one) for one, _ in group]
-                rate = ops.cast(rate, gradient.dtype)
-                new = self._where_active(gradient, rate, old)
-                for held, one in zip(lists, new):
-                    torch._foreach_copy_(list(held), list(one.split(lengths)))
-        return [g for g, _ in left], [v for _, v in left]
-
-    def update_step(self, gradient: Any, variable: Any, learning_rate: Tensor) -> None:
-        index = self._get_variable_index(variable)
-        table = self._trainable_variables[index]
-        if not getattr(table, "has_rows_of_values", False):
-            super().update_step(gradient, variable, learning_rate)
-            return
-        rate = ops.cast(learning_rate, table.dtype)
-        changed = [variable, *(slots[index] for slots in self.row_slots())]
-        some = RowGradient.of(gradient)
-        if some is None:
-            for one, new in zip(changed, self._where_active(gradient, rate, changed)):
-                self.assign(one, new)
-            return
-        some = some.summed()
-        old = [_read(one, some.rows) for one in changed]
-        for one, new in zip(changed, self._where_active(some.values, rate, old)):
-            _write(one, some.rows, new)
-
-    def _where_active(
-        self, gradient: Tensor, rate: Tensor, old: Sequence[Any]
-    ) -> list[Tensor]:
-        """New rows; the old ones where the gradient is zero."""
-        if keras.config.backend() == "torch":
-            old = [getattr(one, "value", one) for one in old]
-        else:
-            old = [ops.convert_to_tensor(one) for one in old]
-        active = eager_ops.any_nonzero(gradient)
-        new = self.new_rows(gradient, rate, *old)
-        return [eager_ops.where(active, n, o) for n, o in zip(new, old)]

@@ -36,9 +36,11 @@ def inspect(arguments: argparse.Namespace) -> Answer:
         "base": None if base is None else base.digest,
         "trained": {name: list(t.shape) for name, t in adapters.trained.items()},
         "alpha": adapters.alpha,
+        "scale": adapters.scale,
         "features": adapters.schema.get_config()["features"],
         "parameters": parameters,
         "layers": {layer: list(size) for layer, size in sizes.items()},
+        "places": {name: list(paths) for name, paths in adapters.places.items()},
         "norms": {
             f.name: [[v, _finite(n)] for v, n in zip(f.values, norms[f.name])]
             for f in adapters.schema
@@ -63,7 +65,9 @@ def inspect(arguments: argparse.Namespace) -> Answer:
     for feature in adapters.schema:
         kind = "always active" if feature.always else "one per example"
         kind = "several per example" if feature.multiple else kind
-        own = "" if feature.alpha is None else f", alpha {feature.alpha}"
+        own = "" if feature.alpha is None else f", scale {feature.scaling}"
+        count = len(adapters.layers_of(feature.name))
+        own += f", in {count} of {len(sizes)} layers" if count < len(sizes) else ""
         title = (
             f"{feature.name}: {kind}, dropout {feature.dropout}{own}, "
             f"{parameters[feature.name]:,} parameters"
@@ -161,6 +165,9 @@ def _schema_notes(a: Adapters, b: Adapters) -> list[str]:
             pair = [getattr(f, name) for f in (feature, other_feature)]
             if pair[0] != pair[1]:
                 notes.append(f"{feature.name}: {name} {pair[0]} -> {pair[1]}")
+        by = [f.scaling.by for f in (feature, other_feature)]
+        if by[0] != by[1]:
+            notes.append(f"{feature.name}: scale {by[0]} -> {by[1]}")
     return notes
 
 
@@ -170,6 +177,14 @@ def _layer_notes(a: Adapters, b: Adapters) -> list[str]:
     for layer in a.layers:
         if layer in b.layers and _size(a, layer) != _size(b, layer):
             notes.append(f"layer {layer}: {_size(a, layer)} -> {_size(b, layer)}")
+    for name in a.schema.names:
+        if name in b.schema:
+            own, other = (
+                {layer for layer in x.layers_of(name) if layer in y.layers}
+                for x, y in ((a, b), (b, a))
+            )
+            notes += [f"{name}: - layer {layer}" for layer in sorted(own - other)]
+            notes += [f"{name}: + layer {layer}" for layer in sorted(other - own)]
     return notes
 
 

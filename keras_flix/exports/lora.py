@@ -35,7 +35,9 @@ def export_lora(
 
     A combination is a single LoRA: the adapter weights of its values side by side,
     their scales in `A`. It has one rank, which is the sum of its values' ranks, padded
-    with zeros to the next one that vLLM has room for, and `lora_alpha` is that rank.
+    with zeros to the next one that vLLM has room for, and `lora_alpha` is that rank. (A
+    single value of `scale="sqrt"` and of such a rank is an rsLoRA as it is: it is
+    written with its alpha, and `use_rslora`.)
     (GPT-2's queries, keys and values are one module there, where their ranks add up.)
 
     It fits the transformers model that is the counterpart of `model`: for a

@@ -101,13 +101,32 @@ class LoraWriter:
 
     def rank(self, ids: Ids) -> int:
         """The rank of a combination: of the module where it is highest."""
-        columns = sum(len(_columns(f, _ids_of(f, ids))) for f in self.schema)
-        return self._layers_per_module * columns
+        columns = {f.name: len(_columns(f, _ids_of(f, ids))) for f in self.schema}
+        return max(
+            (
+                sum(
+                    columns[table.name] for path in paths for table in self.tables[path]
+                )
+                for paths in self.modules.values()
+            ),
+            default=0,
+        )
 
-    def write(self, ids: Ids, rank: int, directory: Path) -> None:
-        """Writes one LoRA into an empty directory."""
+    def write(
+        self, ids: Ids, rank: int, directory: Path, as_rslora: bool = True
+    ) -> None:
+        """Writes one LoRA into an empty directory.
+
+        Args:
+            ids: Of one example.
+            rank: That of all modules.
+            directory: An empty one.
+            as_rslora: Whether it may have the scale of an rsLoRA, where it is one.
+        """
         tensors: dict[str, np.ndarray] = {}
-        for module, (a, b) in self.factors(ids, rank).items():
+        alpha = self._alpha_of_rslora(ids, rank) if as_rslora else None
+        factors = self.factors(ids, rank, scaled=alpha is None)
+        for module, (a, b) in factors.items():
             tensors[f"base_model.model.{module}.lora_A.weight"] = a
             tensors[f"base_model.model.{module}.lora_B.weight"] = b
         safetensors.numpy.save_file(
@@ -115,18 +134,21 @@ class LoraWriter:
             directory / "adapter_model.safetensors",
             {"format": "pt"},
         )
-        write_json(directory / "adapter_config.json", self._config(rank))
+        write_json(directory / "adapter_config.json", self._config(rank, alpha))
 
-    def factors(self, ids: Ids, rank: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    def factors(
+        self, ids: Ids, rank: int, scaled: bool = True
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """By module, `A (rank, d_in)` and `B (d_out, rank)`, as others have them.
 
         Args:
             ids: Of one example. A feature that is always active may have an entry.
             rank: That of all modules, with zeros beyond their own.
+            scaled: Whether the scale of each value is in its `A`.
         """
         factors = {}
         for module in self.modules:
-            a, b = self._factors_of_module(module, ids)
+            a, b = self._factors_of_module(module, ids, scaled)
             padding = rank - a.shape[1]
             factors[module] = (
                 np.pad(a.T, ((0, padding), (0, 0))),
@@ -134,10 +156,35 @@ class LoraWriter:
             )
         return factors
 
-    def _factors_of_module(self, module: str, ids: Ids) -> tuple[Any, Any]:
+    def _alpha_of_rslora(self, ids: Ids, rank: int) -> float | None:
+        """The alpha of a combination that is one rsLoRA as it is; else `None`.
+
+        That is one value of the rank of the whole LoRA, which then needs no scale in
+        its adapter weights.
+        """
+        active = [
+            (feature, row)
+            for feature in self.schema
+            for row in _ids_of(feature, ids).ravel()
+            if row != ABSENT
+        ]
+        if (
+            len(active) != 1
+            or any(_ids_of(feature, ids).ndim == 3 for feature in self.schema)
+            or any(len(paths) > 1 for paths in self.modules.values())
+        ):
+            return None
+        ((feature, row),) = active
+        if feature.scaling.by == "sqrt" and feature.ranks[row] == rank:
+            return feature.alpha
+        return None
+
+    def _factors_of_module(
+        self, module: str, ids: Ids, scaled: bool
+    ) -> tuple[Any, Any]:
         """`A` and `B` of a module of transformers, which may stand for layers."""
         factors = {
-            path: _factors(path, self.layers[path].features, self.tables[path], ids)
+            path: _factors(path, self.schema, self.tables[path], ids, scaled)
             for path in self.modules[module]
         }
         a = np.concatenate([a for a, _ in factors.values()], axis=1)
@@ -152,16 +199,17 @@ class LoraWriter:
             row += len(own)
         return a, b
 
-    def _config(self, rank: int) -> dict[str, Any]:
+    def _config(self, rank: int, rslora_alpha: float | None) -> dict[str, Any]:
         return {
             "peft_type": "LORA",
             "task_type": self.names.task_type,
             "base_model_name_or_path": self.base_model,
             "inference_mode": True,
             "r": rank,
-            # The scale is lora_alpha / r: 1, as each value's own is in `A`.
-            "lora_alpha": rank,
-            "use_rslora": False,
+            # The scale is lora_alpha / r: 1, as each value's own is in `A`. That of
+            # rsLoRA is lora_alpha / sqrt(r).
+            "lora_alpha": rank if rslora_alpha is None else rslora_alpha,
+            "use_rslora": rslora_alpha is not None,
             "use_dora": False,
             "lora_dropout": 0.0,
             "bias": "none",
@@ -203,16 +251,21 @@ def _tables(layer: LowRankLayer, split: bool) -> list[FeatureTables]:
 
 
 def _factors(
-    path: str, features: FeatureSchema, tables: Sequence[FeatureTables], ids: Ids
+    path: str,
+    features: FeatureSchema,
+    tables: Sequence[FeatureTables],
+    ids: Ids,
+    scaled: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`A (d_in, rank)` and `B (rank, d_out)` of one combination: ranks side by side."""
     pairs = []
-    for feature, table in zip(features, tables):
+    for table in tables:
+        feature = features[table.name]
         own = _ids_of(feature, ids)
         active = ActiveValues.from_ids(
             ops.convert_to_tensor(own, "int32"),
             len(feature.values),
-            scale=feature.scale,
+            scale=feature.common_scale if scaled else 1.0,
         )
         a, b = (ops.convert_to_numpy(part)[0] for part in table.gather(active))
         columns = _columns(feature, own)

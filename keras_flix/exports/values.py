@@ -121,7 +121,8 @@ def _ids_of_value(schema: FeatureSchema, feature: Feature, value: Any) -> Ids:
 
 def _write_peft(writer: LoraWriter, ids: Ids, path: Path) -> None:
     path.mkdir()
-    writer.write(ids, writer.rank(ids), path)
+    # All with the scale in `A`, so that whoever adds them up needs no other.
+    writer.write(ids, writer.rank(ids), path, as_rslora=False)
 
 
 def _gguf_writer(model: keras.Model) -> Any:

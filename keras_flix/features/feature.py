@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-import numbers
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,13 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from keras_flix._utils.near_names import nearest
 from keras_flix.features.dropout import FeatureDropout, as_dropout
 from keras_flix.features.encoding import ABSENT, WEIGHT_UNIT, Encoder
 from keras_flix.features.missing import is_missing
-from keras_flix.features.values import Value, checked_values, plain_value
-
-Rank = int | Mapping[Any, int]
+from keras_flix.features.ranks import Rank, checked_rank
+from keras_flix.features.scaling import (
+    Scaling,
+    check_alpha,
+    check_has_alpha,
+    check_scale,
+)
+from keras_flix.features.targets import checked_targets
+from keras_flix.features.values import (
+    Value,
+    checked_values,
+    nearest_value,
+    plain_value,
+)
 
 # What every backend takes in the names of variables.
 NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -46,6 +54,11 @@ class Feature:
             feature is LoRA; next to other features it is what they share.
         alpha: The scale of this feature's updates is `alpha / rank`. `None` takes
             the alpha given where the schema is used.
+        scale: `"rank"` divides alpha by the rank, `"sqrt"` by its square root. `None`
+            takes the scale given where the schema is used.
+        targets: Which layers of a model have adapter weights of this feature, as for
+            `enable_flix`: `"all-linear"`, or a list of names or regexes. `None` takes
+            the targets given there.
 
     Example:
 
@@ -63,6 +76,8 @@ class Feature:
     multiple: bool = False
     always: bool = False
     alpha: float | None = None
+    scale: str | None = None
+    targets: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -81,46 +96,17 @@ class Feature:
         values = checked_values(self.name, self.values, self.always, self.multiple)
         object.__setattr__(self, "values", values)
         if self.rank is not None:
-            object.__setattr__(self, "rank", self._checked_rank(self.rank))
+            object.__setattr__(
+                self, "rank", checked_rank(self.name, self.values, self.rank)
+            )
         if self.dropout is not None:
             object.__setattr__(self, "dropout", self._checked_dropout(self.dropout))
         if self.alpha is not None:
             object.__setattr__(self, "alpha", check_alpha(self.alpha))
-
-    def _checked_rank(self, rank: Rank) -> int | dict[Value, int]:
-        if isinstance(rank, Mapping):
-            rank = {plain_value(value): r for value, r in rank.items()}
-            values = set(self.values)
-            unknown = [v for v in rank if v != "*" and v not in values]
-            if unknown:
-                raise ValueError(
-                    f"A rank by value of feature {self.name!r} must name its "
-                    f"values or '*'. Received: rank={dict(rank)!r}, where "
-                    f"{unknown[0]!r} is unknown.{self._nearest(unknown[0])}"
-                )
-            missing = [v for v in self.values if v not in rank]
-            if missing and "*" not in rank:
-                raise ValueError(
-                    f"A rank by value of feature {self.name!r} must cover every "
-                    f"value. Received: rank={dict(rank)!r}, without "
-                    f"{missing!r}. Add them, or '*' for all others."
-                )
-            return {v: self._checked_int_rank(r) for v, r in rank.items()}
-        return self._checked_int_rank(rank)
-
-    def _checked_int_rank(self, rank: Any) -> int:
-        if isinstance(rank, bool) or not isinstance(rank, numbers.Integral):
-            raise ValueError(
-                f"The rank of feature {self.name!r} must be an integer. "
-                f"Received: rank={rank!r}. Pass a positive integer such as 4."
-            )
-        if rank < 1:
-            raise ValueError(
-                f"The rank of feature {self.name!r} must be at least 1. "
-                f"Received: rank={rank}. To leave a feature out, remove it "
-                "from the schema."
-            )
-        return int(rank)
+        if self.scale is not None:
+            check_scale(self.scale)
+        targets = checked_targets(self.name, self.targets)
+        object.__setattr__(self, "targets", targets)
 
     def _checked_dropout(self, dropout: Any) -> float | FeatureDropout:
         try:
@@ -140,15 +126,39 @@ class Feature:
     def _ids(self) -> dict[Any, int]:
         return {value: i for i, value in enumerate(self.values)}
 
-    @functools.cached_property
-    def scales(self) -> tuple[float, ...]:
-        """`s_f` of each value: `alpha / rank`, or 1 if `alpha` is `None`."""
-        if self.alpha is None:
-            return (1.0,) * len(self.values)
-        return tuple(self.alpha / rank for rank in self.ranks)
+    def filled(
+        self,
+        rank: Rank,
+        dropout: float | FeatureDropout,
+        alpha: float | None,
+        scale: str,
+    ) -> Feature:
+        """This feature with what it states none of its own of."""
+        filled = dataclasses.replace(
+            self,
+            rank=rank if self.rank is None else self.rank,
+            dropout=dropout if self.dropout is None else self.dropout,
+            alpha=alpha if self.alpha is None else self.alpha,
+            # Files that have no entry for it are of the default.
+            scale=scale if self.scale is None and scale != "rank" else self.scale,
+        )
+        check_has_alpha(self.name, filled.alpha, filled.scale)
+        return filled
+
+    @property
+    def scaling(self) -> Scaling:
+        """How the rank of a value gives the scale of its update."""
+        return Scaling(self.alpha, self.scale or "rank")
 
     @functools.cached_property
-    def scale(self) -> float | np.ndarray:
+    def scales(self) -> tuple[float, ...]:
+        """`s_f` of each value: 1 if `alpha` is `None`."""
+        if self.alpha is None:
+            return (1.0,) * len(self.values)
+        return tuple(map(self.scaling.of, self.ranks))
+
+    @functools.cached_property
+    def common_scale(self) -> float | np.ndarray:
         """`scales` as one number if all values have the same, else float32."""
         if self.alpha is None or len(set(self.scales)) == 1:
             return self.scales[0]
@@ -177,7 +187,7 @@ class Feature:
             raise ValueError(
                 f"A value of feature {self.name!r} must be one of its "
                 f"{len(self.values)} values. Received: {self.name}={value!r}."
-                f"{self._nearest(value)} State absence as None"
+                f"{nearest_value(value, self.values)} State absence as None"
                 + (f", and ids as {self.ids_key!r}." if self.has_integers else ".")
             ) from None
 
@@ -271,16 +281,12 @@ class Feature:
     def _known_id(self, value: Any) -> int:
         return self._ids.get(plain_value(value), ABSENT)
 
-    def _nearest(self, value: Any) -> str:
-        near = nearest(value, map(str, self.values))
-        known = ", ".join(repr(v) for v in self.values[:8])
-        more = ", ..." if len(self.values) > 8 else ""
-        hint = "" if near is None else f" The nearest known value is {near!r}."
-        return f"{hint} Known values: {known}{more}."
-
     def get_config(self) -> dict[str, Any]:
         """The feature as a dict of JSON types."""
         rank: Any = self.rank
+        targets = (
+            list(self.targets) if isinstance(self.targets, tuple) else self.targets
+        )
         if isinstance(rank, Mapping):
             rank = [[value, r] for value, r in rank.items()]
         return {
@@ -293,6 +299,9 @@ class Feature:
             "multiple": self.multiple,
             "always": self.always,
             "alpha": self.alpha,
+            # Files without these are read by 0.1, too.
+            **({} if self.scale is None else {"scale": self.scale}),
+            **({} if self.targets is None else {"targets": targets}),
         }
 
     @classmethod
@@ -302,19 +311,3 @@ class Feature:
         if isinstance(config.get("rank"), list):
             config["rank"] = {value: rank for value, rank in config["rank"]}
         return cls(**config)
-
-
-def check_alpha(alpha: Any) -> float | None:
-    """The alpha as a float, or `None`; raises for what is no scale."""
-    if alpha is None:
-        return None
-    if (
-        isinstance(alpha, bool)
-        or not isinstance(alpha, numbers.Real)
-        or not (0 < float(alpha) < math.inf)
-    ):
-        raise ValueError(
-            f"`alpha` must be a positive number or None. Received: alpha={alpha!r}. "
-            "None means a scale of 1."
-        )
-    return float(alpha)

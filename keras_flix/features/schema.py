@@ -7,7 +7,6 @@ task, its language, ...). This module needs numpy only.
 from __future__ import annotations
 
 import collections
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from keras_flix.features import encoding
 from keras_flix.features.columns import as_columns, described
 from keras_flix.features.dropout import FeatureDropout
 from keras_flix.features.feature import Feature, Rank, Value
+from keras_flix.features.scaling import check_alpha, check_scale
 
 SHOWN = 12
 """So many entries are listed in an error."""
@@ -125,8 +125,9 @@ class FeatureSchema:
         rank: Ranks = 4,
         dropout: Dropouts = 0.0,
         alpha: float | None = None,
+        scale: str = "rank",
     ) -> FeatureSchema:
-        """The same features with every rank, dropout rate and alpha filled in.
+        """The same features with every rank, dropout rate, alpha and scale filled in.
 
         Args:
             rank: Rank for the features that have none: a number, or a dict from
@@ -134,11 +135,13 @@ class FeatureSchema:
             dropout: Dropout for the features that have none: a number or a
                 `FeatureDropout`, or a dict of them from the feature's name.
             alpha: Alpha for the features that have none; `None` is a scale of 1.
+            scale: `"rank"` or `"sqrt"`, for the features that have none.
 
         Returns:
             A new `FeatureSchema`. Features that a dict leaves out take rank 4
             and no dropout.
         """
+        scale, alpha = check_scale(scale), check_alpha(alpha)
         for label, option in (("rank", rank), ("dropout", dropout)):
             if isinstance(option, Mapping):
                 for name in option:
@@ -149,22 +152,12 @@ class FeatureSchema:
                             f"{name!r} is none of {self.names}. Correct the name."
                         )
         return FeatureSchema(
-            dataclasses.replace(
-                feature,
-                rank=feature.rank
-                if feature.rank is not None
-                else rank.get(feature.name, 4)
-                if isinstance(rank, Mapping)
-                else rank,
-                dropout=feature.dropout
-                if feature.dropout is not None
-                else (
-                    dropout.get(feature.name)
-                    if isinstance(dropout, Mapping)
-                    else dropout
-                )
+            feature.filled(
+                rank.get(feature.name, 4) if isinstance(rank, Mapping) else rank,
+                (dropout.get(feature.name) if isinstance(dropout, Mapping) else dropout)
                 or 0.0,
-                alpha=alpha if feature.alpha is None else feature.alpha,
+                alpha,
+                scale,
             )
             for feature in self._features
         )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import collections
 import numbers
 import unicodedata
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
+from keras_flix._utils.near_names import nearest
 from keras_flix.features.encoding import ABSENT
 from keras_flix.features.missing import is_missing
 
@@ -116,3 +117,12 @@ def _refuse_look_alikes(name: str, given: list[Any], value: Value) -> None:
             f"{' and '.join(map(ascii, sorted(written)))}, two ways in which Unicode "
             f"writes {value!r}. Keep one of them: inputs may be written either way."
         )
+
+
+def nearest_value(value: Any, values: Sequence[Value]) -> str:
+    """What an error says of the values there are, and of that which may be meant."""
+    near = nearest(value, map(str, values))
+    known = ", ".join(repr(v) for v in values[:8])
+    more = ", ..." if len(values) > 8 else ""
+    hint = "" if near is None else f" The nearest known value is {near!r}."
+    return f"{hint} Known values: {known}{more}."

@@ -22,10 +22,11 @@ from keras_flix._utils.atomic_files import (
     write_whole,
 )
 from keras_flix._utils.renamed import renamed_keyword
-from keras_flix.features.feature import check_alpha
+from keras_flix.features.scaling import check_scale
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.fingerprint import BaseFingerprint
 from keras_flix.files.hub_handles import adapter_file
+from keras_flix.files.stand_ins import checked_places, empty, stand_ins
 from keras_flix.layers.factors import Factors
 from keras_flix.layers.row_orders import as_orders
 
@@ -36,10 +37,15 @@ WITH_TRAINED_BASE = 2
 damaged."""
 HEADER = "keras_flix"
 """What safetensors' metadata of a file holds: JSON."""
-ENTRIES = {"version", "schema", "alpha", "layers", "base", "rows", "trained"}
+ENTRIES = {
+    *("version", "schema", "alpha", "scale", "layers", "base", "rows", "trained"),
+    "places",
+}
 DIGEST = re.compile(r', "digest": "([0-9a-f]{32})"\}$')
 """How that ends; files of earlier versions have no digest."""
-VERSIONS = (FORMAT_VERSION, WITH_TRAINED_BASE)
+WITH_PLACES = 3
+"""That of files in which not every layer has every feature."""
+VERSIONS = (FORMAT_VERSION, WITH_TRAINED_BASE, WITH_PLACES)
 MAX_HEADER = 16 * 2**20
 """Bytes of a file that are not tables. Parsed, they take many times that much."""
 MAX_MESSAGE = 500
@@ -52,8 +58,9 @@ class Adapters:
 
     Attributes:
         source: Where they come from, for messages.
-        schema: The features, with ranks, dropout rates and alphas resolved.
+        schema: The features, with ranks, dropout rates and scales resolved.
         alpha: As given to `enable_flix`, for features that are added later.
+        scale: Likewise.
         layers: The keys of the adapted layers.
         tables: The adapter weights, by `layer/flix_<feature>_<a or b>`: arrays of
             shape `(values, d_in, rank)` and `(values, rank, d_out)`.
@@ -61,6 +68,8 @@ class Adapters:
         rows: The orders of rows that `enable_flix` was told, by layer.
         trained: What trained besides the adapters, such as a head: float32 arrays by
             the path of the variable. The fingerprint is without them.
+        places: By feature, the layers that it has adapter weights in; those that are in
+            all are not named.
     """
 
     source: str
@@ -71,18 +80,30 @@ class Adapters:
     base: BaseFingerprint | None = None
     rows: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     trained: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    scale: str = "rank"
+    places: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     @property
     def tensors(self) -> dict[str, np.ndarray]:
         """All arrays, by their names in the file."""
         return {**self.tables, **self.trained}
 
+    def layers_of(self, feature: str) -> Sequence[str]:
+        """The layers that a feature has adapter weights in."""
+        return self.places.get(feature, self.layers)
+
     @renamed_keyword("axis", "feature")
     def pair(self, layer: str, feature: str) -> tuple[np.ndarray, np.ndarray]:
         """A feature's adapter weights in a layer: `(values, d_in, rank)` and
-        `(values, rank, d_out)`. Raises if they are not as the schema says."""
+        `(values, rank, d_out)`; of rank 0 in layers where it has none. Raises if they
+        are not as the schema says."""
         own = self.schema[feature]
         count, rank = len(own.values), max(own.ranks)
+        if layer not in self.layers_of(feature):
+            other = next(f for f in self.schema.names if layer in self.layers_of(f))
+            a, b = self.pair(layer, other)
+            none = np.zeros((count, a.shape[1], 0), "float32")
+            return none, np.zeros((count, 0, b.shape[2]), "float32")
         names = table_names(layer, feature)
         a, b = (self.tables.get(name, np.zeros(0, "float32")) for name in names)
         for name, table, shape in (
@@ -122,15 +143,23 @@ def checked_path(path: str | os.PathLike[str]) -> Path:
 def write_adapters(adapters: Adapters, path: Path) -> None:
     """Writes an adapter file, which takes the place of another only when complete."""
     header = {
-        "version": WITH_TRAINED_BASE if adapters.trained else FORMAT_VERSION,
+        "version": WITH_PLACES
+        if adapters.places
+        else WITH_TRAINED_BASE
+        if adapters.trained
+        else FORMAT_VERSION,
         "schema": adapters.schema.get_config(),
         "alpha": adapters.alpha,
         "layers": adapters.layers,
     }
+    if adapters.scale != "rank":
+        header["scale"] = adapters.scale
     if adapters.base is not None:
         header["base"] = adapters.base.get_config()
     if adapters.rows:
         header["rows"] = adapters.rows
+    if adapters.places:
+        header["places"] = adapters.places
     if adapters.trained:
         header["trained"] = list(adapters.trained)
     check_folder(path)
@@ -187,9 +216,9 @@ def read_adapters(
             adapters = _described(header, file, place) if known else None
         if adapters is None:
             raise ValueError(
-                "An adapter file must have format version "
-                f"{' or '.join(map(str, VERSIONS))}. Received: version "
-                f"{_shown(version)} in {str(path)!r}. Update keras_flix."
+                f"An adapter file must have one of the format versions {VERSIONS}. "
+                f"Received: version {_shown(version)} in {str(path)!r}. Update "
+                "keras_flix."
             )
         if check is not None:
             check(adapters)
@@ -266,7 +295,8 @@ def _described(header: Mapping[str, Any], file: Any, place: str) -> Adapters:
     """The adapters of a file, with tables that have no content yet."""
     schema = FeatureSchema.from_config(header["schema"])
     # Files of 0.1 state an alpha for all features that have none of their own.
-    schema = schema.resolve(alpha=check_alpha(header["alpha"]))
+    scale = check_scale(header.get("scale", "rank"))
+    schema = schema.resolve(alpha=header["alpha"], scale=scale)
     layers = [str(layer) for layer in header["layers"]]
     if len(set(layers)) < len(layers) or not isinstance(header["layers"], list):
         raise ValueError("The layers must be a list of different names.")
@@ -274,61 +304,26 @@ def _described(header: Mapping[str, Any], file: Any, place: str) -> Adapters:
     trained = header.get("trained", [])
     if not isinstance(trained, list) or len(set(trained)) < len(trained):
         raise ValueError("What trained must be a list of different names.")
+    places = checked_places(schema, layers, header.get("places", {}))
+    of = {name: set(places.get(name, layers)) for name in schema.names}
+    pairs = (
+        (feature, table_names(path, feature.name))
+        for path in layers
+        for feature in schema
+        if path in of[feature.name]
+    )
     return Adapters(
         source=place,
         schema=schema,
         alpha=header["alpha"],
+        scale=scale,
         layers=layers,
-        tables=_stand_ins(schema, layers, file, set(trained)),
+        tables=stand_ins(pairs, sum(map(len, of.values())), file, set(trained)),
+        places=places,
         base=None if base is None else BaseFingerprint.from_config(base),
         rows={
             path: sorted(as_orders(orders))
             for path, orders in (header.get("rows") or {}).items()
         },
-        trained={str(name): _empty(file.get_slice(name), name) for name in trained},
+        trained={str(name): empty(file.get_slice(name), name) for name in trained},
     )
-
-
-def _stand_ins(
-    schema: FeatureSchema, layers: Sequence[str], file: Any, trained: set[str]
-) -> dict[str, np.ndarray]:
-    """The tables of a file as zeros without memory; raises if they are not right."""
-    names = set(file.keys()) - trained
-    tables: dict[str, np.ndarray] = {}
-    # Counted first: a short header can stand for any number of pairs.
-    if len(names) == 2 * len(layers) * len(schema):
-        for layer in layers:
-            for feature in schema:
-                count, rank = len(feature.values), max(feature.ranks)
-                a, b = table_names(layer, feature.name)
-                for name, axis, size in ((a, 2, rank), (b, 1, rank)):
-                    if name in names:
-                        tables[name] = _stand_in(file, name, count, axis, size)
-    if tables.keys() != names:
-        raise ValueError(
-            f"Its {len(names)} tensors are not two for each of its {len(layers)} "
-            f"layers and {len(schema)} features."
-        )
-    return tables
-
-
-def _stand_in(file: Any, name: str, count: int, axis: int, rank: int) -> np.ndarray:
-    table = _empty(file.get_slice(name), name)
-    shape = table.shape
-    if len(shape) != 3 or (shape[0], shape[axis]) != (count, rank):
-        raise ValueError(
-            "Adapter weights must be of shape (values, d_in, rank) and (values, rank, "
-            f"d_out). Received: shape {shape} at {name!r}, for {count} values and "
-            f"rank {rank}."
-        )
-    return table
-
-
-def _empty(part: Any, name: str) -> np.ndarray:
-    """What stands for a tensor that was not read: zeros that take no memory."""
-    dtype, shape = part.get_dtype(), tuple(part.get_shape())
-    if dtype != "F32":
-        raise ValueError(
-            f"Weights must be F32. Received: {dtype} of shape {shape} at {name!r}."
-        )
-    return np.broadcast_to(np.float32(0), shape)

@@ -147,15 +147,16 @@ def _metadata(base_model: str | None, license: str | None, tags: list[str]) -> s
 
 def _features(adapters: Adapters) -> str:
     rows = [
-        "| feature | values | rank | alpha | kind |",
+        "| feature | values | rank | scale | kind |",
         "| --- | --- | --- | --- | --- |",
     ]
     for feature in adapters.schema:
         ranks = sorted(set(feature.ranks))
         rank = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
-        alpha = feature.alpha
         values = _listed(map(_code, feature.values), len(feature.values))
-        cells = [_code(feature.name), values, rank, str(alpha), _kind(feature)]
+        layers, own = len(adapters.layers), len(adapters.layers_of(feature.name))
+        kind = _kind(feature) + f", in {own} of {layers} layers" * (own < layers)
+        cells = [_code(feature.name), values, rank, str(feature.scaling), kind]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 

@@ -113,8 +113,10 @@ def load_adapters(
             adapters.schema,
             layers,
             alpha=adapters.alpha,
+            scale=adapters.scale,
             seed=0,
             rows={p: as_orders(o) for p, o in adapters.rows.items() if p in layers},
+            places=adapters.places,
         )
     for name, layer, variable in base_variables(model):
         if name in adapters.trained:
@@ -135,7 +137,9 @@ def adapters_of(model: keras.Model) -> Adapters:
         source=f"the {type(model).__name__} {model.name!r}",
         schema=adaptation.schema,
         alpha=adaptation.alpha,
+        scale=adaptation.scale,
         layers=list(adaptation.layers),
+        places=adaptation.places,
         tables={
             name: np.ascontiguousarray(_compat.to_host(variable))
             for name, variable in _named_tables(model).items()
@@ -214,12 +218,12 @@ def _check_schema(own: FeatureSchema, saved: FeatureSchema, path: Any) -> None:
                 f"these features{_update(expected, found, path)}."
             )
     for one, other in zip(own, saved):
-        if one.alpha != other.alpha:
+        if one.scaling != other.scaling:
             raise ValueError(
-                f"The alpha of feature {one.name!r} in an adapter file must be that "
-                f"of the model. Expected: alpha={one.alpha}. Received: "
-                f"alpha={other.alpha} in {str(path)!r}. Load it into a plain model, "
-                "or adapt the model with this alpha."
+                f"The scale of feature {one.name!r} in an adapter file must be that "
+                f"of the model. Expected: {one.scaling.arguments()}. Received: "
+                f"{other.scaling.arguments()} in {str(path)!r}. Load it into a plain "
+                "model, or adapt the model with this scale."
             )
 
 
@@ -295,6 +299,8 @@ def _check_layers(model: keras.Model, adapters: Adapters) -> dict[str, Any]:
             )
         d_in, d_out = matrix_shape(by_path[name])
         for feature in adapters.schema:
+            if name not in adapters.layers_of(feature.name):
+                continue
             count, rank = len(feature.values), max(feature.ranks)
             shapes = (count, d_in, rank), (count, rank, d_out)
             expected |= zip(table_names(name, feature.name), shapes)

@@ -51,7 +51,7 @@ def update_from(
     Args:
         model: A model adapted by `enable_flix`. It is changed in place.
         other: An adapter file (or its handle on a hub), or an adapted model, with
-            the same adapted layers and the same alpha. Other features of it do not
+            the same adapted layers and the same scale. Other features of it do not
             matter.
         values: Which values, by feature, such as `{"language": ["rw"]}`. Those that
             the model has are overwritten, and must have the same rank; new ones are
@@ -105,7 +105,7 @@ def update_from(
         old = adaptation.schema[feature].values
         added = {
             key: [_pair(theirs, key, feature, v) for v in new.values[len(old) :]]
-            for key in adaptation.layers
+            for key in adaptation.layers_of(feature)
         }
         schema = replaced(adaptation.schema, new)
         resize(adaptation, schema, new, range(len(old)), added)
@@ -174,14 +174,23 @@ def _check_layers(adaptation: Adaptation, theirs: Adapters) -> None:
 
 
 def _check_feature(adaptation: Adaptation, theirs: Adapters, feature: str) -> None:
-    own, other = adaptation.schema[feature].alpha, theirs.schema[feature].alpha
+    own, other = adaptation.schema[feature].scaling, theirs.schema[feature].scaling
     if own != other:
         raise ValueError(
-            f"The alpha of feature {feature!r} must be the same in both, since it "
-            f"scales the updates. Expected: alpha={own}. Received: alpha={other} in "
-            f"{theirs.source!r}. Adapt both with the same alpha."
+            f"The scale of feature {feature!r} must be the same in both. Expected: "
+            f"{own.arguments()}. Received: {other.arguments()} in "
+            f"{theirs.source!r}. Adapt both with the same alpha and scale."
         )
-    for key, layer in adaptation.layers.items():
+    own_layers = adaptation.layers_of(feature)
+    if set(own_layers) != set(theirs.layers_of(feature)):
+        unlike = sorted(set(own_layers) ^ set(theirs.layers_of(feature)))
+        place = "the model" if unlike[0] in own_layers else "`other`"
+        raise ValueError(
+            f"Feature {feature!r} must be in the same layers of both. Received: "
+            f"{theirs.source!r}, where {len(unlike)} differ: {unlike[0]!r} has adapter "
+            f"weights of it in {place} only. Adapt both with the same `targets`."
+        )
+    for key, layer in own_layers.items():
         a, b = theirs.pair(key, feature)
         own_a, own_b = layer._tables.variables[feature]
         expected, found = (own_a.shape[1], own_b.shape[2]), (a.shape[1], b.shape[2])
@@ -208,7 +217,7 @@ def _check_overwritten(own: Feature, ranks: Mapping[Value, int], source: str) ->
 def _check_growth(adaptation: Adaptation, grown: Mapping[str, Feature]) -> None:
     """Raises for all that could keep one of several features from growing."""
     for feature in grown.values():
-        check_fits(adaptation, replaced(adaptation.schema, feature))
+        check_fits(adaptation, feature)
     tables = [
         table.variable for feature in grown for table in adaptation.tables(feature)
     ]

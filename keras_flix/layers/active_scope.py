@@ -83,7 +83,7 @@ class Routing:
                 active[name] = ActiveValues.from_ids(value, size, weight)
             else:
                 active[name] = ActiveValues.from_ids(
-                    value, size, weight, schema[name].scale, trained.get(name)
+                    value, size, weight, schema[name].common_scale, trained.get(name)
                 )
         return cls(schema, active, orders=orders, generates=generates)
 

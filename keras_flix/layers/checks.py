@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 
 from keras_flix import _compat
-from keras_flix.features.schema import FeatureSchema
+from keras_flix.features.feature import Feature
 from keras_flix.layers.einsum_split import flatten_kernel
 
 DENSE_EQUATION = "...d,df->...f"
@@ -60,7 +61,7 @@ def two_loras(layer: Any) -> str:
     )
 
 
-def check_ranks(layer: Any, features: FeatureSchema) -> None:
+def check_ranks(layer: Any, features: Iterable[Feature]) -> None:
     """Raises if a value's rank is above the layer's dims."""
     d_in, d_out = matrix_shape(layer)
     for feature in features:

@@ -25,6 +25,7 @@ class FlixDense(LowRankLayer, keras.layers.Dense):
             to values.
         rank: Rank of the features that state none: a number or a dict by feature.
         alpha: A value's scale is `alpha / rank`; `None` means 1.
+        scale: `"sqrt"` makes it `alpha / sqrt(rank)`.
         dropout: Feature dropout of the features that state none.
         **kwargs: Arguments of `Dense`, such as `activation`.
 
@@ -50,11 +51,12 @@ class FlixDense(LowRankLayer, keras.layers.Dense):
         features: Features,
         rank: Ranks = 4,
         alpha: float | None = None,
+        scale: str = "rank",
         dropout: Dropouts = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(units, **kwargs)
-        self._configure_features(features, rank, alpha, dropout)
+        self._configure_features(features, rank, alpha, scale, dropout)
 
     def _linear(self, inputs: Tensor) -> Tensor:
         return ops.matmul(inputs, self.kernel)

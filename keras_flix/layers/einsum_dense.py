@@ -28,6 +28,7 @@ class FlixEinsumDense(LowRankLayer, keras.layers.EinsumDense):
             to values.
         rank: Rank of the features that state none: a number or a dict by feature.
         alpha: A value's scale is `alpha / rank`; `None` means 1.
+        scale: `"sqrt"` makes it `alpha / sqrt(rank)`.
         dropout: Feature dropout of the features that state none.
         **kwargs: Arguments of `EinsumDense`, such as `bias_axes`.
 
@@ -64,11 +65,12 @@ class FlixEinsumDense(LowRankLayer, keras.layers.EinsumDense):
         features: Features,
         rank: Ranks = 4,
         alpha: float | None = None,
+        scale: str = "rank",
         dropout: Dropouts = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(equation, output_shape, **kwargs)
-        self._configure_features(features, rank, alpha, dropout)
+        self._configure_features(features, rank, alpha, scale, dropout)
 
     def _linear(self, inputs: Tensor) -> Tensor:
         return ops.einsum(self.equation, inputs, self.kernel)

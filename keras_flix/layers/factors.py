@@ -52,10 +52,12 @@ class Factors:
 
         Args:
             a: `(values, d_in, rank)`.
-            b: `(values, rank, d_out)`.
+            b: `(values, rank, d_out)`. The rank may be 0.
             scales: What the update of each value is multiplied by.
         """
         a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
+        if not a.shape[-1]:  # No adapter weights: an update of zero.
+            a, b = np.zeros((*a.shape[:2], 1)), np.zeros((len(b), 1, b.shape[-1]))
         broken = ~(np.isfinite(a).all((1, 2)) & np.isfinite(b).all((1, 2)))
         keep = ~broken[:, None, None]
         a, b = np.where(keep, a, 0.0), np.where(keep, b, 0.0)

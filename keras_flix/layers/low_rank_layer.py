@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,9 +10,10 @@ import numpy as np
 from keras import ops, tree
 
 from keras_flix import _compat
-from keras_flix.features.feature import Feature, check_alpha
+from keras_flix.features.feature import Feature
 from keras_flix.features.input_entries import layer_ids
 from keras_flix.features.schema import Dropouts, Features, FeatureSchema, Ranks
+from keras_flix.features.targets import check_no_targets
 from keras_flix.features.tensor_ids import Tensor
 from keras_flix.layers.active_scope import Routing, current_routing, is_off
 from keras_flix.layers.checks import (
@@ -53,10 +54,12 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck, _compat.KeepsFroze
         features: Features,
         rank: Ranks,
         alpha: float | None,
+        scale: str,
         dropout: Dropouts,
     ) -> None:
         check_backend()
-        schema = FeatureSchema(features).resolve(rank, dropout, check_alpha(alpha))
+        schema = FeatureSchema(features).resolve(rank, dropout, alpha, scale)
+        check_no_targets(schema, type(self).__name__)
         if self.lora_rank:
             raise ValueError(two_loras(self))
         if isinstance(self.dtype_policy, keras.dtype_policies.QuantizedDTypePolicy):
@@ -78,16 +81,18 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck, _compat.KeepsFroze
         *,
         seed: int = 0,
         key: str | None = None,
+        names: Sequence[str] | None = None,
     ) -> LowRankLayer:
         """Adapts a built layer in place; it stays the same object.
 
         Args:
             layer: A built layer of the class that this one extends.
-            features: The schema, with ranks, dropout rates and alphas resolved. The
+            features: The schema, with ranks, dropout rates and scales resolved. The
                 layer is known to be large enough for the ranks, see `check_ranks`.
             seed: Seeds the initial tables, together with `key`.
             key: What tells the layer from others of its model; its path if
                 `None`.
+            names: Which features it gets tables of; `None` for all.
 
         Returns:
             `layer`, now an instance of this class, with its kernel and bias
@@ -98,16 +103,21 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck, _compat.KeepsFroze
         layer._dropout_seed = None
         for variable in layer.weights:
             variable.trainable = False
-        layer._add_tables(seed, key)
+        layer._add_tables(seed, key, names)
         return layer
 
-    def _add_tables(self, seed: int | None = None, key: str | None = None) -> None:
-        """Creates the tables of every feature."""
+    def _add_tables(
+        self,
+        seed: int | None = None,
+        key: str | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        """Creates the tables of its features."""
         _compat.protect_values()
         self._tables.kernel_shape = _compat.kernel_shape(self)
         seed = _compat.fresh_seed() if seed is None else seed
-        for feature in self.features:
-            self.add_tables(feature, seed, key or self.path)
+        for name in self.features.names if names is None else names:
+            self.add_tables(self.features[name], seed, key or self.path)
 
     def add_tables(self, feature: Feature, seed: int, key: str) -> None:
         """Creates `A` and `B` of a feature; `B` starts at zero."""
@@ -289,7 +299,7 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck, _compat.KeepsFroze
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "features": self.features.get_config(),
+            "features": self._tables.own_features().get_config(),
         }
 
     @classmethod

@@ -25,8 +25,9 @@ class Tables:
     """The low-rank tables of one layer.
 
     Attributes:
-        schema: The features, with ranks, dropout rates and alphas resolved.
-        variables: By feature, the variables `A` and `B`.
+        schema: The features, with ranks, dropout rates and scales resolved.
+        variables: By feature, the variables `A` and `B`; of features that target other
+            layers of a model, none.
         trainable: By feature, the values that train, the others being frozen; `None`
             for all.
         kernel_shape: The logical shape of the layer's kernel, once it is known.
@@ -57,9 +58,13 @@ class Tables:
             [f.name, list(f.values), list(f.ranks), f.multiple, f.always]
             for f in self.schema
         ]
-        alphas = {f.name: f.alpha for f in self.schema if f.alpha is not None}
+        scales = {
+            f.name: [f.alpha, f.scale] if f.scale == "sqrt" else f.alpha
+            for f in self.schema
+            if f.alpha is not None
+        }
         # In the second place, files of 0.1 have an alpha for all that have none.
-        text = json.dumps([features, None, *([alphas] if alphas else [])])
+        text = json.dumps([features, None, *([scales] if scales else [])])
         return np.frombuffer(text.encode("utf-8"), "uint8")
 
     def check_stamp(self, saved: np.ndarray, path: str) -> None:
@@ -91,9 +96,26 @@ class Tables:
             return []
         return [(f, set(self.trainable.get(f.name, ()))) for f in self.schema]
 
+    def own_features(self) -> FeatureSchema:
+        """The features that there are tables of, as those of a layer of its own."""
+        return FeatureSchema(
+            dataclasses.replace(feature, targets=None)
+            for feature in self.schema
+            if feature.name in self.variables or not self.variables
+        )
+
+    def pair(self, feature: str) -> tuple[np.ndarray, np.ndarray]:
+        """`A` and `B` of a feature in numpy; of rank 0, if there are none."""
+        if feature in self.variables:
+            a, b = map(_compat.to_host, self.variables[feature])
+            return a, b
+        ((a, b), *_) = self.variables.values()
+        count = len(self.schema[feature].values)
+        return np.zeros((count, a.shape[1], 0)), np.zeros((count, 0, b.shape[2]))
+
     def factors(self, feature: str) -> Factors:
         """The updates of a feature as factors in float64."""
-        a, b = map(_compat.to_host, self.variables[feature])
+        a, b = self.pair(feature)
         return Factors.of(a, b, self.schema[feature].scales)
 
     def by_feature(self) -> list[FeatureTables]:
@@ -105,11 +127,12 @@ class Tables:
                 FeatureTables(
                     feature.name,
                     *self.variables[feature.name],
-                    scale=feature.scale,
+                    scale=feature.common_scale,
                     shared=feature.always,
                     trains=feature.name not in frozen,
                 )
                 for feature in self.schema
+                if feature.name in self.variables
             ]
         return self._found
 
@@ -127,7 +150,7 @@ class Tables:
 
 
 def _meaning(stamp: np.ndarray) -> Any:
-    """The features that a stamp describes, each with its alpha; `None` for none."""
+    """The features that a stamp describes, each with its scale; `None` for none."""
     try:
         features, alpha, *own = json.loads(np.asarray(stamp).tobytes())
         return [(one, dict(*own).get(one[0], alpha)) for one in features]

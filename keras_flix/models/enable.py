@@ -10,7 +10,6 @@ import keras
 import keras_hub
 
 from keras_flix import _compat
-from keras_flix.features.feature import check_alpha
 from keras_flix.features.input_entries import TEXT_KEYS
 from keras_flix.features.schema import Dropouts, Features, FeatureSchema, Ranks
 from keras_flix.layers import FlixDense, FlixEinsumDense
@@ -24,12 +23,8 @@ from keras_flix.models.adapted.devices import check_devices, creation_scope
 from keras_flix.models.adapted.model import routed_class
 from keras_flix.models.adapted.own_state import warn_of_own_state
 from keras_flix.models.adapted.thread_lock import Turns
-from keras_flix.models.targets import (
-    Placed,
-    Rows,
-    find_targets,
-    stated_orders,
-)
+from keras_flix.models.places import Places, find_places
+from keras_flix.models.targets import Placed, Rows, stated_orders
 from keras_flix.models.trial import known_orders, try_out
 
 ADAPTED_CLASSES: dict[type, type[LowRankLayer]] = {
@@ -44,6 +39,7 @@ def enable_flix(
     *,
     rank: Ranks = 4,
     alpha: float | None = None,
+    scale: str = "rank",
     dropout: Dropouts = 0.0,
     targets: str | Sequence[str] | None = None,
     seed: int | None = None,
@@ -71,6 +67,9 @@ def enable_flix(
             (`{"language": {"en": 2, "*": 4}}`). A feature's own rank wins.
         alpha: The scale of an update is `alpha / rank`; `None` means 1. A
             feature's own wins.
+        scale: `"rank"`, or `"sqrt"` for `alpha / sqrt(rank)` (rsLoRA, arXiv
+            2312.03732): values of different ranks then weigh alike. A feature's own
+            wins.
         dropout: Probability of dropping a feature from an example in
             training: a number or a `FeatureDropout`, or a dict of them by
             feature. A feature's own wins.
@@ -78,7 +77,8 @@ def enable_flix(
             `"all-linear"` (in a task, those of its backbone; never routers,
             gates and embeddings), or a list of layer names or of regexes that
             match a layer's whole path. In a language model that takes images
-            or sound, the first two select layers of its text decoder only.
+            or sound, the first two select layers of its text decoder only. A feature's
+            own win: it then has adapter weights in those layers alone.
         seed: Seeds initial adapter weights and feature dropout. `None` draws a seed
             that follows `keras.utils.set_random_seed`.
         rows: Which example each row of a target's input belongs to, by layer name or
@@ -110,17 +110,19 @@ def enable_flix(
     >>> tuple(model(batch).shape)
     (3, 4)
     """
-    schema = FeatureSchema(features).resolve(rank, dropout, check_alpha(alpha))
+    schema = FeatureSchema(features).resolve(rank, dropout, alpha, scale)
     walk = _checked_walk(model, schema)
-    layers = find_targets(model, targets, walk)
+    layers, places = find_places(model, schema, targets, walk)
     return adapt_layers(
         model,
         schema,
         layers,
         alpha=alpha,
+        scale=scale,
         seed=seed,
         walk=walk,
         rows=stated_orders(rows, layers),
+        places=places,
     )
 
 
@@ -130,22 +132,28 @@ def adapt_layers(
     layers: dict[str, Any],
     *,
     alpha: float | None,
+    scale: str = "rank",
     seed: int | None,
     walk: Sequence[Placed] | None = None,
     rows: Mapping[str, Orders] | None = None,
+    places: Places | None = None,
 ) -> Model:
     """`enable_flix` for layers that are known, with a schema that is resolved.
 
     `walk` is what `_checked_walk` gave, if it has run; `rows` the orders that are
-    stated, by path.
+    stated, by path; `places` where features are, if not in all layers.
     """
-    schema = schema.resolve(alpha=check_alpha(alpha))
+    schema = schema.resolve(alpha=alpha, scale=scale)
     seed = checked_seed(seed)
     walk = _checked_walk(model, schema) if walk is None else walk
     inner = [layer for layer, _ in walk]
-    for layer in layers.values():
+    names = {
+        key: [n for n in schema.names if key in (places or {}).get(n, layers)]
+        for key in layers
+    }
+    for key, layer in layers.items():
         _check_stock(layer)
-        check_ranks(layer, schema)
+        check_ranks(layer, [schema[name] for name in names[key]])
     known = known_orders(model, schema, walk)
     orders: dict[str, Orders | None] = dict.fromkeys(layers, known)
     orders |= rows or {}
@@ -156,7 +164,7 @@ def adapt_layers(
     with creation_scope(model):
         for key, layer in layers.items():
             adapted = ADAPTED_CLASSES[type(layer)]
-            adapted.from_layer(layer, schema, seed=seed, key=key)
+            adapted.from_layer(layer, schema, seed=seed, key=key, names=names[key])
             layer.row_orders = orders[key]
     parts = _parts(model)
     tables = [
@@ -172,6 +180,7 @@ def adapt_layers(
         adaptation = Adaptation(
             schema=schema,
             alpha=alpha,
+            scale=scale,
             layers=layers,
             base_class=type(part),
             parts=parts,

@@ -48,6 +48,15 @@ class LazyAdam(LazyOptimizer, keras.optimizers.Adam):
     `use_ema` apply to all values, as they do in Adam, and pass over all of them too.
     Variables other than adapter weights are updated as by Adam.
 
+    There is one count of steps for all values, not one for each. The correction of
+    the bias, `sqrt(1 - beta_2**t) / (1 - beta_1**t)` for step `t`, is then over for a
+    value that first occurs late, while its moments are still close to zero: its first
+    update is `(1 - beta_1) / sqrt(1 - beta_2)` times the learning rate, which is 3.2
+    with Adam's defaults, and those after it are up to 6.6 where the gradient stays the
+    same. An Adam that counted the value's own steps would make each of them 1. With
+    `beta_2=0.99`, it is 1 at first and 2.1 at most. `set_learning_rates` gives single
+    values a lower rate.
+
     Args:
         *args: As in `keras.optimizers.Adam`.
         **kwargs: Likewise.

@@ -11,6 +11,7 @@ from keras_flix.features.schema import FeatureSchema
 from keras_flix.layers.row_orders import as_orders
 from keras_flix.models.adapted.adaptation import adaptation_of
 from keras_flix.models.adapted.frozen_values import choose
+from keras_flix.models.adapted.learning_rates import Rates
 from keras_flix.models.adapted.plain_view import REGISTERED_NAME, layers_with_kernels
 from keras_flix.models.adapted.trained_base import restore_flags
 from keras_flix.models.enable import adapt_layers
@@ -38,11 +39,17 @@ class AdaptedModel:
                 )
             layers[keys.get(id(layer), layer.path)] = layer
         schema = FeatureSchema.from_config(config["schema"])
+        order = list(layers)
         model = adapt_layers(
             base,
             schema,
             layers,
             alpha=config["alpha"],
+            scale=config.get("scale", "rank"),
+            places={
+                name: [order[i] for i in places]
+                for name, places in (config.get("places") or {}).items()
+            },
             seed=config["seed"],
             rows={
                 key: as_orders(orders)
@@ -50,7 +57,11 @@ class AdaptedModel:
                 if key in layers
             },
         )
-        choose(adaptation_of(model), config.get("trainable"))
+        adaptation = adaptation_of(model)
+        if config.get("rates"):
+            for part in adaptation.users:
+                part._adaptation.rates = Rates.from_config(config["rates"])
+        choose(adaptation, config.get("trainable"))
         restore_flags(model, config.get("flags", {}))
         return model
 

@@ -100,7 +100,8 @@ def _lines(adaptation: Any, summary: FlixSummary) -> list[str]:
         count = summary.parameters[feature.name]
         lines.append(
             f"  {feature.name}: {len(feature.values)} values of rank {rank}{always}, "
-            f"dropout {feature.dropout}: {count:,} parameters"
+            f"dropout {feature.dropout}{_scale(feature)}"
+            f"{_places(adaptation, feature.name)}: {count:,} parameters"
         )
     lines.append(
         f"Trainable: {summary.trainable:,} of {summary.total:,} parameters "
@@ -109,11 +110,22 @@ def _lines(adaptation: Any, summary: FlixSummary) -> list[str]:
     if adaptation.trainable is not None:
         chosen = [f"{name} {list(v)}" for name, v in adaptation.trainable.items()]
         lines.append(f"Only these values train: {', '.join(chosen)}.")
+    if adaptation.rates is not None:
+        lines.append(f"Learning rates, as factors: {adaptation.rates}.")
     base, adapters = summary.base_bytes / MB, summary.adapter_bytes / MB
     lines.append(
         f"Memory: {base:,.1f} MB of base weights, {adapters:,.1f} MB of adapters."
     )
     return lines
+
+
+def _scale(feature: Any) -> str:
+    return "" if feature.alpha is None else f", scale {feature.scaling}"
+
+
+def _places(adaptation: Any, feature: str) -> str:
+    own, total = len(adaptation.layers_of(feature)), len(adaptation.layers)
+    return "" if own == total else f", in {own} of {total} layers"
 
 
 def _advice(model: Any, summary: FlixSummary) -> list[str]:

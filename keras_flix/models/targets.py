@@ -99,15 +99,8 @@ def stated_orders(rows: Rows, layers: Mapping[str, Any]) -> dict[str, Orders]:
     """What `rows` of `enable_flix` says of the targets, by their paths."""
     stated: dict[str, Orders] = {}
     for target, orders in (rows or {}).items():
-        pattern = _compiled(target)
-        matches = [
-            path
-            for path, layer in layers.items()
-            if layer.name == target
-            or pattern.fullmatch(path)
-            or pattern.fullmatch(layer.path)
-        ]
-        if not matches:
+        found = [path for path, layer in layers.items() if matches(target, path, layer)]
+        if not found:
             names = sorted({layer.name for layer in layers.values()})
             raise ValueError(
                 "`rows` must name targets, by name or by a regex of the whole path. "
@@ -115,7 +108,7 @@ def stated_orders(rows: Rows, layers: Mapping[str, Any]) -> dict[str, Orders]:
                 f"{most_alike(target, names, 3, cutoff=0.3) or names[:3]}."
             )
         one = [orders] if isinstance(orders, str) else orders or ()
-        stated |= dict.fromkeys(matches, as_orders(one))
+        stated |= dict.fromkeys(found, as_orders(one))
     return stated
 
 
@@ -263,18 +256,19 @@ def _named(
         )
     chosen: dict[int, keras.layers.Layer] = {}
     for target in targets:
-        pattern = _compiled(target)
-        matches = [
-            layer
-            for key, layer in candidates
-            if layer.name == target
-            or pattern.fullmatch(key)
-            or pattern.fullmatch(layer.path or key)
-        ]
-        if not matches:
-            raise ValueError(_no_match(walk, candidates, target, pattern))
-        chosen |= {id(layer): layer for layer in matches}
+        found = [layer for key, layer in candidates if matches(target, key, layer)]
+        if not found:
+            raise ValueError(_no_match(walk, candidates, target, _compiled(target)))
+        chosen |= {id(layer): layer for layer in found}
     return list(chosen.values())
+
+
+def matches(target: Any, key: str, layer: keras.layers.Layer) -> bool:
+    """Whether a target is a layer's name, or a regex of its whole path or key."""
+    pattern = _compiled(target)
+    return layer.name == target or any(
+        pattern.fullmatch(path) for path in (key, layer.path or key)
+    )
 
 
 def _compiled(target: Any) -> re.Pattern[str]:

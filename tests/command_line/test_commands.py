@@ -90,7 +90,7 @@ def test_inspect_as_text(capsys, tmp_path):
         "  head (6, 4)",
     ]
     assert "task: one per example, dropout 0.5, 96 parameters" in lines
-    title = "domain: several per example, dropout 0.5, alpha 4.0, 96 parameters"
+    title = "domain: several per example, dropout 0.5, scale 4 / rank, 96 parameters"
     assert title in lines
     assert "shared: always active, dropout 0.5, 48 parameters" in lines
     start = lines.index("task: one per example, dropout 0.5, 96 parameters")
@@ -193,6 +193,12 @@ def test_diff_names_what_else_differs(capsys, tmp_path):
         "task: alpha None -> 8.0",
         "language: alpha None -> 8.0",
     ]
+    by_root = saved(tmp_path, "root", alpha=8, scale="sqrt")
+    assert answer(capsys, "diff", with_alpha, by_root, code=1)["notes"] == [
+        "task: scale rank -> sqrt",
+        "language: scale rank -> sqrt",
+    ]
+    assert answer(capsys, "inspect", by_root)["scale"] == "sqrt"
     # Alpha 8 at rank 2 is a scale of 4 for 1.
     for pairs in found["values"].values():
         np.testing.assert_allclose([x for _, x in pairs], 3.0, rtol=1e-6)
@@ -395,7 +401,7 @@ def test_tables_that_are_not_what_the_header_says(capsys, tmp_path):
     safetensors.numpy.save_file(tensors, path, header)
     code, _, err = run(capsys, "inspect", path)
     assert code == 2
-    assert "7 tensors are not two for each of its 2 layers" in err
+    assert "7 tensors are not two for each of its 4 pairs" in err
 
 
 def test_a_terminal_gets_tables_and_progress(capsys, tmp_path, monkeypatch):

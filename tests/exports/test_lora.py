@@ -61,7 +61,10 @@ def many_kinds():
 @pytest.fixture(scope="module")
 def within_ranks(many_kinds):
     """Zero beyond the values' ranks, as in training; `randomize` fills that too."""
-    model = copy.deepcopy(many_kinds)
+    return cut_to_ranks(copy.deepcopy(many_kinds))
+
+
+def cut_to_ranks(model):
     for layer in model._adaptation.layers.values():
         for feature in model._adaptation.schema:
             a, b = layer._tables.variables[feature.name]
@@ -122,6 +125,20 @@ def test_ranks_scales_and_axes_of_all_kinds(combination, rank, within_ranks, tmp
     assert config["r"] == next(r for r in RANKS if r >= rank)
 
 
+def test_features_in_some_layers_only(tmp_path):
+    features = [
+        Feature("task", ["qa", "parse"], rank=8, targets=["query"]),
+        Feature("language", ["en", "sw"], rank=6, targets=["ffw_linear", "query"]),
+        Feature("shared", always=True, rank=3, targets=["ffw_linear"]),
+    ]
+    model = make(features)
+    combination = {"task": "qa", "language": "sw"}
+    export_lora(model, combination, tmp_path / "lora")
+    config, tensors = assert_deltas(model, combination, tmp_path / "lora")
+    # Of the layers, not of the features: no layer has all three.
+    assert used_rank(tensors) == 14 and config["r"] == 16
+
+
 def test_weights_of_values(model, tmp_path):
     combination = {"task": "qa", "language": {"sw": 0.75, "yo": -0.5}}
     export_lora(model, combination, tmp_path / "lora")
@@ -159,6 +176,28 @@ def test_one_scale_and_nothing_that_servers_do_not_read(model, tmp_path):
     }
     assert {t.dtype for t in tensors.values()} == {np.dtype("float32")}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["lora"]
+
+
+def test_a_single_value_scaled_by_the_root_is_written_as_an_rslora(tmp_path):
+    features = [Feature("task", ["qa", "parse"], rank={"qa": 8, "*": 4})]
+    options = {"alpha": 6, "scale": "sqrt", "targets": ["query"]}
+    model = cut_to_ranks(make(features, **options))
+    for name, written in (("qa", True), ("parse", False)):
+        export_lora(model, {"task": name}, tmp_path / name)
+        config, tensors = read(tmp_path / name)
+        assert config["use_rslora"] is written and config["r"] == 8
+        assert config["lora_alpha"] == (6 if written else 8)
+        scale = config["lora_alpha"] / 8 ** (0.5 if written else 1)
+        (a,) = (t for k, t in tensors.items() if ".lora_A." in k)
+        (b,) = (t for k, t in tensors.items() if ".lora_B." in k)
+        (layer,) = model._adaptation.layers.values()
+        table, _ = layer._tables.variables["task"]
+        own = to_numpy(table)[model._adaptation.schema["task"].id_of(name)]
+        if written:
+            np.testing.assert_array_equal(a, own.T)
+        delta = to_numpy(layer.kernel_delta({"task": name}))
+        delta = np.moveaxis(delta, 1, 2).reshape(-1, delta.shape[1])
+        np.testing.assert_allclose(scale * b @ a, delta, atol=1e-5)
 
 
 @only_once

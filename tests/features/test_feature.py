@@ -204,6 +204,8 @@ def test_errors_name_at_most_eight_values():
         Feature("task", ["qa", "parse"], rank={"qa": 2, "*": 3}, dropout=0.25),
         Feature("level", [3, 1], rank={3: 1, 1: 2}, multiple=True),
         Feature("shared", always=True, rank=8),
+        Feature("task", ["qa", "parse"], alpha=4, scale="sqrt"),
+        Feature("task", ["qa", "parse"], scale="rank"),
     ],
 )
 def test_config_survives_json(feature):

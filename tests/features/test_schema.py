@@ -117,6 +117,15 @@ def test_a_features_own_rank_and_dropout_win():
     assert dropouts_of(resolved) == {"task": 0.0}
 
 
+def test_a_features_own_scale_wins():
+    own = [Feature("task", ["qa"], scale="rank"), Feature("language", ["en"], rank=4)]
+    resolved = FeatureSchema(own).resolve(9, alpha=12, scale="sqrt")
+    assert [f.scales for f in resolved] == [(12 / 9,), (6.0,)]
+    # What takes the default says nothing of it: 0.1 reads such files.
+    assert FeatureSchema(own).resolve(alpha=12)["language"].scale is None
+    assert "scale" not in FeatureSchema(own)["language"].get_config()
+
+
 def test_resolve_refuses_names_of_no_feature():
     schema = FeatureSchema(AXES)
     assert refusal(lambda: schema.resolve(rank={"tsk": 2})) == (

@@ -185,12 +185,12 @@ def test_safetensors_of_something_else(tmp_path):
 
 def test_a_file_of_a_later_version(tmp_path):
     def change(header, tensors):
-        return {**header, "version": 3, "schema": "of another form"}
+        return {**header, "version": 4, "schema": "of another form"}
 
     path = rewritten(saved(tmp_path), change)
     text = (
-        "An adapter file must have format version 1 or 2. Received: version 3 in "
-        f"'{path}'. Update keras_flix."
+        "An adapter file must have one of the format versions (1, 2, 3). Received: "
+        f"version 4 in '{path}'. Update keras_flix."
     )
     check_plain_and_adapted(path, tmp_path, text)
 
@@ -262,9 +262,9 @@ def test_other_features_or_ranks(tmp_path, features, options, expected, received
 def test_another_alpha(tmp_path):
     path = saved(tmp_path, alpha=8)
     text = (
-        "The alpha of feature 'task' in an adapter file must be that of the model. "
+        "The scale of feature 'task' in an adapter file must be that of the model. "
         f"Expected: alpha=None. Received: alpha=8.0 in '{path}'. Load it into a plain "
-        "model, or adapt the model with this alpha."
+        "model, or adapt the model with this scale."
     )
     check_refusal(randomize(adapted(), seed=1), INPUTS, path, text)
     model = keras_flix.load_adapters(make_mlp(), path)

@@ -321,9 +321,9 @@ def test_the_card_says_what_is_in_the_file(folders):
         '---\nlibrary_name: keras-flix\ntags: ["keras", "flix"]\n'
         'license: "mit"\nbase_model: "me/gemma"\n---\n\n# cldr\n'
     )
-    assert "| `task` | `qa`, `a\\|b'c ## d` | 1 to 2 | None | one per example |" in card
-    assert "| `domain` | `web` | 2 | 4.0 | several per example |" in card
-    assert "| `shared` | `shared` | 2 | None | always active |" in card
+    assert "| `task` | `qa`, `a\\|b'c ## d` | 1 to 2 | 1 | one per example |" in card
+    assert "| `domain` | `web` | 2 | 4 / rank | several per example |" in card
+    assert "| `shared` | `shared` | 2 | 1 | always active |" in card
     assert f"fingerprint `{keras_flix.base_fingerprint(make_mlp()).digest}`" in card
     assert f"load_adapters(model, {handle!r})" in card
     assert scores.table("task") in card

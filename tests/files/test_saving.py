@@ -47,6 +47,37 @@ def outputs(model, inputs=INPUTS):
     return to_numpy(model(inputs))
 
 
+def test_a_scale_by_the_square_root_of_the_rank_lives_on(tmp_path):
+    path = tmp_path / "one.flix.safetensors"
+    model = adapted(scale="sqrt")
+    mixed = outputs(model)
+    names = ("task", "language")
+    for i in range(3):
+        merged = keras_flix.merge_features(
+            model,
+            {
+                n: model._adaptation.schema[n].decode(INPUTS[n][i : i + 1])[0]
+                for n in names
+            },
+        )
+        plain = {n: v[i : i + 1] for n, v in INPUTS.items() if n not in names}
+        np.testing.assert_allclose(outputs(merged, plain)[0], mixed[i], atol=2e-5)
+    assert np.abs(outputs(adapted()) - mixed).max() > 1e-2
+    keras_flix.save_adapters(model, path)
+    with pytest.raises(ValueError, match="Received: alpha=4.0, scale='sqrt' in"):
+        keras_flix.load_adapters(adapted(), path)
+    loaded = keras_flix.load_adapters(seeded_backbone(), path)
+    model.save(tmp_path / "model.keras")
+    for other in (loaded, keras.models.load_model(tmp_path / "model.keras")):
+        np.testing.assert_array_equal(outputs(other), mixed)
+        keras_flix.add_values(other, "task", ["new"], init="qa", rank=4)
+        np.testing.assert_allclose(outputs(other), mixed, atol=1e-5)
+        new = outputs(other, {**INPUTS, "task": "new"})
+        np.testing.assert_allclose(new[0], mixed[0], atol=1e-5)
+        keras_flix.add_feature(other, keras_flix.Feature("domain", ["web"], rank=9))
+        assert other._adaptation.schema["domain"].scales == (4 / 3,)
+
+
 @pytest.mark.support("State", "`save_adapters` and `load_adapters`")
 def test_adapter_file_onto_an_adapted_and_a_plain_model(tmp_path):
     path = tmp_path / "one.flix.safetensors"

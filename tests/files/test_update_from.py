@@ -204,9 +204,16 @@ def test_the_workflow_of_two_people(tmp_path):
         (
             {"alpha": 8},
             {"language": ["sw"]},
-            "The alpha of feature 'language' must be the same in both, since it "
-            "scales the updates. Expected: alpha=None. Received: alpha=8.0 in "
-            "{source}. Adapt both with the same alpha.",
+            "The scale of feature 'language' must be the same in both. Expected: "
+            "alpha=None. Received: alpha=8.0 in {source}. Adapt both with the same "
+            "alpha and scale.",
+        ),
+        (
+            {"alpha": 8, "scale": "sqrt"},
+            {"language": ["sw"]},
+            "The scale of feature 'language' must be the same in both. Expected: "
+            "alpha=None. Received: alpha=8.0, scale='sqrt' in {source}. Adapt both "
+            "with the same alpha and scale.",
         ),
         (
             {"rank": {"task": 2, "language": 3}},

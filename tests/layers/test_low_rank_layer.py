@@ -52,7 +52,7 @@ def make_layer(equation, features=FEATURES, alpha=ALPHA, **kwargs):
     return layer, input_shape
 
 
-def reference(equation, layer, x, ids, alpha=ALPHA):
+def reference(equation, layer, x, ids, alpha=ALPHA, power=1):
     """Each example by its own kernel, in float64, with tables cut to their ranks."""
     kernel = ops.convert_to_numpy(layer.kernel).astype("float64")
     bias = ops.convert_to_numpy(layer.bias).astype("float64")
@@ -71,7 +71,7 @@ def reference(equation, layer, x, ids, alpha=ALPHA):
                 if value == -1:
                     continue
                 rank = feature.ranks[value]
-                scale = 1.0 if alpha is None else alpha / rank
+                scale = 1.0 if alpha is None else alpha / rank**power
                 total += scale * full_kernel(
                     equation, kernel.shape, a[value][:, :rank], b[value][:rank]
                 )
@@ -107,6 +107,22 @@ def test_scale_is_alpha_over_the_values_rank(alpha):
         rtol=1e-4,
         atol=1e-4,
     )
+
+
+@pytest.mark.parametrize("own", [None, "sqrt"])
+def test_a_scale_by_the_square_root_is_of_each_values_own_rank(own):
+    features = [dataclasses.replace(f, scale=own) for f in FEATURES]
+    scale = "rank" if own else "sqrt"
+    layer, shape = make_layer("btd,df->btf", features, alpha=16, scale=scale)
+    assert len({rank for f in layer.features for rank in f.ranks}) > 1
+    x = activations(shape)
+    expected = reference("btd,df->btf", layer, x, IDS, 16, power=0.5)
+    mixed = call(layer, x, IDS)
+    np.testing.assert_allclose(mixed, expected, rtol=1e-4, atol=1e-4)
+    for i in range(len(x)):
+        one = {name: entry[i : i + 1] for name, entry in IDS.items()}
+        alone = call(layer, x[i : i + 1], one)
+        np.testing.assert_allclose(alone[0], mixed[i], rtol=1e-5, atol=1e-5)
 
 
 def test_an_axis_alpha_wins():

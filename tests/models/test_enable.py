@@ -68,6 +68,18 @@ REFUSALS = {
         "`alpha` must be a positive number or None. Received: alpha=0. None means a "
         "scale of 1.",
     ),
+    "another scale": (
+        FEATURES,
+        {**TARGETS, "alpha": 8, "scale": "log"},
+        "`scale` must be 'rank' (alpha / rank) or 'sqrt' (alpha / sqrt(rank)). "
+        "Received: scale='log'. Pass one of these.",
+    ),
+    "a scale of nothing": (
+        FEATURES,
+        {**TARGETS, "scale": "sqrt"},
+        "scale='sqrt' must come with an alpha, which it divides by the square root of "
+        "the rank. Received: alpha=None for feature 'task'. Pass alpha=, such as 16.",
+    ),
     "a target that matches nothing": (
         FEATURES,
         {"targets": ["head", "hiden"]},

@@ -171,6 +171,78 @@ def test_it_is_lazy_adam_by_its_formula():
         np.testing.assert_allclose(to_numpy(variable), value, rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.parametrize("before", [0, 10, 5000])
+def test_one_count_of_steps_for_all_values(before):
+    """A value's updates against those of an Adam that counts its own steps only."""
+    updates = {}
+    for make in (keras_flix.LazyAdam, keras.optimizers.Adam):
+        model = make_model({"language": ["new", "old"]})
+        optimizer = make(1e-3, epsilon=0.0)
+        optimizer.build(model.trainable_variables)
+        if make is keras_flix.LazyAdam:
+            optimizer.iterations.assign(before)
+        gradients = [np.zeros(v.shape, "float32") for v in model.trainable_variables]
+        for gradient in gradients:
+            gradient[0] = 0.5
+        variable = model.trainable_variables[0]
+        values = [to_numpy(variable)[0].astype("float64")]
+        for _ in range(3):
+            tensors = [ops.convert_to_tensor(gradient) for gradient in gradients]
+            optimizer.apply(tensors, model.trainable_variables)
+            values.append(to_numpy(variable)[0].astype("float64"))
+        updates[make] = -np.diff([value.mean() for value in values]) / 1e-3
+    np.testing.assert_allclose(updates[keras.optimizers.Adam], 1.0, rtol=1e-3)
+    own = np.arange(1, 4)
+    moments = (1 - 0.9**own) / np.sqrt(1 - 0.999**own)
+    correction = np.sqrt(1 - 0.999 ** (before + own)) / (1 - 0.9 ** (before + own))
+    found = updates[keras_flix.LazyAdam]
+    np.testing.assert_allclose(found, moments * correction, rtol=1e-3)
+    if before == 5000:
+        np.testing.assert_allclose(found[0], 0.1 / np.sqrt(0.001), rtol=1e-2)
+
+
+def test_rates_of_values_by_rows_and_by_dense_gradients(pair, written):
+    def rated(optimizer):
+        model = make_model()
+        factors = {"language": {"l3": 2, "l7": 0, "*": 0.5}, "shared": 3}
+        keras_flix.set_learning_rates(model, factors, b={"language": 4})
+        before = [to_numpy(v) for v in model.trainable_variables]
+        model = train(model, optimizer, BATCHES)
+        for old, variable, *kept in zip(
+            before, model.trainable_variables, *model.optimizer.row_slots()
+        ):
+            if "language" in variable.path:
+                assert (to_numpy(variable)[7] == old[7]).all()
+                assert not any(to_numpy(slot)[7].any() for slot in kept)
+        return model
+
+    by_rows = rated(pair()[0])
+    assert written
+    written.clear()
+    dense = rated(pair(clipvalue=1e9)[0])
+    assert not written
+    assert_equal(state(by_rows), state(dense))
+
+
+def test_a_rate_by_rows_multiplies_the_update(written):
+    models = [make_model(), make_model()]
+    factors = {"language": {"l3": 2, "l7": 0.25}, "task": {"qa": 4}}
+    keras_flix.set_learning_rates(models[0], factors, weight_decay=0.0)
+    before = [to_numpy(v).astype("float64") for v in models[0].trainable_variables]
+    for model in models:
+        train(model, keras_flix.LazySGD(0.0625), BATCHES[:1])
+    assert written
+    for old, *new in zip(before, *(m.trainable_variables for m in models)):
+        rows = np.ones(len(old))
+        if len(old) == 40:
+            rows[[3, 7]] = 2, 0.25
+        elif len(old) == 3:
+            rows[0] = 4
+        found, once = (to_numpy(one) - old for one in new)
+        expected = rows[:, None, None] * once
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
+
+
 def train_step(model, optimizer, batch, seed):
     if getattr(model, "optimizer", None) is not optimizer:
         model.compile(optimizer, loss="mse")

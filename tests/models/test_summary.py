@@ -63,6 +63,16 @@ def test_lines():
     ]
 
 
+def test_the_scale_is_told_where_there_is_an_alpha():
+    lines = []
+    features = [keras_flix.Feature("task", ["qa"], alpha=8, scale="sqrt")]
+    model = keras_flix.enable_flix(make_mlp(), features, targets=["head"])
+    keras_flix.flix_summary(model, print_fn=lines.append)
+    assert lines[2] == (
+        "  task: 1 values of rank 4, dropout 0.0, scale 8 / sqrt(rank): 40 parameters"
+    )
+
+
 def test_a_plain_model_is_refused():
     with pytest.raises(ValueError, match="Received: a Functional without adapters"):
         keras_flix.flix_summary(make_mlp())

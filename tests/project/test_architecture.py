@@ -19,6 +19,8 @@ IMPORT_BACKENDS = {
     "_compat.processes",
     "_compat.eager_ops",
     "_compat.layers",
+    "_compat.lazy_rows",
+    "_compat.learning_rates",
     "_compat.sparse_rows",
     "_compat.trainers",
     "features.host_values",
@@ -45,7 +47,7 @@ FLOORS = (
 IN_MODELS = (
     ("adapted", "family_names"),
     ("targets",),
-    ("trial",),
+    ("places", "trial"),
     ("disable", "enable", "merge", "optimizers", "sharding", "summary"),
     ("growing", "restore", "share"),
 )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from keras_flix.layers.low_rank_layer import LowRankLayer
     from keras_flix.layers.tables import Tables
     from keras_flix.models.adapted.cut_counts import CutTexts
+    from keras_flix.models.adapted.learning_rates import Rates
     from keras_flix.models.adapted.thread_lock import Turns
 
 Model = TypeVar("Model", bound="keras.Model")
@@ -54,8 +55,9 @@ class Adaptation:
     """What `enable_flix` did to a model.
 
     Attributes:
-        schema: The features, with ranks, dropout rates and alphas resolved.
+        schema: The features, with ranks, dropout rates and scales resolved.
         alpha: As given to `enable_flix`, for features that are added later.
+        scale: Likewise.
         layers: The adapted layers by path.
         base_class: The model's class before.
         parts: The models that route: the adapted one, and a task's backbone.
@@ -75,6 +77,7 @@ class Adaptation:
         frozen_before: The layers and variables that were frozen before; the same list
             for the model and its backbone.
         added: By feature, the values that were added later; shared likewise.
+        rates: How the tables learn, if `set_learning_rates` was told.
         said: What users were told once.
         sharing: Other models that `share_features` lets take the features.
         shares: Whether this is of such a model.
@@ -88,6 +91,7 @@ class Adaptation:
     turns: Turns
     parts: list[Any] = dataclasses.field(default_factory=list)
     seed: int = 0
+    scale: str = "rank"
     dropout_seed: keras.random.SeedGenerator | None = None
     takes_training: bool = True
     unwraps: bool = False
@@ -100,6 +104,7 @@ class Adaptation:
     rows: dict[str, Orders] = dataclasses.field(default_factory=dict)
     frozen_before: list[Any] = dataclasses.field(default_factory=list)
     added: dict[str, set[Value]] = dataclasses.field(default_factory=dict)
+    rates: Rates | None = None
     said: set[str] = dataclasses.field(default_factory=set)
     sharing: list[weakref.ref[Any]] = dataclasses.field(default_factory=list)
     shares: bool = False
@@ -125,6 +130,20 @@ class Adaptation:
     def _any_tables(self) -> Tables:
         # The choice is the same in all layers.
         return next(iter(self.layers.values()))._tables
+
+    def layers_of(self, feature: str) -> dict[str, LowRankLayer]:
+        """The layers that have tables of a feature, by path."""
+        return {
+            path: layer
+            for path, layer in self.layers.items()
+            if feature in layer._tables.variables
+        }
+
+    @property
+    def places(self) -> dict[str, list[str]]:
+        """By feature, the paths of its layers; those that are in all are not named."""
+        found = {name: list(self.layers_of(name)) for name in self.schema.names}
+        return {n: paths for n, paths in found.items() if len(paths) < len(self.layers)}
 
     def tables(self, feature: str | None = None) -> Iterator[Table]:
         """The tables of all layers, or those of one feature, layer by layer."""

@@ -9,6 +9,7 @@ import numpy as np
 from keras_flix import _compat
 from keras_flix.models.adapted.adaptation import Choice
 from keras_flix.models.adapted.devices import creation_scope
+from keras_flix.models.adapted.learning_rates import rates_of
 from keras_flix.models.adapted.trained_base import mark_trained
 
 
@@ -46,9 +47,13 @@ def choose(adaptation: Any, choice: Choice) -> None:
 
 
 def guard_optimizer(model: Any) -> None:
-    """Makes a model's optimizer, if it has one, leave frozen rows alone."""
+    """Makes a model's optimizer, if it has one, leave frozen rows alone.
+
+    And gives it the rates of all others.
+    """
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None:
+        _compat.set_rates(optimizer, rates_of(model._adaptation))
         # A lazy one moves nothing without a gradient, and to watch it would cost a
         # pass over all values.
         moves = getattr(optimizer, "moves_rows_without_gradient", True)
@@ -60,10 +65,18 @@ def guard_optimizer(model: Any) -> None:
 def frozen_rows(adaptation: Any) -> dict[int, np.ndarray]:
     """Which rows of tables are frozen, by id of the variable."""
     frozen = {name: np.logical_not(rows) for name, rows in adaptation.trained.items()}
-    if not frozen:
+    rates = rates_of(adaptation)
+    if not frozen and not rates:
         return {}
-    return {
+    found = {
         id(table.variable): frozen[table.feature]
         for table in adaptation.tables()
         if table.feature in frozen
     }
+    for table in adaptation.tables():
+        key = id(table.variable)
+        if key in rates:
+            still = rates[key].rows(table.variable.shape[0]) == 0
+            if still.any():
+                found[key] = still | found.get(key, False)
+    return found

@@ -111,6 +111,7 @@ class PlainView(_compat.Mixin):
         if optimizer is not None and not optimizer.built:
             with creation_scope(self):
                 optimizer.build(self.trainable_variables)
+        guard_optimizer(self)
 
     def get_config(self) -> dict[str, Any]:
         """The plain model's config, and what `enable_flix` did to it."""
@@ -121,15 +122,19 @@ class PlainView(_compat.Mixin):
             base = keras.saving.serialize_keras_object(self)
         # Compiling is left to the adapted model, which has other variables.
         base.pop("compile_config", None)
-        flags = flags_config(self)
+        flags, rates = flags_config(self), adaptation.rates
+        order = list(adaptation.layers)
+        places = {n: [order.index(p) for p in x] for n, x in adaptation.places.items()}
         return {
             # First, as errors of Keras show a config where it does not know the class.
             "needs": NEEDS,
             "base": base,
             "schema": adaptation.schema.get_config(),
             "alpha": adaptation.alpha,
+            **({"scale": adaptation.scale} if adaptation.scale != "rank" else {}),
             # By position: paths may change where a model is made again.
             "layers": layer_positions(self, adaptation.layers),
+            **({"places": places} if places else {}),
             "seed": adaptation.seed,
             **({"rows": stated_rows(adaptation)} if adaptation.rows else {}),
             **(
@@ -138,6 +143,7 @@ class PlainView(_compat.Mixin):
                 else {"trainable": adaptation.trainable}
             ),
             **({"flags": flags} if flags else {}),
+            **({"rates": rates.get_config()} if rates else {}),
         }
 
 

@@ -8,6 +8,7 @@ from keras_flix._utils.renamed import renamed_keyword
 from keras_flix.features.dropout import FeatureDropout
 from keras_flix.features.feature import Feature, Value
 from keras_flix.features.schema import FeatureSchema
+from keras_flix.layers.checks import check_ranks
 from keras_flix.models.adapted.adaptation import Model
 from keras_flix.models.enable import check_names, checked_seed
 from keras_flix.models.growing.resize import (
@@ -26,6 +27,7 @@ from keras_flix.models.growing.schema_changes import (
     with_values,
     without_values,
 )
+from keras_flix.models.places import places_among
 
 
 @renamed_keyword("axis", "feature")
@@ -91,11 +93,11 @@ def add_values(
     )
     grown = with_values(known, values, rank, copied)
     schema = replaced(adaptation.schema, grown)
-    check_fits(adaptation, schema)
+    check_fits(adaptation, grown)
     old, new = len(known.values), len(grown.values)
     tables = {
         path: [start.initial(layer, path, grown, row) for row in range(old, new)]
-        for path, layer in adaptation.layers.items()
+        for path, layer in adaptation.layers_of(feature).items()
     }
     resize(adaptation, schema, grown, range(old), tables)
     return model
@@ -171,6 +173,8 @@ def rename_value(model: Model, feature: str, old: Value, new: Value) -> Model:
     choice = adaptation.trainable
     if choice is not None and feature in choice:
         choice = {**choice, feature: [new if v == old else v for v in choice[feature]]}
+    if adaptation.rates is not None:
+        adaptation.rates = adaptation.rates.renamed(feature, old, new)
     set_schema(adaptation, replaced(adaptation.schema, renamed), choice)
     return model
 
@@ -194,7 +198,8 @@ def add_feature(
 
     Args:
         model: A model adapted by `enable_flix`. It is changed in place.
-        feature: The new feature, the last of the model's from now on.
+        feature: The new feature, the last of the model's from now on. Its `targets`, if
+            it states some, are among the layers that are adapted.
         rank: Rank of its values' updates, if the feature states none: a number, or
             a dict by value.
         dropout: Its feature dropout, if it states none.
@@ -221,11 +226,15 @@ def add_feature(
     adaptation = changeable(model)
     (feature,) = FeatureSchema([feature])
     by_name = {feature.name: rank} if isinstance(rank, Mapping) else rank
-    (feature,) = FeatureSchema([feature]).resolve(by_name, dropout, adaptation.alpha)
+    (feature,) = FeatureSchema([feature]).resolve(
+        by_name, dropout, adaptation.alpha, adaptation.scale
+    )
     schema = FeatureSchema([*adaptation.schema, feature])
     for part in adaptation.users:
         check_names(part, schema)
-    check_fits(adaptation, schema)
+    paths = places_among(adaptation.layers, feature)
+    for path in paths:
+        check_ranks(adaptation.layers[path], [feature])
     seed = adaptation.seed if seed is None else checked_seed(seed)
-    add_feature_tables(adaptation, schema, feature, seed)
+    add_feature_tables(adaptation, schema, feature, seed, paths)
     return model

@@ -27,7 +27,6 @@ from keras_flix.models.growing.resize import check_fits
 from keras_flix.models.growing.schema_changes import (
     checked_feature,
     checked_init,
-    replaced,
     with_values,
 )
 
@@ -119,7 +118,7 @@ def fit_blend(
         range(len(own.values)), 1.0 / len(own.values)
     )
     grown = with_values(own, [value], rank, None)
-    check_fits(adaptation, replaced(adaptation.schema, grown))
+    check_fits(adaptation, grown)
     _check_trainable(model, adaptation)
     x, y, sample_weight = _prepared(model, own, _read(data))
     with _frozen(model):
@@ -252,7 +251,7 @@ def _kept(
     for value, weight in learned.items():
         weights[feature.id_of(value)] = weight
     lost = total = 0.0
-    for layer in adaptation.layers.values():
+    for layer in adaptation.layers_of(feature.name).values():
         products = layer._tables.factors(feature.name).products()
         total += weights @ products @ weights
         rest = weights - np.eye(len(weights))[-1]

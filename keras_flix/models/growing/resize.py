@@ -41,18 +41,20 @@ def changeable(model: Any) -> Adaptation:
     return adaptation
 
 
-def check_fits(adaptation: Adaptation, schema: FeatureSchema) -> None:
-    """Raises if an adapted layer is too small for the ranks of a schema."""
-    for layer in adaptation.layers.values():
-        check_ranks(layer, schema)
+def check_fits(adaptation: Adaptation, feature: Feature) -> None:
+    """Raises if a layer of a feature is too small for new ranks of it."""
+    for layer in adaptation.layers_of(feature.name).values():
+        check_ranks(layer, [feature])
 
 
 def set_schema(adaptation: Adaptation, schema: FeatureSchema, choice: Choice) -> None:
     """Makes all that holds a model's schema, and what trains, hold other ones."""
     for layer in adaptation.layers.values():
         layer._tables.schema = schema
+    rates = adaptation.rates and adaptation.rates.narrowed(schema)
     for part in adaptation.users:
         part._adaptation.schema = schema
+        part._adaptation.rates = rates
     choose(adaptation, choice)
 
 
@@ -140,9 +142,13 @@ def resize(
 
 
 def add_feature_tables(
-    adaptation: Adaptation, schema: FeatureSchema, feature: Feature, seed: int
+    adaptation: Adaptation,
+    schema: FeatureSchema,
+    feature: Feature,
+    seed: int,
+    paths: Sequence[str],
 ) -> None:
-    """Gives all layers the tables of one more feature, the last one of the schema."""
+    """Gives layers the tables of one more feature, the last one of the schema."""
     optimizers = [
         (optimizer, part)
         for optimizer, part in optimizers_of(adaptation).values()
@@ -151,8 +157,8 @@ def add_feature_tables(
     for optimizer, _ in optimizers:
         _compat.check_growable(optimizer, [])
     with creation_scope(adaptation.parts[-1]):
-        for path, layer in adaptation.layers.items():
-            layer.add_tables(feature, seed, path)
+        for path in paths:
+            adaptation.layers[path].add_tables(feature, seed, path)
         if feature.dropout and adaptation.dropout_seed is None:
             add_dropout_seed(adaptation.users, adaptation.seed)
         for optimizer, part in optimizers:
