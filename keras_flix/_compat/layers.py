@@ -131,7 +131,7 @@ class BaseVariablesCheck(Mixin):
 
     def _check_load_own_variables(self, store: Any) -> None:
         own = self._trainable_variables + self._non_trainable_variables
-        tables = {id(v) for v in self.named_tables.values()}
+        tables = {id(v) for v in self.named_tables().values()}
         expected = sum(id(v) not in tables for v in own)
         if len(store.keys()) != expected:
             raise ValueError(
@@ -157,7 +157,7 @@ class NumberedVariables(Mixin):
             variable.assign(store[f"{i}"])
 
     def _base_variables(self) -> list[keras.Variable]:
-        tables = {id(v) for v in self.named_tables.values()}
+        tables = {id(v) for v in self.named_tables().values()}
         return [v for v in own_variables(self) if id(v) not in tables]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,7 +43,6 @@ class ExpertKernel(LowRankKernel):
         self.attribute = attribute
         self.path = path
 
-    @property
     def holder(self) -> Any:
         """The layer that has the kernel and the tables among its variables."""
         return self._holder
@@ -85,9 +85,10 @@ class ExpertKernel(LowRankKernel):
             for variable in layer.weights:
                 variable.trainable = False
             _compat.change_class(layer, adapted_class(type(layer)))
-            # A namespace, which Keras does not look into.
-            object.__setattr__(layer, "adapted_kernels", {})
-        layer.adapted_kernels[f"{self.name}:"] = self
+            # Past Keras, which would track it.
+            object.__setattr__(layer, "_adapted_kernels", types.MappingProxyType({}))
+        kernels = {**layer.adapted_kernels(), f"{self.name}:": self}
+        object.__setattr__(layer, "_adapted_kernels", types.MappingProxyType(kernels))
         _compat.mark_kernel(self.kernel, self)
         _compat.protect_values()
         self._tables = Tables(features, kernel_shape=self.adapted_shape)
@@ -138,6 +139,16 @@ class ExpertKernel(LowRankKernel):
         return super().kernel_norm() / float(np.sqrt(self.kernel_shape[0]))
 
 
+class HoldsExperts(HoldsTables):
+    """Mixin of layers with adapted kernels of experts."""
+
+    _adapted_kernels: Mapping[str, ExpertKernel]
+
+    def adapted_kernels(self) -> Mapping[str, ExpertKernel]:
+        """Those that are adapted, by the variable's name."""
+        return self._adapted_kernels
+
+
 @functools.lru_cache(maxsize=1024)
 def has_experts(equation: str) -> bool:
     """Whether the input of a product has an axis of experts; raises for other ones.
@@ -169,5 +180,5 @@ def adapted_class(cls: type) -> type:
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
     }
-    bases = (HoldsTables, _compat.NumberedVariables, multiplies)
+    bases = (HoldsExperts, _compat.NumberedVariables, multiplies)
     return type(cls.__name__, bases, names)

@@ -17,25 +17,27 @@ class HoldsTables(_compat.BaseVariablesCheck, _compat.KeepsFrozen):
     """Mixin of layers with adapted kernels; the layer class comes after it."""
 
     plain_class: type
-    adapted_kernels: Mapping[str, LowRankKernel]
-    """The adapted kernels by a name that is unique in the layer."""
 
-    @property
+    # Methods: Keras' files follow all attributes and properties that hold layers.
+    def adapted_kernels(self) -> Mapping[str, LowRankKernel]:
+        """The adapted kernels by a name that is unique in the layer."""
+        raise NotImplementedError
+
     def named_tables(self) -> dict[str, keras.Variable]:
         """The variables of all tables by a name that is unique in the layer."""
         return {
             f"flix_{name}{rest}": variable
-            for name, kernel in self.adapted_kernels.items()
+            for name, kernel in self.adapted_kernels().items()
             for full, variable in kernel._tables.named_variables.items()
             for rest in [full.removeprefix("flix_")]
         }
 
     def _adapter_flags(self) -> list[_compat.Flagged]:
-        return [self, *self.named_tables.values()]
+        return [self, *self.named_tables().values()]
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
-        for name, variable in self.named_tables.items():
+        for name, variable in self.named_tables().items():
             store[name] = variable
         store["flix_schema"] = self._any_tables.stamp()
 
@@ -46,7 +48,7 @@ class HoldsTables(_compat.BaseVariablesCheck, _compat.KeepsFrozen):
         stamp = tables.pop("flix_schema", None)
         if stamp is not None:
             self._any_tables.check_stamp(stamp, self.path)
-        own = self.named_tables
+        own = self.named_tables()
         expected = {n: tuple(v.shape) for n, v in own.items()}
         found = {n: tuple(v.shape) for n, v in tables.items()}
         # Without any, these are plain base weights: the adapters stay as they are.
@@ -63,4 +65,4 @@ class HoldsTables(_compat.BaseVariablesCheck, _compat.KeepsFrozen):
     @property
     def _any_tables(self) -> Any:
         # The features are the same for all of a layer's kernels.
-        return next(iter(self.adapted_kernels.values()))._tables
+        return next(iter(self.adapted_kernels().values()))._tables

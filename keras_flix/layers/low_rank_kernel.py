@@ -39,7 +39,7 @@ class LowRankKernel(_compat.Mixin):
     row_orders: Orders | None = None
     """The orders of the rows in calls without `features=`; `None` if unknown."""
 
-    @property
+    # A method: Keras' files follow all attributes and properties that are layers.
     def holder(self) -> Any:
         """The layer that has the kernel and the tables among its variables."""
         return self
@@ -59,10 +59,10 @@ class LowRankKernel(_compat.Mixin):
         d_in, d_out = matrix_shape(self)
         count, rank = len(feature.values), max(feature.ranks)
         a = initial_a(feature.ranks, d_in, (seed, f"{key}/{feature.name}"))
-        with _compat.unlocked(self.holder):
+        with _compat.unlocked(self.holder()):
             self._tables.variables[feature.name] = tuple(
                 _compat.add_table(
-                    self.holder,
+                    self.holder(),
                     name=f"flix_{feature.name}_{part}",
                     shape=table_shape,
                     initializer=initializer,

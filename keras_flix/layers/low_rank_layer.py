@@ -23,7 +23,6 @@ from keras_flix.layers.tables import Tables
 class LowRankLayer(LowRankKernel, QuantizedCall, HoldsTables):
     """Mixin of the adapted layers; the layer class comes after it."""
 
-    @property  # type: ignore[override]
     def adapted_kernels(self) -> dict[str, LowRankKernel]:
         """Its only kernel, whose tables need no other name in files."""
         return {"": self}

@@ -182,7 +182,7 @@ def adapt_layers(
         for variable in layer._tables.named_variables.values()
     ]
     _compat.switch(flags, False)
-    holders = [layer.holder for layer in layers.values()]
+    holders = [layer.holder() for layer in layers.values()]
     _compat.switch([*parts, *holders, *tables], True)
     turns = Turns()
     added: dict[str, set[Any]] = {}

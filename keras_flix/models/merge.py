@@ -52,7 +52,7 @@ def merge_features(model: Model, combination: Mapping[str, Any]) -> Model:
     ids = adaptation.schema.encode_one(combination)
     filling = _Filling(
         deltas={
-            (id(layer.holder), id(layer.kernel)): layer.delta_of_ids(ids)
+            (id(layer.holder()), id(layer.kernel)): layer.delta_of_ids(ids)
             for layer in adaptation.layers.values()
         },
         tables={id(table.variable) for table in adaptation.tables()},
@@ -74,7 +74,7 @@ def _check_kernels(model: Any, merged: Any) -> None:
     places = {id(old): new for old, new in zip(olds, news, strict=True)}
     adaptation = model._adaptation
     layers = {
-        path: ExpertKernel(places[id(layer.holder)], layer.attribute, path)
+        path: ExpertKernel(places[id(layer.holder())], layer.attribute, path)
         if isinstance(layer, ExpertKernel)
         else places[id(layer)]
         for path, layer in adaptation.layers.items()

@@ -75,7 +75,7 @@ def readers_of(layers: Mapping[str, Any], walk: Sequence[Placed]) -> dict[str, A
     readers: dict[str, Any] = {}
     for path, layer in layers.items():
         if isinstance(layer, ExpertKernel):
-            readers[path] = layer.holder
+            readers[path] = layer.holder()
             continue
         reader = around[id(layer)]
         if not _compat.multiplies_itself(reader):

@@ -29,7 +29,7 @@ class AdaptedModel:
         linear, every = layers_with_kernels(base), _compat.flatten_layers(base)
         keys = {id(layer): key for key, layer in keyed_layers(base)}
         experts = {
-            (id(kernel.holder), kernel.attribute): kernel
+            (id(kernel.holder()), kernel.attribute): kernel
             for _, kernel in expert_kernels(_compat.layers_with_parents(base))
         }
         layers: dict[str, Any] = {}

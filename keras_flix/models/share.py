@@ -89,7 +89,7 @@ def _check_other(adaptation: Any, other: Any) -> None:
             f"Received: {received}. Build it within `adapters_disabled(model)`, and "
             "share features with it once."
         )
-    known = {id(layer.holder) for layer in adaptation.layers.values()}
+    known = {id(layer.holder()) for layer in adaptation.layers.values()}
     adapted = [x for x in _compat.flatten_layers(other) if isinstance(x, HoldsTables)]
     strange = [layer.path for layer in adapted if id(layer) not in known]
     if strange or not adapted:

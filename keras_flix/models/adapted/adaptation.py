@@ -111,7 +111,7 @@ class Adaptation:
     @property
     def adapted_layers(self) -> list[Any]:
         """All layers that are of another class than before, each once."""
-        holders = [layer.holder for layer in self.layers.values()]
+        holders = [layer.holder() for layer in self.layers.values()]
         return list({id(x): x for x in [*holders, *self.readers.values()]}.values())
 
     @property

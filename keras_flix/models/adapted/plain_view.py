@@ -182,7 +182,7 @@ def layer_positions(model: Any, layers: Mapping[str, Any]) -> list[list[Any]]:
     linear = {id(layer): i for i, layer in enumerate(layers_with_kernels(model))}
     every = {id(layer): i for i, layer in enumerate(_compat.flatten_layers(model))}
     return [
-        [every[id(layer.holder)], layer.holder.name, layer.attribute]
+        [every[id(layer.holder())], layer.holder().name, layer.attribute]
         if isinstance(layer, ExpertKernel)
         else [linear[id(layer)], layer.name]
         for layer in layers.values()

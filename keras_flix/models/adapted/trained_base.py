@@ -39,7 +39,7 @@ def base_variables(model: keras.Model) -> Iterator[BaseVariable]:
     seen: set[int] = set()
     for layer in [model, *_compat.flatten_layers(model)]:
         if isinstance(layer, HoldsTables):
-            seen |= {id(v) for v in layer.named_tables.values()}
+            seen |= {id(v) for v in layer.named_tables().values()}
         for variable in _compat.own_variables(layer):
             if id(variable) in seen:
                 continue
@@ -67,7 +67,7 @@ def trained_base(model: keras.Model) -> dict[str, keras.Variable]:
         return {}
     # Of these, the layers' flags are for the adapters.
     adapted = {id(part) for part in model._adaptation.parts}
-    adapted |= {id(layer.holder) for layer in model._adaptation.layers.values()}
+    adapted |= {id(layer.holder()) for layer in model._adaptation.layers.values()}
     return {
         name: variable
         for name, layer, variable in base_variables(model)
@@ -131,7 +131,7 @@ class KeepsBaseFrozen(_compat.KeepsFrozen):
     def _adapter_flags(self) -> list[_compat.Flagged]:
         adaptation = self._adaptation
         tables = [table.variable for table in adaptation.tables()]
-        holders = [layer.holder for layer in adaptation.layers.values()]
+        holders = [layer.holder() for layer in adaptation.layers.values()]
         own = [*adaptation.parts, *holders, *tables]
         # A backbone does not switch its task on.
         inside = {id(one) for one in _compat.with_flags(self)}
@@ -185,7 +185,7 @@ def _places(model: Any) -> Iterator[tuple[list[Any], Any]]:
         yield [position, kind], layer
         tables = {}
         if isinstance(layer, HoldsTables):
-            tables = {id(v): n for n, v in layer.named_tables.items()}
+            tables = {id(v): n for n, v in layer.named_tables().items()}
         own = [v for v in _compat.own_variables(layer) if id(v) not in tables]
         keys = {id(v): i for i, v in enumerate(own)} | tables
         for variable in _compat.own_variables(layer):
