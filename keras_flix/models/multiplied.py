@@ -83,17 +83,22 @@ def readers_of(layers: Mapping[str, Any], walk: Sequence[Placed]) -> dict[str, A
         attribute = _compat.attribute_of(reader, layer)
         if (attribute, "kernel") in _compat.attributes_read(type(reader)):
             readers[path] = reader
-            if layer.quantization_mode is not None:
-                raise ValueError(
-                    "A target whose kernel another layer multiplies by must not be "
-                    f"quantized: that layer, a {type(reader).__name__}, does not undo "
-                    f"it. Received: layer {path!r} with quantization_mode="
-                    f"{layer.quantization_mode!r}. Quantize without these layers, "
-                    "without which KerasHub's own outputs are wrong: `model.quantize("
-                    f"mode, filters=lambda layer: not layer.name.startswith("
-                    f"{layer.name.partition('_')[0]!r}))`."
-                )
+    names = sorted({layers[p].name for p in readers if _is_quantized(layers[p])})
+    for path, reader in readers.items():
+        if _is_quantized(layers[path]):
+            raise ValueError(
+                "A target whose kernel another layer multiplies by must not be "
+                f"quantized: that layer, a {type(reader).__name__}, does not undo it, "
+                f"so that its own outputs are wrong, too. Received: layer {path!r} "
+                f"with quantization_mode={layers[path].quantization_mode!r}. Quantize "
+                "the model without these layers: `model.quantize(mode, filters=lambda "
+                f"layer: layer.name not in {names})`."
+            )
     return readers
+
+
+def _is_quantized(layer: Any) -> bool:
+    return layer.quantization_mode is not None
 
 
 def multiply_adapted(layers: Mapping[str, Any], readers: Mapping[str, Any]) -> None:

@@ -44,6 +44,16 @@ CONFIGS = {
         },
     ),
     "Gemma3": ("Gemma3Text", {**WIDE, "query_pre_attn_scalar": 6, "sliding_window": 3}),
+    "Gemma4": (
+        "Gemma4Text",
+        {
+            **WIDE,
+            "sliding_window": 3,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": VOCABULARY,
+        },
+    ),
     "Llama": ("Llama", GROUPED),
     "Llama3": ("Llama", {**GROUPED, "tie_word_embeddings": True}),
     "Mistral": ("Mistral", {**WIDE, "sliding_window": 3}),
@@ -115,6 +125,8 @@ def keras_outputs(model, **features) -> np.ndarray:
     x = batch(**features)
     if isinstance(getattr(model, "backbone", model), keras_hub.models.BertBackbone):
         x["segment_ids"] = np.zeros_like(x["token_ids"])
+    if isinstance(getattr(model, "backbone", model), keras_hub.models.Gemma4Backbone):
+        x["position_ids"] = np.tile(np.arange(LENGTHS.max()), (len(LENGTHS), 1))
     outputs = model(x)
     if isinstance(outputs, dict):
         outputs = outputs["sequence_output"]
