@@ -29,17 +29,13 @@ def expert_kernels(walk: Sequence[Placed]) -> list[tuple[str, ExpertKernel]]:
     """
     found = []
     for layer, parents in walk:
-        cls = type(layer)
-        if not (EXPERTS.fullmatch(cls.__name__) and _compat.multiplies_itself(layer)):
-            continue
-        read = _compat.attributes_read(cls)
-        inner = [x for x in (*parents[1:], layer) if not isinstance(x, keras.Model)]
-        place = "/".join(map(_compat.name_without_count, inner))
-        for name, variable in vars(layer).items():
-            is_kernel = isinstance(variable, keras.Variable) and (name,) in read
-            if is_kernel and len(variable.shape) == 3:
-                path = f"{place}/{variable.name}"
-                found.append((path, ExpertKernel(layer, name, path)))
+        if EXPERTS.fullmatch(type(layer).__name__):
+            inner = [x for x in (*parents[1:], layer) if not isinstance(x, keras.Model)]
+            place = "/".join(map(_compat.name_without_count, inner))
+            for name, variable in vars(layer).items():
+                if isinstance(variable, keras.Variable) and len(variable.shape) == 3:
+                    path = f"{place}/{variable.name}"
+                    found.append((path, ExpertKernel(layer, name, path)))
     return found
 
 
@@ -62,6 +58,18 @@ def chosen_experts(
             f"mixtures. Received: experts={experts!r} for a model without any. Leave "
             "it out."
         )
+    for path, kernel in found:
+        layer = kernel.holder()
+        if not (
+            _compat.multiplies_itself(layer)
+            and (kernel.attribute,) in _compat.attributes_read(type(layer))
+        ):
+            raise _compat.UnknownUse(
+                _compat.unknown_use(
+                    f"experts of type {type(layer).__name__} that do otherwise with "
+                    f"{path!r}"
+                )
+            )
     return dict(found)
 
 

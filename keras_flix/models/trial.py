@@ -56,6 +56,8 @@ def try_out(
     if found is None:
         return _check_runs(model, layers, readers)
     _raise_for_idle(layers, {path for path, one in found.items() if one.ran})
+    if readers:
+        _check_runs(model, layers, readers)
     unknown = {path: one for path, one in found.items() if orders[path] is None}
     if text := unclear_rows(unknown):
         raise ValueError(text)
