@@ -92,8 +92,8 @@ def test_a_quantized_gemma4_says_what_to_leave_in_floats():
         keras_flix.enable_flix(model, FEATURES, rank=2, targets="all-linear")
     assert str(error.value) == (
         "A target whose kernel another layer multiplies by must not be quantized: that "
-        "layer, a Gemma4TextDecoderBlock, does not undo it, so that its own outputs are "
-        "wrong, too. Received: layer 'decoder_block_0/ffw_gating' with "
+        "layer, a Gemma4TextDecoderBlock, does not undo it, so that its own outputs "
+        "are wrong, too. Received: layer 'decoder_block_0/ffw_gating' with "
         "quantization_mode='int8'. Quantize the model without these layers: "
         "`model.quantize(mode, filters=lambda layer: layer.name not in ['ffw_gating', "
         "'ffw_gating_2', 'ffw_linear'])`."

@@ -47,7 +47,10 @@ CONFIGS = {
     "Gemma4": (
         "Gemma4Text",
         {
-            **WIDE,
+            **GROUPED,
+            # A quarter of a head is rotated, by pairs.
+            "head_dim": 8,
+            "global_head_dim": 8,
             "sliding_window": 3,
             "layer_types": ["sliding_attention", "full_attention"],
             "hidden_size_per_layer_input": 8,
@@ -84,8 +87,10 @@ def save_base(family: str, directory: Path, auto: str, **more) -> None:
     torch.manual_seed(0)
     model = getattr(transformers, auto).from_config(config)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3).add_(torch.randn_like(parameter) * 0.2)
+        for key, parameter in model.named_parameters():
+            # Gemma 4 does not scale queries: attention would be all too sharp.
+            is_sharp = family == "Gemma4" and "q_norm" in key
+            parameter.mul_(1 if is_sharp else 3).add_(torch.randn_like(parameter) * 0.2)
             # KerasHub loads Mistral's weights as float16.
             parameter.copy_(parameter.half().float())
     model.save_pretrained(directory)
