@@ -176,7 +176,7 @@ def test_a_masked_lm_has_no_pooler(bases, tmp_path):
 
 @needs_torch
 def test_the_text_decoder_of_a_gemma_4_that_reads_images(tmp_path):
-    """Transformers' model has every module of the names, and none in its image tower."""
+    """Transformers' model has each of the modules, and none is in its image tower."""
     hub = keras_hub.models
     sizes = {"hidden_dim": 8, "num_layers": 1, "intermediate_dim": 12, "head_dim": 4}
     encoder = hub.Gemma4VisionEncoder(

@@ -253,6 +253,15 @@ def test_errors_change_nothing():
 
 
 @pytest.mark.short("torch")
+def test_targets_that_name_experts():
+    with pytest.raises(ValueError) as error:
+        keras_flix.enable_flix(make(), FEATURES, targets=["experts"])
+    assert str(error.value).endswith(
+        ' of type MixtralMoeExperts. Pass `experts="shared"` to adapt experts.'
+    )
+
+
+@pytest.mark.short("torch")
 def test_a_quantized_model_keeps_its_experts_in_floats():
     model = make()
     model.quantize("int8", filters=lambda x: not isinstance(x, keras.layers.Embedding))
