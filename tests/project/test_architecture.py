@@ -45,6 +45,7 @@ FLOORS = (
 IN_MODELS = (
     ("adapted", "family_names"),
     ("targets",),
+    ("multiplied",),
     ("trial",),
     ("disable", "enable", "merge", "optimizers", "sharding", "summary"),
     ("growing", "restore", "share"),
