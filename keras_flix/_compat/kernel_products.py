@@ -135,13 +135,18 @@ def multiplies_itself(layer: keras.layers.Layer) -> bool:
     )
 
 
-@functools.cache
-def attributes_read(cls: Any) -> set[tuple[str, ...]]:
-    """The attributes that the `call` of a class reads, each with the next one of it.
+def attributes_read(layer: keras.layers.Layer) -> set[tuple[str, ...]]:
+    """The attributes that a layer's `call` reads, each with the next one of it.
 
     `("gating_ffw", "kernel")` for `self.gating_ffw.kernel`, and `("_kernel",)` for
     `self._kernel`.
     """
+    cls: Any = type(layer)
+    return _attributes_read(cls)
+
+
+@functools.cache
+def _attributes_read(cls: Any) -> set[tuple[str, ...]]:
     found: set[tuple[str, ...]] = set()
     names: list[str] = []
     for step in dis.get_instructions(cls.call):

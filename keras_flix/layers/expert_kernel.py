@@ -84,7 +84,8 @@ class ExpertKernel(LowRankKernel):
         if not isinstance(layer, HoldsTables):
             for variable in layer.weights:
                 variable.trainable = False
-            _compat.change_class(layer, adapted_class(type(layer)))
+            cls: Any = type(layer)
+            _compat.change_class(layer, adapted_class(cls))
             # Past Keras, which would track it.
             object.__setattr__(layer, "_adapted_kernels", types.MappingProxyType({}))
         kernels = {**layer.adapted_kernels(), f"{self.name}:": self}
@@ -159,7 +160,7 @@ def has_experts(equation: str) -> bool:
     inputs, _, output = equation.replace(" ", "").partition("->")
     activation, _, kernel = inputs.partition(",")
     if len(kernel) == len(output) == 3 and len({*kernel, *output}) == 4:
-        expert, contracted, produced = kernel
+        expert, contracted, produced = list(kernel)
         row = output[1]
         if output == f"{expert}{row}{produced}":
             if activation == f"{expert}{row}{contracted}":

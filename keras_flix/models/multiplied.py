@@ -62,7 +62,7 @@ def chosen_experts(
         layer = kernel.holder()
         if not (
             _compat.multiplies_itself(layer)
-            and (kernel.attribute,) in _compat.attributes_read(type(layer))
+            and (kernel.attribute,) in _compat.attributes_read(layer)
         ):
             raise _compat.UnknownUse(
                 _compat.unknown_use(
@@ -89,7 +89,7 @@ def readers_of(layers: Mapping[str, Any], walk: Sequence[Placed]) -> dict[str, A
         if not _compat.multiplies_itself(reader):
             continue
         attribute = _compat.attribute_of(reader, layer)
-        if (attribute, "kernel") in _compat.attributes_read(type(reader)):
+        if (attribute, "kernel") in _compat.attributes_read(reader):
             readers[path] = reader
     names = sorted({layers[p].name for p in readers if _is_quantized(layers[p])})
     for path, reader in readers.items():
@@ -114,6 +114,5 @@ def multiply_adapted(layers: Mapping[str, Any], readers: Mapping[str, Any]) -> N
     for path, reader in readers.items():
         if not isinstance(layers[path], ExpertKernel):
             _compat.mark_kernel(layers[path].kernel, layers[path])
-            cls = _compat.multiplying_class(type(reader))
-            if type(reader) is not cls:
-                _compat.change_class(reader, cls)
+            cls: Any = type(reader)
+            _compat.change_class(reader, _compat.multiplying_class(cls))
