@@ -51,8 +51,10 @@ def try_out(
         example = _compat.example_inputs(model, _lengths())
     if example is None:
         return _check_runs(model, layers, readers)
-    probe = Probe(lambda x: model(x, training=False), *example)
-    probe = probe._replace(readers=readers)
+    inputs, length, sure = example
+    probe = Probe(
+        lambda x: model(x, training=False), inputs, length, sure, readers=readers
+    )
     found = find_orders(probe, layers)
     if found is None:
         return _check_runs(model, layers, readers)
