@@ -10,9 +10,21 @@ from keras_flix._compat.dry_runs import (
     dry_run as dry_run,
     kernels_read_elsewhere as kernels_read_elsewhere,
 )
+from keras_flix._compat.kernel_products import (
+    UnknownUse as UnknownUse,
+    Watch as Watch,
+    WatchedProducts as WatchedProducts,
+    attributes_read as attributes_read,
+    mark_kernel as mark_kernel,
+    multiplies_itself as multiplies_itself,
+    multiplying_class as multiplying_class,
+    unknown_use as unknown_use,
+    watched_products as watched_products,
+)
 from keras_flix._compat.layers import (
     BaseVariablesCheck as BaseVariablesCheck,
     Mixin as Mixin,
+    NumberedVariables as NumberedVariables,
     add_table as add_table,
     change_class as change_class,
     fresh_seed as fresh_seed,
@@ -39,6 +51,7 @@ from keras_flix._compat.models import (
     is_functional as is_functional,
     layers_with_parents as layers_with_parents,
     may_overwrite as may_overwrite,
+    name_without_count as name_without_count,
     register_class_name as register_class_name,
     seed_states as seed_states,
     symbolic_inputs as symbolic_inputs,

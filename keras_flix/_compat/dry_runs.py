@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 from keras.src import backend
 
-
-def dry_run(model: keras.Model, inputs: Any, training: bool = False) -> None:
-    """Runs `call` of every layer on shapes only.
-
-    `Functional.compute_output_spec` asks layers for shapes and skips `call`;
-    the backend's own tracing does not.
-    """
-    backend.compute_output_spec(lambda x: model(x, training=training), inputs)
+from keras_flix._compat.kernel_products import Watch, watched_products
 
 
 class _Watch(keras.StatelessScope):
@@ -44,6 +37,25 @@ class _Watch(keras.StatelessScope):
         super().add_update(update)
 
 
+def dry_run(
+    model: keras.Model,
+    inputs: Any,
+    training: bool = False,
+    read: Callable[[keras.Variable], None] | None = None,
+) -> None:
+    """Runs `call` of every layer on shapes only, and tells which variables it reads.
+
+    `Functional.compute_output_spec` asks layers for shapes and skips `call`;
+    the backend's own tracing does not.
+    """
+
+    def run(x: Any) -> Any:
+        with contextlib.nullcontext() if read is None else _Watch(read=read):
+            return model(x, training=training)
+
+    backend.compute_output_spec(run, inputs)
+
+
 def assigned_variables(
     model: keras.Model, inputs: Any, training: bool
 ) -> list[keras.Variable]:
@@ -59,7 +71,10 @@ def assigned_variables(
 
 
 def kernels_read_elsewhere(
-    model: keras.Model, inputs: Any, layers: Mapping[str, keras.layers.Layer]
+    model: keras.Model,
+    inputs: Any,
+    layers: Mapping[str, Any],
+    watches: Sequence[Watch] = (),
 ) -> list[str]:
     """Which of these layers have kernels that others read, too.
 
@@ -67,6 +82,8 @@ def kernels_read_elsewhere(
         model: A built model.
         inputs: What stands for its inputs, see `symbolic_inputs`.
         layers: Some of its layers with a kernel, by path.
+        watches: Those kernels that layers multiply by themselves, which is no other
+            reading of them.
 
     Returns:
         The paths of the layers whose kernel is read outside of their own `call`: by a
@@ -74,6 +91,7 @@ def kernels_read_elsewhere(
     """
     owners: dict[int, str] = {}
     found: dict[str, None] = {}
+    apart = {watch.path for watch in watches}
     for path, layer in layers.items():
         if owners.setdefault(id(layer.kernel), path) != path:
             found |= {owners[id(layer.kernel)]: None, path: None}
@@ -81,15 +99,15 @@ def kernels_read_elsewhere(
 
     def note(variable: keras.Variable) -> None:
         owner = owners.get(id(variable))
-        if owner is not None and owner not in running[-1:]:
+        if owner in apart:
+            products.note_read(variable)
+        elif owner is not None and owner not in running[-1:]:
             found[owner] = None
 
-    def run(x: Any) -> Any:
-        with _Watch(read=note), _named_calls(layers, running):
-            return model(x, training=False)
-
-    backend.compute_output_spec(run, inputs)
-    return list(found)
+    called = {path: layer for path, layer in layers.items() if path not in apart}
+    with watched_products(watches) as products, _named_calls(called, running):
+        dry_run(model, inputs, read=note)
+    return [*found, *products.read_elsewhere]
 
 
 @contextlib.contextmanager

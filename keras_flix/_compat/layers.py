@@ -131,7 +131,7 @@ class BaseVariablesCheck(Mixin):
 
     def _check_load_own_variables(self, store: Any) -> None:
         own = self._trainable_variables + self._non_trainable_variables
-        tables = {id(v) for v in self._tables.named_variables.values()}
+        tables = {id(v) for v in self.named_tables().values()}
         expected = sum(id(v) not in tables for v in own)
         if len(store.keys()) != expected:
             raise ValueError(
@@ -139,6 +139,26 @@ class BaseVariablesCheck(Mixin):
                 f"variables. Received: {len(store.keys())} variables. Load a "
                 "file saved from the same architecture."
             )
+
+
+class NumberedVariables(Mixin):
+    """Saves a layer as Keras does by default, its tables apart.
+
+    Keras numbers all variables of a layer that says nothing else.
+    """
+
+    def save_own_variables(self, store: Any) -> None:
+        for i, variable in enumerate(self._base_variables()):
+            store[f"{i}"] = variable
+
+    def load_own_variables(self, store: Any) -> None:
+        self._check_load_own_variables(store)
+        for i, variable in enumerate(self._base_variables()):
+            variable.assign(store[f"{i}"])
+
+    def _base_variables(self) -> list[keras.Variable]:
+        tables = {id(v) for v in self.named_tables().values()}
+        return [v for v in own_variables(self) if id(v) not in tables]
 
 
 def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from keras import tree
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 from keras.src.saving import object_registration
 from keras.src.utils import io_utils
+from keras.src.utils.naming import to_snake_case
 
 
 def flatten_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
@@ -44,6 +46,12 @@ def attribute_of(holder: keras.layers.Layer, part: keras.layers.Layer) -> str | 
     """
     attributes = vars(holder) | vars(holder).get("_modules", {})
     return next((name for name, value in attributes.items() if value is part), None)
+
+
+def name_without_count(layer: keras.layers.Layer) -> str:
+    """The name of a layer; of one that was given none, without Keras' count."""
+    stem = to_snake_case(type(layer).__name__)
+    return stem if re.fullmatch(rf"{stem}_\d+", layer.name) else layer.name
 
 
 def seed_states(model: keras.Model) -> list[keras.Variable]:

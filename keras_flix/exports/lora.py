@@ -48,8 +48,8 @@ def export_lora(
     the first one writes.
 
     Args:
-        model: A model adapted by `enable_flix`: a backbone or task of Gemma (1, 2
-            and 3), Llama, Llama 3, Mistral, Qwen, Qwen3, GPT-2 or BERT. It may be
+        model: A model adapted by `enable_flix`: a backbone or task of Gemma (1
+            to 4), Llama, Llama 3, Mistral, Qwen, Qwen3, GPT-2 or BERT. It may be
             quantized.
         combination: One entry per feature, as for `merge_features`.
         directory: Where `adapter_config.json` and `adapter_model.safetensors` go:

@@ -61,6 +61,16 @@ GEMMA = PeftFamily(
     },
 )
 
+GEMMA4 = dataclasses.replace(
+    GEMMA,
+    modules={
+        **GEMMA.modules,
+        "per_layer_input_gate": "per_layer_input_gate",
+        "per_layer_up_proj": "per_layer_projection",
+    },
+    outside={"per_layer_model_projection": "per_layer_model_projection"},
+)
+
 LLAMA = PeftFamily(
     base="model",
     block="transformer_layer_{}",
@@ -107,6 +117,7 @@ BERT = PeftFamily(
 FAMILIES: dict[str, PeftFamily] = {
     "GemmaBackbone": GEMMA,
     "Gemma3Backbone": GEMMA,
+    "Gemma4Backbone": GEMMA4,
     "LlamaBackbone": LLAMA,
     "Llama3Backbone": LLAMA,
     "MistralBackbone": LLAMA,
@@ -119,6 +130,9 @@ FAMILIES: dict[str, PeftFamily] = {
 
 VISION_TOWER = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 """The last names of the linear modules of Gemma 3's image encoder."""
+
+OTHER_TOWERS = (*VISION_TOWER, "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The same for Gemma 4's image and sound encoders, as far as its decoder has such."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,8 +241,10 @@ def peft_names(model: keras.Model) -> PeftNames:
     has_head, task_type = _task(model, class_name(model))
     prefix = f"{family.base}." if has_head else ""
     others = family.others
-    if getattr(backbone, "vision_encoder", None) is not None:
-        others += tuple(f"vision_tower.{name}" for name in VISION_TOWER)
+    encoders = ("vision_encoder", "audio_encoder")
+    if any(getattr(backbone, encoder, None) is not None for encoder in encoders):
+        tower = OTHER_TOWERS if family is GEMMA4 else VISION_TOWER
+        others += tuple(f"vision_tower.{name}" for name in tower)
         prefix += "language_model."
     modules = {}
     in_blocks = {}

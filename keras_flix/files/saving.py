@@ -32,6 +32,7 @@ from keras_flix.models.adapted.trained_base import (
     trained_base,
 )
 from keras_flix.models.enable import adapt_layers
+from keras_flix.models.multiplied import expert_kernels
 from keras_flix.models.targets import keyed_layers
 
 SHOWN = 8
@@ -286,7 +287,8 @@ def _check_layers(model: keras.Model, adapters: Adapters) -> dict[str, Any]:
     Returns:
         The layers to adapt, by path.
     """
-    by_path = dict(keyed_layers(model))
+    by_path: dict[str, Any] = dict(keyed_layers(model))
+    by_path |= expert_kernels(_compat.layers_with_parents(model))
     expected: dict[str, tuple[int, ...]] = {}
     for name in adapters.layers:
         if name not in by_path:

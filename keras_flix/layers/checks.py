@@ -9,7 +9,11 @@ import keras
 
 from keras_flix import _compat
 from keras_flix.features.feature import Feature
-from keras_flix.layers.einsum_split import flatten_kernel
+from keras_flix.layers.einsum_split import (
+    FlatKernel,
+    flatten_kernel,
+    split_equation,
+)
 
 DENSE_EQUATION = "...d,df->...f"
 
@@ -76,8 +80,38 @@ def check_ranks(layer: Any, features: Iterable[Feature]) -> None:
 
 def matrix_shape(layer: Any) -> tuple[int, int]:
     """`(d_in, d_out)` of a built layer's flattened kernel."""
-    flat = flatten_kernel(*layer_equation(layer), _compat.kernel_shape(layer))
+    shape = getattr(layer, "adapted_shape", None) or _compat.kernel_shape(layer)
+    flat = flatten_kernel(*layer_equation(layer), shape)
     return flat.d_in, flat.d_out
+
+
+def check_same_split(flat: FlatKernel, equation: str, input_rank: int) -> None:
+    """Raises if a product contracts other axes of a kernel than its layer does."""
+    own = split_equation(equation, input_rank)
+    used = flat.split
+    same = (used.kernel_axes, used.num_contracted) == (
+        own.kernel_axes,
+        own.num_contracted,
+    )
+    if not same:
+        raise _compat.UnknownUse(
+            _compat.unknown_use(f"einsum {used.equation!r} by a kernel of {equation!r}")
+        )
+
+
+def check_product(layer: Any, equation: str, input_rank: int) -> None:
+    """Raises if another layer's product with a kernel is not as the own one.
+
+    Args:
+        layer: What has the kernel, adapted or not.
+        equation: What the other layer computes.
+        input_rank: The number of axes of what it multiplies by the kernel.
+    """
+    try:
+        flat = flatten_kernel(equation, input_rank, _compat.kernel_shape(layer))
+    except ValueError as error:
+        raise _compat.UnknownUse(_compat.unknown_use(f"einsum {equation!r}")) from error
+    check_same_split(flat, *layer_equation(layer))
 
 
 def layer_equation(layer: Any) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""What `FlixEinsumDense` and `FlixDense` share: tables, update, state."""
+"""What `FlixEinsumDense`, `FlixDense` and kernels of experts share."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ from keras_flix.layers.checks import (
     check_backend,
     check_ranks,
     check_runs_once,
+    check_same_split,
     layer_equation,
     matrix_shape,
     no_features,
     two_loras,
 )
 from keras_flix.layers.einsum_split import flatten_kernel
+from keras_flix.layers.holds_tables import HoldsTables
 from keras_flix.layers.low_rank_update import (
+    ActiveValues,
     combined_matrix,
     low_rank_update,
 )
@@ -35,19 +38,174 @@ from keras_flix.layers.row_orders import EACH_ROW, SHARED, Orders, by_example
 from keras_flix.layers.tables import Constant, Tables, initial_a
 
 
-class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck, _compat.KeepsFrozen):
-    """Mixin of the adapted layers; the layer class comes after it."""
+class LowRankKernel(_compat.Mixin):
+    """What adapted layers and adapted kernels of experts share."""
 
     _tables: Tables
     equation: str
-    plain_class: type
     row_orders: Orders | None = None
     """The orders of the rows in calls without `features=`; `None` if unknown."""
+
+    # A method: Keras' files follow all attributes and properties that are layers.
+    def holder(self) -> Any:
+        """The layer that has the kernel and the tables among its variables."""
+        return self
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """The logical shape of the whole kernel."""
+        return self._tables.kernel_shape
 
     @property
     def features(self) -> FeatureSchema:
         """The schema of the layer's features."""
         return self._tables.schema
+
+    def add_tables(self, feature: Feature, seed: int, key: str) -> None:
+        """Creates `A` and `B` of a feature; `B` starts at zero."""
+        d_in, d_out = matrix_shape(self)
+        count, rank = len(feature.values), max(feature.ranks)
+        a = initial_a(feature.ranks, d_in, (seed, f"{key}/{feature.name}"))
+        with _compat.unlocked(self.holder()):
+            self._tables.variables[feature.name] = tuple(
+                _compat.add_table(
+                    self.holder(),
+                    name=f"flix_{feature.name}_{part}",
+                    shape=table_shape,
+                    initializer=initializer,
+                    key=key,
+                )
+                for part, table_shape, initializer in (
+                    ("a", (count, d_in, rank), Constant(a)),
+                    ("b", (count, rank, d_out), "zeros"),
+                )
+            )
+
+    def add_update(self, product: Tensor, equation: str, inputs: Tensor) -> Tensor:
+        """The product with the kernel, where another layer computes it by itself."""
+        delta = self.low_rank_output(inputs, equation=equation)
+        return product if delta is None else product + delta
+
+    def low_rank_output(
+        self,
+        inputs: Tensor,
+        features: Mapping[str, Any] | None = None,
+        training: bool | None = None,
+        equation: str | None = None,
+    ) -> Tensor | None:
+        """What the active values add to the layer's linear output.
+
+        Args:
+            inputs: The layer's input, its rows in one of the `row_orders`.
+            features: Values or ids by feature, each one for all rows or one per
+                row; or `None` to take those of the model's current input.
+            training: Whether feature dropout applies.
+            equation: What the kernel's product with `inputs` is; `None` for the
+                layer's own.
+
+        Returns:
+            A tensor of the linear output's shape, or `None` where the
+            adapters are switched off.
+        """
+        routing = self._routing(ops.shape(inputs)[0], features, training)
+        active = routing.active
+        if active is None:
+            return None
+        flat = flatten_kernel(
+            equation or self.equation, len(inputs.shape), self._tables.kernel_shape
+        )
+        if equation is not None:
+            check_same_split(flat, *layer_equation(self))
+        if flat.input_axes is not None:
+            inputs = ops.transpose(inputs, flat.input_axes)
+        batch = batch_of(active)
+        orders = routing.orders or self.row_orders
+        if batch is not None and SHARED in (orders or ()) and inputs.shape[0] == 1:
+            # Each example's update makes something else of it.
+            inputs = ops.broadcast_to(inputs, (batch, *ops.shape(inputs)[1:]))
+        positions = ops.shape(inputs)[: flat.split.num_positions]
+        shape = by_example(positions, batch, orders, routing.generates, self.path)
+        x = ops.reshape(inputs, (*shape, flat.d_in))
+        delta = low_rank_update(
+            x,
+            self._tables.by_feature(),
+            active,
+            routing.gathered.get(id(self)),
+            routing.row_scope,
+        )
+        delta = ops.reshape(delta, (*positions, *flat.output_sizes))
+        if flat.output_axes is not None:
+            delta = ops.transpose(delta, flat.output_axes)
+        return delta
+
+    def _routing(
+        self,
+        rows: Tensor,
+        features: Mapping[str, Any] | None = None,
+        training: bool | None = None,
+    ) -> Routing:
+        """The routing of a call for so many rows."""
+        schema = self._tables.schema
+        if is_off(self):
+            if current_routing(schema) is None:
+                check_runs_once(self)
+            return Routing(schema, None)
+        routing = None
+        around = current_routing(schema)
+        if features is None:
+            routing = around
+            if routing is None and schema.routed:
+                raise ValueError(no_features(self, [f.name for f in schema.routed]))
+        if routing is None:
+            ids = layer_ids(schema, features or {}, rows)
+            routing = Routing.from_ids(
+                schema,
+                ids,
+                batch_size=rows,
+                dropout_seed=self._dropout_seed if training else None,
+                trained=self._tables.trained(),
+                orders=EACH_ROW,
+            )
+        for running in (routing, around):
+            if running is not None:
+                running.ran.add(id(self))
+        return routing
+
+    def kernel_delta(self, combination: Mapping[str, Any]) -> Tensor:
+        """The update of one combination of values.
+
+        Args:
+            combination: One value (or id) per feature, such as
+                `{"task": "qa", "language": "sw"}`; `None` is absent.
+
+        Returns:
+            A float32 tensor of the kernel's shape.
+        """
+        return self.delta_of_ids(self.features.encode_one(combination))
+
+    def delta_of_ids(self, ids: Mapping[str, Any]) -> Tensor:
+        """`kernel_delta` of encoded values: ids of a batch of one, by feature."""
+        shape = self._tables.kernel_shape
+        flat = flatten_kernel(*layer_equation(self), shape)
+        matrix = combined_matrix(self._tables.by_feature(), ids, flat.d_in)
+        axes = flat.split.kernel_axes
+        unfolded = ops.reshape(matrix, [shape[axis] for axis in axes])
+        return ops.transpose(unfolded, flat.split.unflatten_axes())
+
+    def kernel_norm(self) -> float:
+        """The Frobenius norm of the base's kernel; NaN if it is not in floats."""
+        if self.quantization_mode is not None:
+            return float("nan")
+        kernel = _compat.to_host(ops.cast(self.kernel, "float32"))
+        return float(np.linalg.norm(kernel.astype("float64")))
+
+
+class LowRankLayer(LowRankKernel, QuantizedCall, HoldsTables):
+    """Mixin of the adapted layers; the layer class comes after it."""
+
+    def adapted_kernels(self) -> dict[str, LowRankKernel]:
+        """Its only kernel, whose tables need no other name in files."""
+        return {"": self}
 
     def _configure_features(
         self,
@@ -119,29 +277,6 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck, _compat.KeepsFroze
         for name in self.features.names if names is None else names:
             self.add_tables(self.features[name], seed, key or self.path)
 
-    def add_tables(self, feature: Feature, seed: int, key: str) -> None:
-        """Creates `A` and `B` of a feature; `B` starts at zero."""
-        d_in, d_out = matrix_shape(self)
-        count, rank = len(feature.values), max(feature.ranks)
-        a = initial_a(feature.ranks, d_in, (seed, f"{key}/{feature.name}"))
-        with _compat.unlocked(self):
-            self._tables.variables[feature.name] = tuple(
-                _compat.add_table(
-                    self,
-                    name=f"flix_{feature.name}_{part}",
-                    shape=table_shape,
-                    initializer=initializer,
-                    key=key,
-                )
-                for part, table_shape, initializer in (
-                    ("a", (count, d_in, rank), Constant(a)),
-                    ("b", (count, rank, d_out), "zeros"),
-                )
-            )
-
-    def _adapter_flags(self) -> list[_compat.Flagged]:
-        return [self, *self._tables.named_variables.values()]
-
     def build(self, input_shape: Any) -> None:
         super().build(input_shape)
         self.kernel.trainable = False
@@ -192,110 +327,6 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck, _compat.KeepsFroze
     def enable_lora(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError(two_loras(self))
 
-    def low_rank_output(
-        self, inputs: Tensor, features: Mapping[str, Any] | None, training: bool | None
-    ) -> Tensor | None:
-        """What the active values add to the layer's linear output.
-
-        Args:
-            inputs: The layer's input, its rows in one of the `row_orders`.
-            features: Values or ids by feature, each one for all rows or one per
-                row; or `None` to take those of the model's current input.
-            training: Whether feature dropout applies.
-
-        Returns:
-            A tensor of the linear output's shape, or `None` where the
-            adapters are switched off.
-        """
-        routing = self._routing(inputs, features, training)
-        active = routing.active
-        if active is None:
-            return None
-        flat = flatten_kernel(
-            self.equation, len(inputs.shape), self._tables.kernel_shape
-        )
-        if flat.input_axes is not None:
-            inputs = ops.transpose(inputs, flat.input_axes)
-        batch = None
-        for values in active.values():
-            batch = ops.shape(values.rows)[0]
-            break
-        orders = routing.orders or self.row_orders
-        if batch is not None and SHARED in (orders or ()) and inputs.shape[0] == 1:
-            # Each example's update makes something else of it.
-            inputs = ops.broadcast_to(inputs, (batch, *ops.shape(inputs)[1:]))
-        positions = ops.shape(inputs)[: flat.split.num_positions]
-        shape = by_example(positions, batch, orders, routing.generates, self.path)
-        x = ops.reshape(inputs, (*shape, flat.d_in))
-        delta = low_rank_update(
-            x,
-            self._tables.by_feature(),
-            active,
-            routing.gathered.get(id(self)),
-            routing.row_scope,
-        )
-        delta = ops.reshape(delta, (*positions, *flat.output_sizes))
-        if flat.output_axes is not None:
-            delta = ops.transpose(delta, flat.output_axes)
-        return delta
-
-    def _routing(
-        self, inputs: Tensor, features: Mapping[str, Any] | None, training: bool | None
-    ) -> Routing:
-        schema = self._tables.schema
-        if is_off(self):
-            if current_routing(schema) is None:
-                check_runs_once(self)
-            return Routing(schema, None)
-        routing = None
-        around = current_routing(schema)
-        if features is None:
-            routing = around
-            if routing is None and schema.routed:
-                raise ValueError(no_features(self, [f.name for f in schema.routed]))
-        if routing is None:
-            ids = layer_ids(schema, features or {}, ops.shape(inputs)[0])
-            routing = Routing.from_ids(
-                schema,
-                ids,
-                batch_size=ops.shape(inputs)[0],
-                dropout_seed=self._dropout_seed if training else None,
-                trained=self._tables.trained(),
-                orders=EACH_ROW,
-            )
-        for running in (routing, around):
-            if running is not None:
-                running.ran.add(id(self))
-        return routing
-
-    def kernel_delta(self, combination: Mapping[str, Any]) -> Tensor:
-        """The update of one combination of values.
-
-        Args:
-            combination: One value (or id) per feature, such as
-                `{"task": "qa", "language": "sw"}`; `None` is absent.
-
-        Returns:
-            A float32 tensor of the kernel's shape.
-        """
-        return self.delta_of_ids(self.features.encode_one(combination))
-
-    def delta_of_ids(self, ids: Mapping[str, Any]) -> Tensor:
-        """`kernel_delta` of encoded values: ids of a batch of one, by feature."""
-        shape = self._tables.kernel_shape
-        flat = flatten_kernel(*layer_equation(self), shape)
-        matrix = combined_matrix(self._tables.by_feature(), ids, flat.d_in)
-        axes = flat.split.kernel_axes
-        unfolded = ops.reshape(matrix, [shape[axis] for axis in axes])
-        return ops.transpose(unfolded, flat.split.unflatten_axes())
-
-    def kernel_norm(self) -> float:
-        """The Frobenius norm of the base's kernel; NaN if it is not in floats."""
-        if self.quantization_mode is not None:
-            return float("nan")
-        kernel = _compat.to_host(ops.cast(self.kernel, "float32"))
-        return float(np.linalg.norm(kernel.astype("float64")))
-
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
@@ -309,29 +340,9 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck, _compat.KeepsFroze
             config["features"] = FeatureSchema.from_config(config["features"])
         return super().from_config(config)
 
-    def save_own_variables(self, store: Any) -> None:
-        super().save_own_variables(store)
-        for name, variable in self._tables.named_variables.items():
-            store[name] = variable
-        store["flix_schema"] = self._tables.stamp()
 
-    def load_own_variables(self, store: Any) -> None:
-        saved = {name: store[name] for name in store.keys()}
-        base = {n: v for n, v in saved.items() if not n.startswith("flix_")}
-        tables = {n: v for n, v in saved.items() if n.startswith("flix_")}
-        stamp = tables.pop("flix_schema", None)
-        if stamp is not None:
-            self._tables.check_stamp(stamp, self.path)
-        own = self._tables.named_variables
-        expected = {n: tuple(v.shape) for n, v in own.items()}
-        found = {n: tuple(v.shape) for n, v in tables.items()}
-        # Without any, these are plain base weights: the adapters stay as they are.
-        if tables and expected != found:
-            raise ValueError(
-                f"The adapters in a weights file must match layer {self.path!r}. "
-                f"Expected: {expected}. Received: {found}. Load it into a model "
-                "adapted with the same features and ranks."
-            )
-        super().load_own_variables(base)
-        for name in tables:
-            own[name].assign(tables[name])
+def batch_of(active: Mapping[str, ActiveValues]) -> Tensor | None:
+    """The number of examples; `None` if all rows use the same tables."""
+    for values in active.values():
+        return ops.shape(values.rows)[0]
+    return None

@@ -208,7 +208,8 @@ def low_rank_update(
     """The update of each example, applied to its activations.
 
     Args:
-        x: Activations of shape `(batch, positions, d_in)`.
+        x: Activations of shape `(batch, positions, d_in)`, or several of them along
+            leading axes.
         tables: The tables of all features.
         active: The active values by feature. Features whose tables are `shared` may
             be missing: they are then active in every example.
@@ -226,6 +227,11 @@ def low_rank_update(
     deltas = []
     if gathered is not None:
         a, b = gathered
+        if len(x.shape) > 3:
+            # Not left to the product: where the batch is one, TensorFlow's on CPUs
+            # reads past the end of what it broadcasts.
+            around = ops.shape(x)[:-2]
+            a, b = (ops.broadcast_to(t, (*around, *ops.shape(t)[1:])) for t in (a, b))
         deltas.append(eager.matmul(eager.matmul(x, a), b))
     for table in tables:
         if table.shared:

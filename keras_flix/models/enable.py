@@ -15,6 +15,8 @@ from keras_flix.features.schema import Dropouts, Features, FeatureSchema, Ranks
 from keras_flix.layers import FlixDense, FlixEinsumDense
 from keras_flix.layers.active_scope import carry_routing
 from keras_flix.layers.checks import check_backend, check_ranks
+from keras_flix.layers.expert_kernel import ExpertKernel
+from keras_flix.layers.holds_tables import HoldsTables
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.layers.quantized import check_quantized_layers, rounded_logits
 from keras_flix.layers.row_orders import Orders
@@ -23,6 +25,11 @@ from keras_flix.models.adapted.devices import check_devices, creation_scope
 from keras_flix.models.adapted.model import routed_class
 from keras_flix.models.adapted.own_state import warn_of_own_state
 from keras_flix.models.adapted.thread_lock import Turns
+from keras_flix.models.multiplied import (
+    chosen_experts,
+    multiply_adapted,
+    readers_of,
+)
 from keras_flix.models.places import Places, find_places
 from keras_flix.models.targets import Placed, Rows, stated_orders
 from keras_flix.models.trial import known_orders, try_out
@@ -42,6 +49,7 @@ def enable_flix(
     scale: str = "rank",
     dropout: Dropouts = 0.0,
     targets: str | Sequence[str] | None = None,
+    experts: str | None = None,
     seed: int | None = None,
     rows: Rows = None,
 ) -> Model:
@@ -79,6 +87,11 @@ def enable_flix(
             match a layer's whole path. In a language model that takes images
             or sound, the first two select layers of its text decoder only. A feature's
             own win: it then has adapter weights in those layers alone.
+        experts: `"shared"` adapts the kernels of a mixture's experts, too, next to
+            `targets`: all experts of a layer share a value's update of a kernel, so
+            that it costs as much as that of one expert. Features with targets of their
+            own have none there. Routers are never adapted with them. `None` leaves
+            experts as they are.
         seed: Seeds initial adapter weights and feature dropout. `None` draws a seed
             that follows `keras.utils.set_random_seed`.
         rows: Which example each row of a target's input belongs to, by layer name or
@@ -112,7 +125,8 @@ def enable_flix(
     """
     schema = FeatureSchema(features).resolve(rank, dropout, alpha, scale)
     walk = _checked_walk(model, schema)
-    layers, places = find_places(model, schema, targets, walk)
+    kernels = chosen_experts(experts, walk)
+    layers, places = find_places(model, schema, targets, walk, kernels)
     return adapt_layers(
         model,
         schema,
@@ -157,15 +171,20 @@ def adapt_layers(
     known = known_orders(model, schema, walk)
     orders: dict[str, Orders | None] = dict.fromkeys(layers, known)
     orders |= rows or {}
-    verified = try_out(model, layers, orders)
+    readers = readers_of(layers, walk)
+    verified = try_out(model, layers, orders, readers)
     flags = list(_compat.flags_of([model, *inner]))
     frozen = [one for one in flags if not _compat.is_on(one)]
 
     with creation_scope(model):
         for key, layer in layers.items():
-            adapted = ADAPTED_CLASSES[type(layer)]
-            adapted.from_layer(layer, schema, seed=seed, key=key, names=names[key])
+            if isinstance(layer, ExpertKernel):
+                layer.adapt(schema, seed, key, names[key])
+            else:
+                adapted = ADAPTED_CLASSES[type(layer)]
+                adapted.from_layer(layer, schema, seed=seed, key=key, names=names[key])
             layer.row_orders = orders[key]
+    multiply_adapted(layers, readers)
     parts = _parts(model)
     tables = [
         variable
@@ -173,7 +192,8 @@ def adapt_layers(
         for variable in layer._tables.named_variables.values()
     ]
     _compat.switch(flags, False)
-    _compat.switch([*parts, *layers.values(), *tables], True)
+    holders = [layer.holder() for layer in layers.values()]
+    _compat.switch([*parts, *holders, *tables], True)
     turns = Turns()
     added: dict[str, set[Any]] = {}
     for part in parts:
@@ -182,6 +202,7 @@ def adapt_layers(
             alpha=alpha,
             scale=scale,
             layers=layers,
+            readers=readers,
             base_class=type(part),
             parts=parts,
             seed=seed,
@@ -267,7 +288,7 @@ def _checked_walk(model: Any, schema: FeatureSchema) -> list[Placed]:
         )
     walk = _compat.layers_with_parents(model)
     inner = [layer for layer, _ in walk]
-    if is_adapted(model) or any(isinstance(layer, LowRankLayer) for layer in inner):
+    if is_adapted(model) or any(isinstance(layer, HoldsTables) for layer in inner):
         raise ValueError(
             "A model can be adapted once. Received: a model that `enable_flix` has "
             "adapted already, or one over layers of such a model. Start from a fresh "

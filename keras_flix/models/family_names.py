@@ -21,6 +21,9 @@ NEVER_BY_DEFAULT = re.compile(
 """Routers, expert gates and embeddings, and the coefficients by which Gemma3n
 mixes its streams: only when named."""
 
+EXPERTS = re.compile(r".*(Experts|MoEBlock)")
+"""The classes of layers whose variables `(experts, d_in, d_out)` are kernels."""
+
 HEADS = re.compile(r"(.*_)?head")
 """Heads inside of KerasHub's backbones, such as RWKV7's."""
 

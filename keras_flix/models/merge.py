@@ -11,6 +11,7 @@ import keras_hub
 from keras import ops
 
 from keras_flix import _compat
+from keras_flix.layers.expert_kernel import ExpertKernel
 from keras_flix.models.adapted.adaptation import Model, adaptation_of
 from keras_flix.models.adapted.plain_view import plain_view
 
@@ -51,7 +52,8 @@ def merge_features(model: Model, combination: Mapping[str, Any]) -> Model:
     ids = adaptation.schema.encode_one(combination)
     filling = _Filling(
         deltas={
-            id(layer): layer.delta_of_ids(ids) for layer in adaptation.layers.values()
+            (id(layer.holder()), id(layer.kernel)): layer.delta_of_ids(ids)
+            for layer in adaptation.layers.values()
         },
         tables={id(table.variable) for table in adaptation.tables()},
         frozen={id(one) for one in adaptation.frozen_before if not _compat.is_on(one)},
@@ -68,17 +70,22 @@ def merge_features(model: Model, combination: Mapping[str, Any]) -> Model:
 
 def _check_kernels(model: Any, merged: Any) -> None:
     """Raises if an update would reach others that read its layer's kernel."""
-    paths = {id(lyr): path for path, lyr in model._adaptation.layers.items()}
+    olds, news = map(_compat.flatten_layers, (model, merged))
+    places = {id(old): new for old, new in zip(olds, news, strict=True)}
+    adaptation = model._adaptation
     layers = {
-        paths[id(old)]: new
-        for old, new in zip(
-            _compat.flatten_layers(model), _compat.flatten_layers(merged), strict=True
-        )
-        if id(old) in paths
+        path: ExpertKernel(places[id(layer.holder())], layer.attribute, path)
+        if isinstance(layer, ExpertKernel)
+        else places[id(layer)]
+        for path, layer in adaptation.layers.items()
     }
+    watches = [
+        _compat.Watch(path, places[id(reader)], layers[path].kernel)
+        for path, reader in adaptation.readers.items()
+    ]
     inputs = _compat.symbolic_inputs(merged)
     try:
-        shared = _compat.kernels_read_elsewhere(merged, inputs, layers)
+        shared = _compat.kernels_read_elsewhere(merged, inputs, layers, watches)
     except Exception:
         # Some layers need more than the small sizes that stand for unknown ones.
         return
@@ -114,7 +121,8 @@ class _Filling:
     """What the weights of a plain copy of an adapted model are.
 
     Attributes:
-        deltas: By id of an adapted layer, the update of its kernel.
+        deltas: By the ids of a layer and its adapted kernel, the update; of experts,
+            that of each.
         tables: Ids of the adapters' variables.
         frozen: Ids of layers and variables that were frozen before `enable_flix`, and
             are.
@@ -122,7 +130,7 @@ class _Filling:
         lost: The same of what the kernels' dtype has rounded away of them.
     """
 
-    deltas: dict[int, Any]
+    deltas: dict[tuple[int, int], Any]
     tables: set[int]
     frozen: set[int]
     added: float = 0.0
@@ -147,8 +155,9 @@ class _Filling:
             own = [v for v in _compat.own_variables(old) if id(v) not in self.tables]
             for source, target in zip(own, _compat.own_variables(new), strict=True):
                 value = source.value
-                if id(old) in self.deltas and source is old.kernel:
-                    value = self.merged(value, self.deltas[id(old)], source.dtype)
+                delta = self.deltas.get((id(old), id(source)))
+                if delta is not None:
+                    value = self.merged(value, delta, source.dtype)
                 # A copy: JAX would share the buffer, and training donates buffers.
                 target.assign(ops.copy(value))
                 if id(source) in self.frozen:
@@ -158,6 +167,7 @@ class _Filling:
     def merged(self, kernel: Any, delta: Any, dtype: str) -> Any:
         """A kernel with its update, in the kernel's dtype."""
         old = ops.cast(kernel, "float32")
+        delta = ops.broadcast_to(delta, ops.shape(old))
         new = ops.cast(ops.add(old, delta), dtype)
         if dtype in ("bfloat16", "float16"):
             rest = ops.subtract(ops.subtract(ops.cast(new, "float32"), old), delta)

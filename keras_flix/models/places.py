@@ -21,7 +21,8 @@ def find_places(
     schema: FeatureSchema,
     targets: str | Sequence[str] | None,
     walk: Sequence[Placed],
-) -> tuple[dict[str, keras.layers.Layer], Places]:
+    beside: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], Places]:
     """The layers that any feature targets, by path, and which each does.
 
     Args:
@@ -29,14 +30,25 @@ def find_places(
         schema: Its features, with their own targets.
         targets: Those of the features that have none, see `enable_flix`.
         walk: All layers of the model.
+        beside: What is adapted besides the targets of the features that state none,
+            such as kernels of experts.
     """
+    beside = beside or {}
     own = [feature for feature in schema if feature.targets is not None]
     if not own:
-        return find_targets(model, targets, walk), {}
-    found = {feature.name: _own_targets(model, feature, walk) for feature in own}
+        return {**find_targets(model, targets, walk), **beside}, {}
+    found: dict[str, dict[str, Any]] = {
+        feature.name: _own_targets(model, feature, walk) for feature in own
+    }
     if len(own) < len(schema):
-        common = find_targets(model, targets, walk)
+        common = {**find_targets(model, targets, walk), **beside}
         found |= {f.name: common for f in schema if f.targets is None}
+    elif beside:
+        raise ValueError(
+            "`experts` are adapted for the features that state no targets. Received: "
+            f"experts, where each of {schema.names} states its own. Leave one of them "
+            "out."
+        )
     elif targets is not None:
         raise ValueError(
             "`targets` are those of the features that state none. Received: "
@@ -45,7 +57,8 @@ def find_places(
         )
     position = {id(layer): i for i, (layer, _) in enumerate(walk)}
     union = {key: layer for layers in found.values() for key, layer in layers.items()}
-    layers = dict(sorted(union.items(), key=lambda one: position[id(one[1])]))
+    last = len(walk)
+    layers = dict(sorted(union.items(), key=lambda x: position.get(id(x[1]), last)))
     return layers, {
         feature.name: [path for path in layers if path in found[feature.name]]
         for feature in schema

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from keras_flix import _compat
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.layers.row_orders import as_orders
 from keras_flix.models.adapted.adaptation import adaptation_of
@@ -15,6 +16,7 @@ from keras_flix.models.adapted.learning_rates import Rates
 from keras_flix.models.adapted.plain_view import REGISTERED_NAME, layers_with_kernels
 from keras_flix.models.adapted.trained_base import restore_flags
 from keras_flix.models.enable import adapt_layers
+from keras_flix.models.multiplied import expert_kernels
 from keras_flix.models.targets import keyed_layers
 
 
@@ -25,11 +27,16 @@ class AdaptedModel:
     def from_config(cls, config: Mapping[str, Any]) -> keras.Model:
         """The model whose `get_config` gave `config`, with fresh tables."""
         base = keras.saving.deserialize_keras_object(dict(config["base"]))
-        linear = layers_with_kernels(base)
+        linear, every = layers_with_kernels(base), _compat.flatten_layers(base)
         keys = {id(layer): key for key, layer in keyed_layers(base)}
-        layers = {}
-        for position, name in config["layers"]:
-            layer = linear[position] if position < len(linear) else None
+        experts = {
+            (id(kernel.holder()), kernel.attribute): kernel
+            for _, kernel in expert_kernels(_compat.layers_with_parents(base))
+        }
+        layers: dict[str, Any] = {}
+        for position, name, *attribute in config["layers"]:
+            places = every if attribute else linear
+            layer = places[position] if position < len(places) else None
             if layer is None or layer.name != name:
                 raise ValueError(
                     "A saved model must be built again with the layers it had. "
@@ -37,7 +44,11 @@ class AdaptedModel:
                     f"{getattr(layer, 'name', 'none')!r}. Load its weights into a "
                     "model that you adapt with `enable_flix`."
                 )
-            layers[keys.get(id(layer), layer.path)] = layer
+            if attribute:
+                kernel = experts[id(layer), *attribute]
+                layers[kernel.path] = kernel
+            else:
+                layers[keys.get(id(layer), layer.path)] = layer
         schema = FeatureSchema.from_config(config["schema"])
         order = list(layers)
         model = adapt_layers(

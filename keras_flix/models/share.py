@@ -10,7 +10,7 @@ import keras
 
 from keras_flix import _compat
 from keras_flix.layers.active_scope import carry_routing
-from keras_flix.layers.low_rank_layer import LowRankLayer
+from keras_flix.layers.holds_tables import HoldsTables
 from keras_flix.models.adapted.adaptation import Model, adaptation_of, is_adapted
 from keras_flix.models.adapted.devices import check_devices
 from keras_flix.models.enable import check_names, hold_dropout_seed, route
@@ -89,8 +89,8 @@ def _check_other(adaptation: Any, other: Any) -> None:
             f"Received: {received}. Build it within `adapters_disabled(model)`, and "
             "share features with it once."
         )
-    known = set(map(id, adaptation.layers.values()))
-    adapted = [x for x in _compat.flatten_layers(other) if isinstance(x, LowRankLayer)]
+    known = {id(layer.holder()) for layer in adaptation.layers.values()}
+    adapted = [x for x in _compat.flatten_layers(other) if isinstance(x, HoldsTables)]
     strange = [layer.path for layer in adapted if id(layer) not in known]
     if strange or not adapted:
         received = f"{strange[:4]} of others" if strange else "none of them"

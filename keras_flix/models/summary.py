@@ -14,6 +14,7 @@ from keras_flix.models.adapted.adaptation import adaptation_of
 from keras_flix.models.adapted.frozen_values import frozen_rows
 from keras_flix.models.adapted.optimizer_advice import added_values, large_adapters
 from keras_flix.models.adapted.trained_base import heads, trained_base
+from keras_flix.models.multiplied import expert_kernels
 
 MB = 1e6
 
@@ -76,7 +77,7 @@ def flix_summary(
         if id(v) in frozen
     )
     summary = FlixSummary(
-        layers={p: _compat.kernel_shape(lyr) for p, lyr in adaptation.layers.items()},
+        layers={p: lyr.kernel_shape for p, lyr in adaptation.layers.items()},
         parameters=parameters,
         trainable=sum(math.prod(v.shape) for v in model.trainable_variables) - idle,
         total=sum(math.prod(v.shape) for v in model.weights),
@@ -140,6 +141,12 @@ def _advice(model: Any, summary: FlixSummary) -> list[str]:
             f"`model.get_layer({frozen[0]!r}).trainable = True`, then compile."
         )
     adaptation = model._adaptation
+    experts = dict(expert_kernels(_compat.layers_with_parents(model)))
+    if experts and not experts.keys() & adaptation.layers.keys():
+        lines.append(
+            'The experts are left as they are: `enable_flix(..., experts="shared")` '
+            "adapts them, too."
+        )
     if adaptation.trainable is None:
         lines += [
             f"Added later: {feature.name} {added}. `set_trainable` trains them alone; "

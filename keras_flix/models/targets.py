@@ -18,6 +18,7 @@ from keras_flix.layers.row_orders import KERAS_HUB, Orders, as_orders
 from keras_flix.models.family_names import (
     ATTENTION,
     ATTENTION_PROJECTIONS,
+    EXPERTS,
     HEADS,
     NEVER_BY_DEFAULT,
     OTHER_MEDIA,
@@ -294,11 +295,13 @@ def _no_match(
         if layer.name == target or (layer.path and pattern.fullmatch(layer.path))
     ]
     if others:
+        kind = type(others[0]).__name__
+        remedy = f"Name the linear layers instead: {_some_paths(candidates)}."
+        if EXPERTS.fullmatch(kind):
+            remedy = 'Pass `experts="shared"` to adapt experts.'
         return (
             "A target must be a built, stock EinsumDense or Dense layer. Received: "
-            f"{target!r}, which matches {others[0].path!r} of type "
-            f"{type(others[0]).__name__}. Name the linear layers instead: "
-            f"{_some_paths(candidates)}."
+            f"{target!r}, which matches {others[0].path!r} of type {kind}. {remedy}"
         )
     names = sorted({layer.name for _, layer in candidates})
     paths = [key for key, _ in candidates]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -30,9 +30,18 @@ def known_orders(
 
 
 def try_out(
-    model: keras.Model, layers: dict[str, Any], orders: dict[str, Orders | None]
+    model: keras.Model,
+    layers: dict[str, Any],
+    orders: dict[str, Orders | None],
+    readers: Mapping[str, Any],
 ) -> bool:
     """Fills in unknown orders; raises for targets that never run, or have none.
+
+    Args:
+        model: The plain model.
+        layers: The targets by path.
+        orders: The orders of their rows by path, `None` where unknown.
+        readers: The layers that multiply by a target's kernel themselves, by path.
 
     Returns:
         Whether the model could be tried. If not, its first real call is.
@@ -41,11 +50,17 @@ def try_out(
     if None in orders.values():
         example = _compat.example_inputs(model, _lengths())
     if example is None:
-        return _check_runs(model, layers)
-    found = find_orders(Probe(lambda x: model(x, training=False), *example), layers)
+        return _check_runs(model, layers, readers)
+    inputs, length, sure = example
+    probe = Probe(
+        lambda x: model(x, training=False), inputs, length, sure, readers=readers
+    )
+    found = find_orders(probe, layers)
     if found is None:
-        return _check_runs(model, layers)
+        return _check_runs(model, layers, readers)
     _raise_for_idle(layers, {path for path, one in found.items() if one.ran})
+    if readers:
+        _check_runs(model, layers, readers)
     unknown = {path: one for path, one in found.items() if orders[path] is None}
     if text := unclear_rows(unknown):
         raise ValueError(text)
@@ -60,8 +75,10 @@ def _lengths() -> Sequence[int]:
     return LENGTHS if devices == 1 else (devices, 2 * devices, 3 * devices)
 
 
-def _check_runs(model: keras.Model, layers: dict[str, Any]) -> bool:
-    """Raises if a target's `call` never runs in the model.
+def _check_runs(
+    model: keras.Model, layers: dict[str, Any], readers: Mapping[str, Any]
+) -> bool:
+    """Raises if a target never runs in the model, or if readers do more with it.
 
     Returns:
         Whether that could be found out here. If not, the first real call of
@@ -72,13 +89,21 @@ def _check_runs(model: keras.Model, layers: dict[str, Any]) -> bool:
         return False
     ran: set[str] = set()
     try:
-        with watched(layers, lambda path, _: ran.add(path)):
-            _compat.dry_run(model, inputs)
+        with watched(layers, lambda path, _: ran.add(path), readers) as products:
+            read = products.note_read if readers else None
+            _compat.dry_run(model, inputs, read=read)
+    except _compat.UnknownUse:
+        raise
     except Exception:
         # A subclassed model does not tell the dtypes of its inputs, and some
         # layers need more than the small sizes that stand for unknown ones.
         return False
     _raise_for_idle(layers, ran)
+    if products.read_elsewhere:
+        path, *_ = products.read_elsewhere
+        raise _compat.UnknownUse(
+            _compat.unknown_use(f"another use of the kernel {path!r}")
+        )
     return True
 
 

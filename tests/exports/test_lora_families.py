@@ -18,6 +18,7 @@ from helpers.hugging_face import (
     read_config,
     save_base,
     torch_outputs,
+    transformers,
     with_lora,
 )
 
@@ -171,6 +172,50 @@ def test_a_masked_lm_has_no_pooler(bases, tmp_path):
     np.testing.assert_allclose(torch_outputs(encoder), ours, atol=1e-4)
     with pytest.raises(ValueError, match="Received: .'pooled_dense'., which have none"):
         keras_flix.export_lora(make(["pooled_dense"]), COMBINATION, tmp_path / "none")
+
+
+@needs_torch
+def test_the_text_decoder_of_a_gemma_4_that_reads_images(tmp_path):
+    """Transformers' model has each of the modules, and none is in its image tower."""
+    hub = keras_hub.models
+    sizes = {"hidden_dim": 8, "num_layers": 1, "intermediate_dim": 12, "head_dim": 4}
+    encoder = hub.Gemma4VisionEncoder(
+        image_size=16, patch_size=4, pool_size=2, num_heads=2, output_dim=16, **sizes
+    )
+    backbone = hub.Gemma4Backbone(
+        vocabulary_size=48,
+        image_size=16,
+        num_layers=2,
+        num_query_heads=4,
+        num_key_value_heads=2,
+        hidden_dim=16,
+        intermediate_dim=24,
+        head_dim=8,
+        layer_types=["sliding_attention", "full_attention"],
+        vision_encoder=encoder,
+    )
+    task = hub.Gemma4CausalLM(backbone=backbone, preprocessor=None)
+    keras_flix.enable_flix(task, FEATURES, targets="all-linear")
+    keras_flix.export_lora(randomize(task), COMBINATION, tmp_path / "lora")
+    options = {**CONFIGS["Gemma4"][1], "hidden_size_per_layer_input": 0}
+    config = transformers.Gemma4Config(
+        text_config=transformers.Gemma4TextConfig(**options),
+        vision_config=transformers.Gemma4VisionConfig(
+            hidden_size=8,
+            intermediate_size=12,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=4,
+            patch_size=4,
+        ),
+        audio_config=None,
+    )
+    theirs = transformers.AutoModelForCausalLM.from_config(config)
+    adapted = with_lora(theirs, tmp_path / "lora")
+    names = [name for name, _ in adapted.named_modules() if name.endswith("lora_A")]
+    assert len(names) == 2 * 7
+    assert all(".language_model.layers." in name for name in names)
 
 
 @needs_torch

@@ -28,6 +28,9 @@ DENSE = frozenset({"query_dense", "key_dense", "value_dense", "output_dense"})
 GEMMA_FFW = frozenset({"ffw_gating", "ffw_gating_2", "ffw_linear"})
 GATED_FFW = FFW | {"feedforward_gate_dense"}
 PROJ_FFW = frozenset({"gate_proj", "up_proj", "down_proj"})
+GATED_EXPERTS = frozenset(
+    {"expert_feedforward_gate_dense", "expert_feedforward_output_dense"}
+)
 LINEAR_ATTENTION = frozenset({"in_proj_qkv", "in_proj_z", "out_proj"})
 
 
@@ -75,6 +78,7 @@ def decoder(
     *,
     default: frozenset[str] = ATTENTION,
     all_linear: frozenset[str] = frozenset(),
+    experts: frozenset[str] = frozenset(),
     inputs: Callable[[int], Any] = texts,
     **options: Any,
 ) -> Family:
@@ -86,6 +90,7 @@ def decoder(
         causal_lm(name),
         default=default,
         all_linear=all_linear,
+        experts=experts,
         **options,
     )
 
@@ -168,7 +173,6 @@ DIFFUSION_GEMMA = {
     "num_experts_per_token": 2,
     "expert_intermediate_dim": 8,
 }
-NEVER_RUNS = "which the model never calls"
 
 FAMILIES = [
     decoder("Gemma", {**GROUPED, "head_dim": 6}, all_linear=GEMMA_FFW),
@@ -196,9 +200,10 @@ FAMILIES = [
     decoder(
         "Gemma4",
         GEMMA4,
+        all_linear=GEMMA_FFW
+        | {"per_layer_input_gate", "per_layer_up_proj", "per_layer_model_projection"},
+        experts=PROJ_FFW,
         inputs=functools.partial(texts, position_ids=positions),
-        refused={"all-linear": NEVER_RUNS}
-        | {name: NEVER_RUNS for name in sorted(GEMMA_FFW)},
     ),
     # Of the text decoder only: the image encoder has attention too.
     decoder(
@@ -223,7 +228,11 @@ FAMILIES = [
     decoder("Llama3", GROUPED, all_linear=GATED_FFW),
     decoder("Mistral", {**GROUPED, "sliding_window": 3}, all_linear=GATED_FFW),
     # The feed-forward layers are experts, whose kernels are no layers.
-    decoder("Mixtral", {**GROUPED, **EXPERTS}),
+    decoder(
+        "Mixtral",
+        {**GROUPED, **EXPERTS},
+        experts=GATED_EXPERTS | {"expert_feedforward_intermediate_dense"},
+    ),
     decoder("Phi3", GROUPED, all_linear=GATED_FFW),
     decoder("Qwen", GROUPED, all_linear=GATED_FFW),
     decoder("Qwen3", {**GROUPED, "head_dim": 6}, all_linear=GATED_FFW),
@@ -232,8 +241,14 @@ FAMILIES = [
         "QwenMoe",
         {**SPARSE, "decoder_sparse_step": 1, "shared_expert_intermediate_dim": 8},
         all_linear=GATED_FFW,
+        experts=GATED_EXPERTS,
     ),
-    decoder("Qwen3Moe", {**SPARSE, "head_dim": 6}, all_linear=GATED_FFW),
+    decoder(
+        "Qwen3Moe",
+        {**SPARSE, "head_dim": 6},
+        all_linear=GATED_FFW,
+        experts=GATED_EXPERTS,
+    ),
     decoder(
         "Qwen3_5",
         QWEN3_5,
@@ -245,8 +260,13 @@ FAMILIES = [
         QWEN3_5_MOE,
         default=ATTENTION | LINEAR_ATTENTION,
         all_linear=GATED_FFW | {"in_proj_a", "in_proj_b"},
+        experts=GATED_EXPERTS,
     ),
-    decoder("GptOss", {**GROUPED, **EXPERTS, "sliding_window": 3}),
+    decoder(
+        "GptOss",
+        {**GROUPED, **EXPERTS, "sliding_window": 3},
+        experts=frozenset({"gate_up_proj", "down_proj"}),
+    ),
     # All its `o_proj` have the same path.
     decoder("SmolLM3", SMOLLM3, default=PROJ, all_linear=PROJ_FFW),
     decoder(
@@ -302,8 +322,7 @@ FAMILIES = [
         builder("DiffusionGemma", **DIFFUSION_GEMMA),
         functools.partial(texts, position_ids=positions),
         default=ATTENTION,
-        refused={"all-linear": NEVER_RUNS}
-        | {name: NEVER_RUNS for name in sorted(GEMMA_FFW)},
+        experts=PROJ_FFW,
     ),
 ]
 FAMILIES = [family for family in FAMILIES if has_backbone(family.name)]

@@ -25,6 +25,7 @@ class Family:
             preprocessor, of a backbone.
         default: Names of the layers that the default targets adapt.
         all_linear: Names of those that `targets="all-linear"` adds.
+        experts: Names of the kernels that `experts="shared"` adds.
         refused: Targets that are refused, and a part of the error's text.
         rows: Takes what belongs to single examples, batch first, out of the
             backbone's outputs: of a matrix of images against texts, the diagonal.
@@ -43,6 +44,7 @@ class Family:
     )
     default: frozenset[str] = frozenset()
     all_linear: frozenset[str] = frozenset()
+    experts: frozenset[str] = frozenset()
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
     rows: Callable[[Any], Any] = lambda outputs: outputs
     mixes_examples: str = ""

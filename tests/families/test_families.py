@@ -102,9 +102,11 @@ class Adapted:
     start: list
 
     @classmethod
-    def make(cls, family, model, own, targets=None):
+    def make(cls, family, model, own, targets=None, experts=None):
         without_zeros(model)
-        keras_flix.enable_flix(model, FEATURES, rank=RANK, targets=targets)
+        keras_flix.enable_flix(
+            model, FEATURES, rank=RANK, targets=targets, experts=experts
+        )
         randomize(model, scale=0.5)
         model.run_eagerly = eagerly(family)
         return cls(model, own, family.rows, [to_numpy(v) for v in model.weights])
@@ -217,6 +219,10 @@ def check_training_step(adapted, labels=None):
     adapted.reset()
 
 
+def adds_to_default(family):
+    return family.all_linear | family.experts
+
+
 def names(layers):
     return {layer.name for layer in layers.values()}
 
@@ -230,15 +236,15 @@ CASES = [
     for family in FAMILIES
     for name, targets, adds in [
         ("default", None, family.default),
-        ("all-linear", "all-linear", family.all_linear),
+        ("all-linear", "all-linear", family.all_linear | family.experts),
     ]
     # Where time is short, all layers at once.
-    if adds and (in_full(family) or targets or not family.all_linear)
+    if adds and (in_full(family) or targets or not adds_to_default(family))
 ]
 NAMED_ONLY = [
     pytest.param(family, id=family.name, marks=marks(family))
     for family in FAMILIES
-    if not in_full(family) and family.default and family.all_linear
+    if not in_full(family) and family.default and adds_to_default(family)
 ]
 REFUSED = [
     pytest.param(
@@ -281,16 +287,21 @@ GENERATING = [
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request):
-    """A family, the targets, and an adapted backbone."""
+    """A family, the targets, and an adapted backbone.
+
+    Experts are adapted together with all other linear layers.
+    """
     family, targets = request.param
     own = as_dict(family.inputs(3))
-    return family, targets, Adapted.make(family, family.build(), own, targets)
+    experts = "shared" if targets and family.experts else None
+    adapted = Adapted.make(family, family.build(), own, targets, experts)
+    return family, targets, adapted
 
 
 @pytest.mark.short("torch")
 def test_which_layers_are_adapted(case, record_property):
     family, targets, adapted = case
-    added = family.all_linear if targets else frozenset()
+    added = adds_to_default(family) if targets else frozenset()
     assert names(adapted.layers) == family.default | added
     # When the model was adapted, or now at the latest, all of them ran.
     adapted.adapted_outputs()
@@ -298,6 +309,8 @@ def test_which_layers_are_adapted(case, record_property):
     note = ", ".join(sorted(family.default)) or "nothing"
     if family.all_linear:
         note += "; all-linear adds " + ", ".join(sorted(family.all_linear))
+    if family.experts:
+        note += "; experts adds " + ", ".join(sorted(family.experts))
     record_property("support_note", note)
 
 
@@ -362,7 +375,10 @@ def test_task(task_case):
 def test_generate(family):
     """A mixed batch continues each prompt as if the whole batch were of its values."""
     model = family.tasks["causal_lm"](family.build())
-    keras_flix.enable_flix(model, FEATURES, rank=RANK)
+    everything = {"targets": "all-linear", "experts": "shared"}
+    keras_flix.enable_flix(
+        model, FEATURES, rank=RANK, **(everything if family.experts else {})
+    )
     randomize(model, scale=0.8)
     model.compile(sampler="greedy", run_eagerly=eagerly(family))
     own = family.prompts(3) if family.prompts else family.inputs(3)

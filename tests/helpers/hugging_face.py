@@ -44,6 +44,19 @@ CONFIGS = {
         },
     ),
     "Gemma3": ("Gemma3Text", {**WIDE, "query_pre_attn_scalar": 6, "sliding_window": 3}),
+    "Gemma4": (
+        "Gemma4Text",
+        {
+            **GROUPED,
+            # A quarter of a head is rotated, by pairs.
+            "head_dim": 8,
+            "global_head_dim": 8,
+            "sliding_window": 3,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": VOCABULARY,
+        },
+    ),
     "Llama": ("Llama", GROUPED),
     "Llama3": ("Llama", {**GROUPED, "tie_word_embeddings": True}),
     "Mistral": ("Mistral", {**WIDE, "sliding_window": 3}),
@@ -74,8 +87,10 @@ def save_base(family: str, directory: Path, auto: str, **more) -> None:
     torch.manual_seed(0)
     model = getattr(transformers, auto).from_config(config)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3).add_(torch.randn_like(parameter) * 0.2)
+        for key, parameter in model.named_parameters():
+            # Gemma 4 does not scale queries: attention would be all too sharp.
+            is_sharp = family == "Gemma4" and "q_norm" in key
+            parameter.mul_(1 if is_sharp else 3).add_(torch.randn_like(parameter) * 0.2)
             # KerasHub loads Mistral's weights as float16.
             parameter.copy_(parameter.half().float())
     model.save_pretrained(directory)
@@ -115,6 +130,8 @@ def keras_outputs(model, **features) -> np.ndarray:
     x = batch(**features)
     if isinstance(getattr(model, "backbone", model), keras_hub.models.BertBackbone):
         x["segment_ids"] = np.zeros_like(x["token_ids"])
+    if isinstance(getattr(model, "backbone", model), keras_hub.models.Gemma4Backbone):
+        x["position_ids"] = np.tile(np.arange(LENGTHS.max()), (len(LENGTHS), 1))
     outputs = model(x)
     if isinstance(outputs, dict):
         outputs = outputs["sequence_output"]

@@ -47,7 +47,8 @@ FLOORS = (
 IN_MODELS = (
     ("adapted", "family_names"),
     ("targets",),
-    ("places", "trial"),
+    ("multiplied", "places"),
+    ("trial",),
     ("disable", "enable", "merge", "optimizers", "sharding", "summary"),
     ("growing", "restore", "share"),
 )

@@ -16,7 +16,7 @@ from keras_flix.layers.row_orders import Orders
 if TYPE_CHECKING:
     import keras
 
-    from keras_flix.layers.low_rank_layer import LowRankLayer
+    from keras_flix.layers.low_rank_layer import LowRankKernel
     from keras_flix.layers.tables import Tables
     from keras_flix.models.adapted.cut_counts import CutTexts
     from keras_flix.models.adapted.learning_rates import Rates
@@ -58,8 +58,10 @@ class Adaptation:
         schema: The features, with ranks, dropout rates and scales resolved.
         alpha: As given to `enable_flix`, for features that are added later.
         scale: Likewise.
-        layers: The adapted layers by path.
+        layers: The adapted layers, and kernels of experts, by path.
         base_class: The model's class before.
+        readers: The layers that multiply by adapted kernels themselves, by the path of
+            the latter.
         parts: The models that route: the adapted one, and a task's backbone.
         seed: As given to `enable_flix`, or the one it drew.
         dropout_seed: Drives feature dropout; `None` if there is none.
@@ -86,9 +88,10 @@ class Adaptation:
 
     schema: FeatureSchema
     alpha: float | None
-    layers: dict[str, LowRankLayer]
+    layers: dict[str, LowRankKernel]
     base_class: Any
     turns: Turns
+    readers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     parts: list[Any] = dataclasses.field(default_factory=list)
     seed: int = 0
     scale: str = "rank"
@@ -109,6 +112,12 @@ class Adaptation:
     sharing: list[weakref.ref[Any]] = dataclasses.field(default_factory=list)
     shares: bool = False
     cut_texts: CutTexts | None = None
+
+    @property
+    def adapted_layers(self) -> list[Any]:
+        """All layers that are of another class than before, each once."""
+        holders = [layer.holder() for layer in self.layers.values()]
+        return list({id(x): x for x in [*holders, *self.readers.values()]}.values())
 
     @property
     def users(self) -> list[Any]:

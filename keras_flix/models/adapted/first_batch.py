@@ -66,7 +66,8 @@ class FirstBatch(_compat.Mixin):
             given = tree.map_structure(stand_in, ((own, *args), kwargs))
         except _Unclear:
             return
-        found = find_orders(Probe(call, given, other, True), unknown)
+        probe = Probe(call, given, other, True, state.readers)
+        found = find_orders(probe, unknown)
         if found is None:
             return
         if text := unclear_rows(found):

@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_flix import _compat
+from keras_flix.layers.expert_kernel import ExpertKernel
 from keras_flix.models.adapted.adaptation import only_shares
 from keras_flix.models.adapted.devices import creation_scope
 from keras_flix.models.adapted.frozen_values import guard_optimizer
@@ -180,9 +181,18 @@ def layers_with_kernels(model: Any) -> list[Any]:
 
 
 def layer_positions(model: Any, layers: Mapping[str, Any]) -> list[list[Any]]:
-    """Position and name of adapted layers among all linear layers of a model."""
-    positions = {id(layer): i for i, layer in enumerate(layers_with_kernels(model))}
-    return [[positions[id(layer)], layer.name] for layer in layers.values()]
+    """Position and name of adapted layers among all linear layers of a model.
+
+    Of kernels of experts, those of their layer among all layers, and the attribute.
+    """
+    linear = {id(layer): i for i, layer in enumerate(layers_with_kernels(model))}
+    every = {id(layer): i for i, layer in enumerate(_compat.flatten_layers(model))}
+    return [
+        [every[id(layer.holder())], layer.holder().name, layer.attribute]
+        if isinstance(layer, ExpertKernel)
+        else [linear[id(layer)], layer.name]
+        for layer in layers.values()
+    ]
 
 
 @contextlib.contextmanager
@@ -198,7 +208,7 @@ def plain_view(model: Any) -> Iterator[Any]:
     swaps = [(p, type(p), p._adaptation.base_class) for p in model._adaptation.parts]
     swaps += [
         (layer, type(layer), layer.plain_class)
-        for layer in model._adaptation.layers.values()
+        for layer in model._adaptation.adapted_layers
     ]
     # To other threads, the adapters would be missing meanwhile.
     with model._adaptation.turns.alone():

@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import math
 import threading
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,10 @@ import keras
 import numpy as np
 from keras import ops, tree
 
+from keras_flix import _compat
 from keras_flix.features.host_values import tell_value, values_at_hand
+from keras_flix.layers.checks import check_product
+from keras_flix.layers.expert_kernel import ExpertKernel
 from keras_flix.layers.row_orders import BATCH, REPEAT, SHARED, TILE, Orders
 
 LENGTHS = (5, 6, 4)
@@ -39,12 +43,14 @@ class Probe(NamedTuple):
             what else the model takes.
         length: The batch's; leading axes of this length are the batch's.
         sure: Whether the dtypes, and that length, are known to be the model's.
+        readers: The layers that multiply by kernels themselves, by path of the latter.
     """
 
     call: Call
     inputs: Any
     length: int
     sure: bool
+    readers: Mapping[str, Any] = types.MappingProxyType({})
 
 
 class Found(NamedTuple):
@@ -71,11 +77,14 @@ def entry_point(layer: Any) -> str:
 
 @contextlib.contextmanager
 def watched(
-    layers: Mapping[str, Any], seen: Callable[[str, Any], None]
-) -> Iterator[None]:
+    layers: Mapping[str, Any],
+    seen: Callable[[str, Any], None],
+    readers: Mapping[str, Any] = types.MappingProxyType({}),
+) -> Iterator[_compat.WatchedProducts]:
     """Calls `seen` with the path and the input of each call of the layers, here only.
 
-    Other threads' calls pass unseen.
+    Of those that have `readers`, with those of each product that these compute. Other
+    threads' calls pass unseen.
     """
     here = threading.get_ident()
 
@@ -89,13 +98,27 @@ def watched(
 
         return watched_call
 
-    names = {path: entry_point(layer) for path, layer in layers.items()}
+    def product(path: str, equation: str, inputs: Any) -> None:
+        layer = layers[path]
+        if isinstance(layer, ExpertKernel):
+            inputs = layer.rows_of(equation, inputs)
+        else:
+            check_product(layer, equation, len(inputs.shape))
+        seen(path, inputs)
+
+    called = {path: layer for path, layer in layers.items() if path not in readers}
+    watches = [
+        _compat.Watch(path, reader, layers[path].kernel)
+        for path, reader in readers.items()
+    ]
+    names = {path: entry_point(layer) for path, layer in called.items()}
     try:
-        for path, layer in layers.items():
+        for path, layer in called.items():
             object.__setattr__(layer, names[path], watch(path, layer))
-        yield
+        with _compat.watched_products(watches, product) as products:
+            yield products
     finally:
-        for path, layer in layers.items():
+        for path, layer in called.items():
             layer.__dict__.pop(names[path], None)
 
 
@@ -222,7 +245,8 @@ def _run(probe: Probe, layers: Mapping[str, Any], inputs: Any) -> Runs:
             calls[path][-1] = None
 
     # Nothing that the model keeps, such as a state or a count, is to change.
-    with watched(layers, see), keras.StatelessScope(), values_at_hand():
+    readers = {p: x for p, x in probe.readers.items() if p in layers}
+    with watched(layers, see, readers), keras.StatelessScope(), values_at_hand():
         probe.call(inputs)
     return {
         path: [None if not rows else rows for rows in seen]

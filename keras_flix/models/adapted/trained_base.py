@@ -11,7 +11,7 @@ import keras
 import keras_hub
 
 from keras_flix import _compat
-from keras_flix.layers.low_rank_layer import LowRankLayer
+from keras_flix.layers.holds_tables import HoldsTables
 from keras_flix.models.adapted.adaptation import is_adapted
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
@@ -38,8 +38,8 @@ def base_variables(model: keras.Model) -> Iterator[BaseVariable]:
     counts: Counter[str] = Counter()
     seen: set[int] = set()
     for layer in [model, *_compat.flatten_layers(model)]:
-        if isinstance(layer, LowRankLayer):
-            seen |= {id(v) for v in layer._tables.named_variables.values()}
+        if isinstance(layer, HoldsTables):
+            seen |= {id(v) for v in layer.named_tables().values()}
         for variable in _compat.own_variables(layer):
             if id(variable) in seen:
                 continue
@@ -67,7 +67,7 @@ def trained_base(model: keras.Model) -> dict[str, keras.Variable]:
         return {}
     # Of these, the layers' flags are for the adapters.
     adapted = {id(part) for part in model._adaptation.parts}
-    adapted |= {id(layer) for layer in model._adaptation.layers.values()}
+    adapted |= {id(layer.holder()) for layer in model._adaptation.layers.values()}
     return {
         name: variable
         for name, layer, variable in base_variables(model)
@@ -94,7 +94,7 @@ def heads(model: keras.Model) -> list[keras.layers.Layer]:
         layer
         for layer in _compat.flatten_layers(model)
         if id(layer) not in inner
-        and not isinstance(layer, LowRankLayer)
+        and not isinstance(layer, HoldsTables)
         and _compat.by_gradients(layer)
     ]
 
@@ -131,7 +131,8 @@ class KeepsBaseFrozen(_compat.KeepsFrozen):
     def _adapter_flags(self) -> list[_compat.Flagged]:
         adaptation = self._adaptation
         tables = [table.variable for table in adaptation.tables()]
-        own = [*adaptation.parts, *adaptation.layers.values(), *tables]
+        holders = [layer.holder() for layer in adaptation.layers.values()]
+        own = [*adaptation.parts, *holders, *tables]
         # A backbone does not switch its task on.
         inside = {id(one) for one in _compat.with_flags(self)}
         return [one for one in own if id(one) in inside]
@@ -183,8 +184,8 @@ def _places(model: Any) -> Iterator[tuple[list[Any], Any]]:
         kind = getattr(layer, "plain_class", type(layer)).__name__
         yield [position, kind], layer
         tables = {}
-        if isinstance(layer, LowRankLayer):
-            tables = {id(v): n for n, v in layer._tables.named_variables.items()}
+        if isinstance(layer, HoldsTables):
+            tables = {id(v): n for n, v in layer.named_tables().items()}
         own = [v for v in _compat.own_variables(layer) if id(v) not in tables]
         keys = {id(v): i for i, v in enumerate(own)} | tables
         for variable in _compat.own_variables(layer):
