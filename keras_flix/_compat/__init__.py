@@ -32,6 +32,7 @@ from keras_flix._compat.models import (
     clone as clone,
     example_inputs as example_inputs,
     flatten_layers as flatten_layers,
+    heeds_training as heeds_training,
     input_keys as input_keys,
     input_names as input_names,
     is_functional as is_functional,

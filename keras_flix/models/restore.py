@@ -26,8 +26,9 @@ class AdaptedModel:
         base = keras.saving.deserialize_keras_object(dict(config["base"]))
         linear = layers_with_kernels(base)
         keys = {id(layer): key for key, layer in keyed_layers(base)}
-        layers = {}
-        for position, name in config["layers"]:
+        layers, rows = {}, {}
+        stated = config.get("rows") or [None] * len(config["layers"])
+        for (position, name), orders in zip(config["layers"], stated, strict=True):
             layer = linear[position] if position < len(linear) else None
             if layer is None or layer.name != name:
                 raise ValueError(
@@ -36,7 +37,10 @@ class AdaptedModel:
                     f"{getattr(layer, 'name', 'none')!r}. Load its weights into a "
                     "model that you adapt with `enable_flix`."
                 )
-            layers[keys.get(id(layer), layer.path)] = layer
+            key = keys.get(id(layer), layer.path)
+            layers[key] = layer
+            if orders is not None:
+                rows[key] = as_orders(orders)
         schema = FeatureSchema.from_config(config["schema"])
         model = adapt_layers(
             base,
@@ -44,11 +48,7 @@ class AdaptedModel:
             layers,
             alpha=config["alpha"],
             seed=config["seed"],
-            rows={
-                key: as_orders(orders)
-                for key, orders in (config.get("rows") or {}).items()
-                if key in layers
-            },
+            rows=rows,
         )
         choose(adaptation_of(model), config.get("trainable"))
         restore_flags(model, config.get("flags", {}))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -42,7 +43,9 @@ def try_out(
         example = _compat.example_inputs(model, _lengths())
     if example is None:
         return _check_runs(model, layers)
-    found = find_orders(Probe(lambda x: model(x, training=False), *example), layers)
+    with _frozen(model):
+        probe = Probe(model, *example, trains=_compat.heeds_training(model))
+        found = find_orders(probe, layers)
     if found is None:
         return _check_runs(model, layers)
     _raise_for_idle(layers, {path for path, one in found.items() if one.ran})
@@ -51,6 +54,17 @@ def try_out(
         raise ValueError(text)
     orders |= {path: one.orders for path, one in unknown.items()}
     return True
+
+
+@contextlib.contextmanager
+def _frozen(model: keras.Model) -> Iterator[None]:
+    """As the base is afterwards: batch normalization then mixes no examples."""
+    flags = [one for one in _compat.with_flags(model) if _compat.is_on(one)]
+    _compat.switch(flags, False)
+    try:
+        yield
+    finally:
+        _compat.switch(flags, True)
 
 
 def _lengths() -> Sequence[int]:
