@@ -179,6 +179,17 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck, _compat.KeepsFroze
             kwargs["features"] = features
         return super().__call__(inputs, *args, **kwargs)
 
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        # Here, and not when what is built on it runs.
+        if not is_off(self) and kwargs.get("features") is None:
+            self._check_known(current_routing(self.features))
+        return super().compute_output_spec(*args, **kwargs)
+
+    def _check_known(self, around: Routing | None) -> None:
+        """Raises where the features of a call without `features=` are not known."""
+        if around is None and self.features.routed:
+            raise ValueError(no_features(self, [f.name for f in self.features.routed]))
+
     def enable_lora(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError(two_loras(self))
 
@@ -241,8 +252,7 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck, _compat.KeepsFroze
         around = current_routing(schema)
         if features is None:
             routing = around
-            if routing is None and schema.routed:
-                raise ValueError(no_features(self, [f.name for f in schema.routed]))
+            self._check_known(around)
         if routing is None:
             ids = layer_ids(schema, features or {}, ops.shape(inputs)[0])
             routing = Routing.from_ids(
