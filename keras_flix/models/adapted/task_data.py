@@ -95,10 +95,9 @@ class TaskData(_compat.Mixin):
         token_weights.refuse_targets(self.preprocessor, y)
         if weight is not None and y is None:
             raise ValueError(
-                "Weights of validation examples without `y` need training data of the "
-                "same kind. Received: lists or arrays with a sample_weight as "
-                "validation_data, beside training data in a tf.data or grain dataset. "
-                "Pass both as lists or arrays, or both as datasets of `(x, None, "
-                "sample_weight)`."
+                "Weights of validation examples without `y` need training data of "
+                "another kind. Received: lists or arrays with a sample_weight as "
+                "validation_data, beside training data in a grain dataset. Pass both "
+                "as lists or arrays, or both as datasets of `(x, None, sample_weight)`."
             )
         return (self._encode_all(x), *data[1:])

@@ -14,7 +14,6 @@ from helpers.gemma import FEATURES, make_backbone, randomize, to_numpy
 from helpers.models import make_mlp
 from helpers.training import (
     DATA,
-    X,
     Y,
     assert_goes_on_alike,
     assert_same_state,
