@@ -89,6 +89,7 @@ from keras_flix._compat.trainers import (
     initial_epoch as initial_epoch,
     number_sources as number_sources,
     optimizer_knows as optimizer_knows,
+    renew_tokenizer as renew_tokenizer,
     reset_functions as reset_functions,
     reset_parameters as reset_parameters,
     source_kind as source_kind,

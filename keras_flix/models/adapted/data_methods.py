@@ -186,6 +186,8 @@ class DataMethods(TaskData):
 
     def _preprocessed(self, source: Any, texts: CutTexts | None) -> Any:
         """A data source whose batches are preprocessed here."""
+        if _compat.source_kind(source) == "tf":
+            _compat.renew_tokenizer(getattr(self.preprocessor, "tokenizer", None))
         function = functools.partial(self._preprocess_batch, texts=texts)
         return map_batches(source, function, ahead=True)
 

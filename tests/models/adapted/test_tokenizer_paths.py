@@ -93,3 +93,16 @@ def test_lists_are_tokenized_as_in_generate(model, monkeypatch):
     monkeypatch.setattr(type(model.preprocessor.tokenizer), "_tokenize_tf", refuse)
     data = {"prompts": ["the"], "responses": ["fox"], "task": "qa", "language": "en"}
     model.fit(data, validation_data=(data,), verbose=0)
+
+
+@pytest.mark.eager
+def test_a_seed_that_is_set_after_the_tokenizer_was_made(model):
+    """TensorFlow then forgets what SentencePiece models it holds, in tf.data too."""
+    keras.utils.set_random_seed(3)
+    tokenizer = model.preprocessor.tokenizer
+    with pytest.raises(tf.errors.NotFoundError, match="does not exist"):
+        tokenizer._sentence_piece.tokenize(tf.constant(["the"]))
+    model.fit(dataset("lazy"), validation_data=dataset("lazy"), verbose=0)
+    made = tokenizer._sentence_piece
+    model.evaluate(dataset("lazy"), verbose=0)
+    assert tokenizer._sentence_piece is made
