@@ -187,8 +187,8 @@ def tokenized_both_ways(tokenizer: Any, texts: list[str]) -> tuple[Any, Any]:
     """What a KerasHub tokenizer makes of texts inside of a `tf.data` pipeline.
 
     Returns:
-        Token ids there, and elsewhere. The first are `None` where a tokenizer knows no
-        other way, as in older versions.
+        Token ids there, and elsewhere. The first are `None` where a tokenizer of a
+        user's own knows no other way.
     """
     tokenize = getattr(tokenizer, "_tokenize_tf", None)
     # Out of the pipeline that is being traced.

@@ -43,12 +43,12 @@ def rows(count=6):
 
 
 def as_tf():
-    tf = pytest.importorskip("tensorflow")
+    tf = pytest.importorskip("tensorflow", reason="extra `tensorflow`")
     return tf.data.Dataset.from_tensor_slices(rows()).batch(2)
 
 
 def as_grain():
-    grain = pytest.importorskip("grain")
+    grain = pytest.importorskip("grain", reason="extra `test`")
     examples = [{k: v[i] for k, v in rows().items()} for i in range(6)]
     return grain.MapDataset.source(examples).batch(2)
 
@@ -123,7 +123,7 @@ def test_examples_that_are_there_twice(model):
     twice = {k: [v] * 2 if isinstance(v, str) else v[1:2] * 2 for k, v in DATA.items()}
     (text,) = told(lambda: model.evaluate(twice, verbose=0))
     assert text.startswith("2 of 2 prompts were cut")
-    tf = pytest.importorskip("tensorflow", reason="tf.data is TensorFlow's")
+    tf = pytest.importorskip("tensorflow", reason="extra `tensorflow`")
     source = tf.data.Dataset.from_tensor_slices(twice).batch(1)
     (text,) = told(lambda: model.evaluate(source, verbose=0))
     assert text.startswith("1 of 1 different prompts were cut")
@@ -159,7 +159,7 @@ def test_generate_tells_of_prompts_without_room(model):
         "sequence_length=9."
     )
     assert not told(lambda: model.generate({**prompts, "prompts": "dog"}))
-    tf = pytest.importorskip("tensorflow")
+    tf = pytest.importorskip("tensorflow", reason="extra `tensorflow`")
     one = {"task": ["qa"] * 6, "language": ["sw"] * 6, "prompts": DATA["prompts"]}
     dataset = tf.data.Dataset.from_tensor_slices(one).batch(3)
     assert told(lambda: model.generate(dataset, max_length=9)) == [text]

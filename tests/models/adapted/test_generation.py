@@ -49,7 +49,7 @@ def model(make_gemma):
 
 @pytest.fixture
 def compiled(make_gemma):
-    """Not one for the module: with KerasHub 0.28, its tokenizer ends with its test."""
+    """Not one for the module: tests compile other samplers."""
     return adapted(make_gemma)
 
 
@@ -147,7 +147,7 @@ def test_missing_values_are_absent(compiled):
 @pytest.mark.slow
 @pytest.mark.support("Paths", "`generate` from a `tf.data.Dataset`")
 def test_tf_dataset(compiled):
-    tf = pytest.importorskip("tensorflow")
+    tf = pytest.importorskip("tensorflow", reason="extra `tensorflow`")
     features = {"task": ["qa", "", "list"], "language": LANGUAGES}
     features["task"][1] = "parse"
     data = {"prompts": PROMPTS, **features}

@@ -323,7 +323,7 @@ def test_subclassed_models_must_be_given_a_signature(tmp_path):
 
 
 def test_an_onnx_file_with_other_inputs_is_removed(tmp_path):
-    onnx = pytest.importorskip("onnx")
+    onnx = pytest.importorskip("onnx", reason="extra `test`")
     number = onnx.TensorProto.FLOAT
     x, y, found = (
         onnx.helper.make_tensor_value_info(name, number, [2])
