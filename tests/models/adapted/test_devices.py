@@ -26,8 +26,8 @@ BACKEND = keras.config.backend()
 SCRIPTS = Path(__file__).parent / "on_devices"
 ONLY_ON_JAX = (
     "One process has several devices on JAX only. Other distributions of "
-    "`keras.distribution` are refused, but for PyTorch's `DataParallel` from Keras 3.16 "
-    "on, which is tested in `tests/_compat/test_processes.py`."
+    "`keras.distribution` are refused, but for PyTorch's `DataParallel` from Keras "
+    "3.16 on, of one device per process."
 )
 CLASSES = {
     "torch": "`DistributedDataParallel` is a class of PyTorch.",
