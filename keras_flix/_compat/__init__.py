@@ -61,6 +61,7 @@ from keras_flix._compat.sparse_rows import (
     LazyRows as LazyRows,
     RowGradient as RowGradient,
     first_place as first_place,
+    moves_all_rows as moves_all_rows,
     take_rows as take_rows,
     take_with_row_gradient as take_with_row_gradient,
 )

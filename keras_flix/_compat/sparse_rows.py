@@ -51,14 +51,12 @@ class RowGradient:
 
     def summed(self) -> RowGradient:
         """The same with the sum wherever a row comes several times."""
+        first, _ = first_place(self.rows, self.rows)
         if keras.config.backend() == "torch":
             # Each operation of Keras would cost more than the sum does.
-            same = self.rows[:, None] == self.rows[None]
-            first = same.int().argmax(1)
             sums = self.values.new_zeros(self.values.shape)
             sums.index_add_(0, first, self.values)
             return RowGradient(self.rows, sums[first])
-        first, _ = first_place(self.rows, self.rows)
         count = ops.shape(self.rows)[0]
         sums = ops.segment_sum(self.values, first, num_segments=count)
         return RowGradient(self.rows, ops.take(sums, first, axis=0))
@@ -74,6 +72,9 @@ def first_place(rows: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Places and bools, of shape `(m,)`; a row that is missing has the place 0.
     """
+    if keras.config.backend() == "torch":
+        same = rows[:, None] == among[None]
+        return same.int().argmax(1), same.any(1)
     same = ops.equal(rows[:, None], among[None])
     return ops.argmax(ops.cast(same, "int32"), axis=1), ops.any(same, axis=1)
 
@@ -211,6 +212,11 @@ SMALL = 2**18
 """Elements of a table that is updated together with others."""
 
 
+def moves_all_rows(optimizer: Any) -> bool:
+    """Whether what an optimizer does besides its steps moves all rows of a table."""
+    return bool(optimizer.weight_decay or optimizer.use_ema)
+
+
 class LazyRows(Mixin):
     """Mixin of optimizers that update only rows of tables with a gradient.
 
@@ -253,7 +259,7 @@ class LazyRows(Mixin):
     @property
     def moves_rows_without_gradient(self) -> bool:
         """Whether a step changes more than the rows with a gradient."""
-        return bool(self.weight_decay or self.use_ema)
+        return moves_all_rows(self)
 
     def _backend_update_step(
         self, grads: Sequence[Any], trainable_variables: Sequence[Any], rate: Tensor

@@ -76,7 +76,7 @@ def watched(state: Any, preprocessor: Any, own: Any, outputs: Any, weight: Any) 
     def look_and_check(batch: _Batch) -> None:
         given = {kind: strings_of(value) for kind, value in batch.given.items()}
         check(given, batch.ids)
-        look(batch._replace(given=given))
+        look(_Batch(given, *batch[1:]))
 
     first = columns[0]
     looked = passed_through(masks[first.kind], look_and_check, batch)

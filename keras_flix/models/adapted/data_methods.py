@@ -91,9 +91,13 @@ class DataMethods(TaskData):
             return self._data_method("predict", pipeline)(x, *args, **kwargs)
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        self._check_optimizer()
+        trained = self._check_optimizer()
+        x = self._encode(x)
+        # Not in every step, where only adapters train.
+        if not all([getattr(v, "has_rows_of_values", False) for v in trained]):
+            mark_trained(self)
         with cut_counts.training_step(self._adaptation):
-            return super().train_on_batch(self._encode(x), *args, **kwargs)
+            return super().train_on_batch(x, *args, **kwargs)
 
     def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         return super().test_on_batch(self._encode(x), *args, **kwargs)
