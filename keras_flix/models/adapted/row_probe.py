@@ -186,9 +186,9 @@ def _tried(
                 orders.add(order)
         found[path] = _found(frozenset(orders), odd, training)
     if training and _count_odd(found):
-        again = run(probe)
+        same = run(probe)
         # What Keras cannot draw again tells of no example.
-        alike = {path: _alike(base[path], again[path]) for path in layers}
+        alike = {path: _alike(base[path], same[path]) for path in layers}
         found = {p: one if alike[p] else Found(frozenset()) for p, one in found.items()}
     return found
 
