@@ -43,7 +43,8 @@ def try_out(
         example = _compat.example_inputs(model, _lengths())
     if example is None:
         return _check_runs(model, layers)
-    probe = Probe(model, *example, _compat.heeds_training(model))
+    inputs, length, sure = example
+    probe = Probe(model, inputs, length, sure, _compat.heeds_training(model))
     with _frozen(model):
         found = find_orders(probe, layers)
     if found is None:
