@@ -37,7 +37,10 @@ from keras_flix._compat.layers import (
     torch_value as torch_value,
     unlocked as unlocked,
 )
-from keras_flix._compat.lazy_rows import LazyRows as LazyRows
+from keras_flix._compat.lazy_rows import (
+    LazyRows as LazyRows,
+    moves_all_rows as moves_all_rows,
+)
 from keras_flix._compat.learning_rates import Rate as Rate, set_rates as set_rates
 from keras_flix._compat.models import (
     archive_read_without_checksums as archive_read_without_checksums,
@@ -46,6 +49,7 @@ from keras_flix._compat.models import (
     clone as clone,
     example_inputs as example_inputs,
     flatten_layers as flatten_layers,
+    heeds_training as heeds_training,
     input_keys as input_keys,
     input_names as input_names,
     is_functional as is_functional,
@@ -102,6 +106,7 @@ from keras_flix._compat.trainers import (
     initial_epoch as initial_epoch,
     number_sources as number_sources,
     optimizer_knows as optimizer_knows,
+    renew_tokenizer as renew_tokenizer,
     reset_functions as reset_functions,
     reset_parameters as reset_parameters,
     source_kind as source_kind,

@@ -48,6 +48,11 @@ SMALL = 2**18
 """Elements of a table that is updated together with others."""
 
 
+def moves_all_rows(optimizer: Any) -> bool:
+    """Whether what an optimizer does besides its steps moves all rows of a table."""
+    return bool(optimizer.weight_decay or optimizer.use_ema)
+
+
 class LazyRows(Mixin):
     """Mixin of optimizers that update only rows of tables with a gradient.
 
@@ -93,11 +98,7 @@ class LazyRows(Mixin):
     @property
     def moves_rows_without_gradient(self) -> bool:
         """Whether a step changes more than the rows with a gradient."""
-        return bool(
-            self.weight_decay
-            or self.use_ema
-            or any(rate.decay for rate in self.rates.values())
-        )
+        return moves_all_rows(self) or any(rate.decay for rate in self.rates.values())
 
     def _backend_update_step(
         self, grads: Sequence[Any], trainable_variables: Sequence[Any], rate: Tensor

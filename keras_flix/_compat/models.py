@@ -54,6 +54,24 @@ def name_without_count(layer: keras.layers.Layer) -> str:
     return stem if re.fullmatch(rf"{stem}_\d+", layer.name) else layer.name
 
 
+def heeds_training(model: keras.Model) -> bool:
+    """Whether a layer may do with the rows of a batch in training what it does not do
+    elsewhere. Keras' own do not, but those that change images.
+
+    `False`, too, where modules of PyTorch would change state that Keras does not know.
+    """
+    found = False
+    for layer in [model, *flatten_layers(model)]:
+        room = type(layer).__module__
+        if room.startswith("keras.src.utils.torch_utils"):
+            return False
+        own = ("keras.src.layers.", "keras.src.models.", "keras_hub.", "keras_flix.")
+        is_own = room.startswith(own) and ".preprocessing." not in room
+        is_own = is_own and not isinstance(layer, keras.layers.Lambda)
+        found = found or (not is_own and layer._call_has_training_arg)
+    return found
+
+
 def seed_states(model: keras.Model) -> list[keras.Variable]:
     """The states of all seed generators of a model, which Keras' files leave out."""
     generators = {

@@ -44,14 +44,12 @@ class RowGradient:
 
     def summed(self) -> RowGradient:
         """The same with the sum wherever a row comes several times."""
+        first, _ = first_place(self.rows, self.rows)
         if keras.config.backend() == "torch":
             # Each operation of Keras would cost more than the sum does.
-            same = self.rows[:, None] == self.rows[None]
-            first = same.int().argmax(1)
             sums = self.values.new_zeros(self.values.shape)
             sums.index_add_(0, first, self.values)
             return RowGradient(self.rows, sums[first])
-        first, _ = first_place(self.rows, self.rows)
         count = ops.shape(self.rows)[0]
         sums = ops.segment_sum(self.values, first, num_segments=count)
         return RowGradient(self.rows, ops.take(sums, first, axis=0))
@@ -67,6 +65,9 @@ def first_place(rows: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Places and bools, of shape `(m,)`; a row that is missing has the place 0.
     """
+    if keras.config.backend() == "torch":
+        same = rows[:, None] == among[None]
+        return same.int().argmax(1), same.any(1)
     same = ops.equal(rows[:, None], among[None])
     return ops.argmax(ops.cast(same, "int32"), axis=1), ops.any(same, axis=1)
 

@@ -187,11 +187,27 @@ def tokenized_both_ways(tokenizer: Any, texts: list[str]) -> tuple[Any, Any]:
     """What a KerasHub tokenizer makes of texts inside of a `tf.data` pipeline.
 
     Returns:
-        Token ids there, and elsewhere. The first are `None` where a tokenizer knows no
-        other way, as in older versions.
+        Token ids there, and elsewhere. The first are `None` where a tokenizer of a
+        user's own knows no other way.
     """
     tokenize = getattr(tokenizer, "_tokenize_tf", None)
     # Out of the pipeline that is being traced.
     with tf.init_scope():
         there = None if tokenize is None else tokenize(tf.constant(texts))
         return there, tokenizer(texts)
+
+
+def renew_tokenizer(tokenizer: Any) -> None:
+    """Gives a SentencePiece tokenizer a resource of TensorFlow's again, if it is gone.
+
+    `tf.random.set_seed`, which `keras.utils.set_random_seed` calls, ends those of all
+    tokenizers that there are: "Resource ... does not exist".
+    """
+    made = getattr(tokenizer, "_sentence_piece", None)
+    if made is None:
+        return
+    with tf.init_scope():
+        try:
+            made.vocab_size()
+        except tf.errors.NotFoundError:
+            tokenizer._set_proto_tf(tokenizer.proto)

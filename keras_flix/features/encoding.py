@@ -40,6 +40,13 @@ class EncodedIds(np.ndarray):
     """
 
 
+class IntegerValue(int):
+    """An integer that is known to be a value, and never an id.
+
+    What a mixture's batches hold: a plain integer is an id on features of strings.
+    """
+
+
 @dataclasses.dataclass(frozen=True)
 class ForAll:
     """Weighted values that hold for every example of a batch.
@@ -134,9 +141,8 @@ class Encoder:
             isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral)
         ):
             raise self._dtype_error(type(value).__name__)
-        if isinstance(value, numbers.Integral) and (
-            self.ints_are_ids or value == ABSENT
-        ):
+        is_id = self.ints_are_ids and not isinstance(value, IntegerValue)
+        if isinstance(value, numbers.Integral) and (is_id or value == ABSENT):
             if not ABSENT <= int(value) < len(self.ids):
                 raise self._range_error(value, example)
             return int(value)

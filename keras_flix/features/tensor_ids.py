@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_flix import _compat
 from keras_flix.features.dropout import as_dropout
 from keras_flix.features.encoding import ABSENT, MAX_WEIGHT, WEIGHT_UNIT
 from keras_flix.features.feature import Feature
@@ -99,13 +100,30 @@ def ids_of_values(feature: Feature, values: Tensor) -> Tensor:
     dtype = keras.backend.standardize_dtype(values.dtype)
     ordered = ops.convert_to_tensor(known, dtype)
     flat = ops.reshape(values, (-1,))
-    at = ops.minimum(ops.searchsorted(ordered, flat), len(known) - 1)
-    is_known = ops.logical_and(ops.equal(ops.take(ordered, at), flat), flat >= lowest)
-    found = ops.take(ops.convert_to_tensor(order, "int32"), at)
+    at = _last_not_above(ordered, len(known), flat)
+    is_known = ops.logical_and(ops.equal(_take(ordered, at), flat), flat >= lowest)
+    found = _take(ops.convert_to_tensor(order, "int32"), at)
     ids = ops.where(is_known, found, len(known))
     if lowest:
         ids = ops.where(ops.equal(flat, ABSENT), ABSENT, ids)
     return ops.reshape(ops.cast(ids, "int32"), ops.shape(values))
+
+
+def _last_not_above(ordered: Tensor, count: int, numbers: Tensor) -> Tensor:
+    """Where the last of ordered numbers is that is not above each of others, else 0.
+
+    A binary search of plain operations: ONNX has no `searchsorted`.
+    """
+    at = ops.zeros_like(numbers, dtype="int32")
+    for bit in reversed(range(count.bit_length())):
+        further = ops.minimum(at + 2**bit, count - 1)
+        at = ops.where(_take(ordered, further) <= numbers, further, at)
+    return at
+
+
+def _take(numbers: Tensor, at: Tensor) -> Tensor:
+    """Numbers at some places. What `ops.take` does on torch besides breaks in ONNX."""
+    return _compat.take_rows(numbers[:, None], at)[:, 0]
 
 
 def weights_of_all(weights: Tensor) -> Tensor:

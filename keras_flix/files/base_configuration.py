@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import keras_hub
+import numpy as np
 
 from keras_flix import _compat
 
@@ -15,7 +16,7 @@ WITHOUT_EFFECT = re.compile(
     # What the entry is called, or a part of its name between underscores.
     r"name|trainable|.*dtype|autocast|seed|features|.*_policy|(.*_)?(dropout|initializer"
     r"|regularizer|constraint)(_.*)?|rate|lora_.*|quantization_.*|gptq_.*|awq_.*"
-    r"|(max_)?sequence_length|max_length|batch_shape|batch_input_shape|sparse|ragged"
+    r"|max_length|batch_shape|batch_input_shape|sparse|ragged"
     r"|image_(shape|size)|data_format|unroll|use_cache|.*flash.*|backbone|preprocessor|image_converter|tokenizer"
     r"|registered_name|module|build_config|synchronized|momentum"
 )
@@ -23,6 +24,9 @@ WITHOUT_EFFECT = re.compile(
 training, precision and speed, names, and sizes that the weights show.
 
 Of batch normalization, momentum is one of training."""
+LENGTH = re.compile(r"(max_)?sequence_length")
+"""So is a length, unless positions are scaled by how much longer it is than another."""
+SCALED = re.compile(r"(.*_)?pretraining_sequence_length")
 
 
 def base_configuration(model: keras.Model) -> dict[str, dict[str, Any]]:
@@ -65,22 +69,31 @@ def _config(layer: Any) -> Mapping[str, Any]:
 
 
 def _settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    scaled = any(SCALED.fullmatch(str(name)) for name in config)
     for name, entry in config.items():
         if WITHOUT_EFFECT.fullmatch(str(name)):
             continue
+        if LENGTH.fullmatch(str(name)) and not scaled:
+            continue
+        entry = _as_json(entry)
         if isinstance(entry, Mapping):
             yield from _settings(entry, f"{prefix}{name}.")
         elif _is_plain(entry):
-            yield f"{prefix}{name}", _as_json(entry)
+            yield f"{prefix}{name}", entry
+        elif isinstance(entry, list):
+            yield from _settings(dict(enumerate(entry)), f"{prefix}{name}.")
 
 
 def _is_plain(entry: Any) -> bool:
-    if isinstance(entry, (list, tuple)):
+    if isinstance(entry, list):
         return all(_is_plain(one) for one in entry)
     return entry is None or isinstance(entry, (bool, int, float, str))
 
 
 def _as_json(entry: Any) -> Any:
-    return (
-        [_as_json(one) for one in entry] if isinstance(entry, (list, tuple)) else entry
-    )
+    """Lists for tuples and arrays, and Python's numbers for numpy's."""
+    if isinstance(entry, (np.ndarray, np.generic)):
+        entry = entry.tolist()
+    if isinstance(entry, (list, tuple)):
+        return [_as_json(one) for one in entry]
+    return entry

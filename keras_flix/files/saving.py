@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_flix import _compat
+from keras_flix._utils.shapes import unlike
 from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_file import (
@@ -270,15 +271,12 @@ def _check_tables(
     tensors: Mapping[str, np.ndarray],
     path: Any,
 ) -> None:
-    found = _shapes(tensors)
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise ValueError(
-                "The adapter weights of a file must fit those of the model. At "
-                f"{name!r}, expected: shape {expected.get(name, 'none')}. "
-                f"Received: {found.get(name, 'none')} in {str(path)!r}. Use "
-                "the base model and the targets it was trained with."
-            )
+    for name, own, found in unlike(expected, _shapes(tensors)):
+        raise ValueError(
+            "The adapter weights of a file must fit those of the model. At "
+            f"{name!r}, expected: shape {own}. Received: {found} in {str(path)!r}. Use "
+            "the base model and the targets it was trained with."
+        )
 
 
 def _check_layers(model: keras.Model, adapters: Adapters) -> dict[str, Any]:

@@ -36,8 +36,9 @@ def no_features(layer: Any, names: list[str]) -> str:
         f"Layer {layer.path!r} must know the features {names} of each example. "
         "Received: none, since it runs outside of a call of the model that "
         "`enable_flix` adapted. Call that model; let another model over its layers "
-        "take features by `share_features(model, other)`; pass `features=` to the "
-        "layer; or use `adapters_disabled`."
+        "take features by `share_features(model, other)`, once it is built within "
+        "`adapters_disabled`; pass `features=` to the layer; or copy the model by "
+        "`copy.deepcopy`, not `clone_model`."
     )
 
 

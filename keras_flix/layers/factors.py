@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,23 @@ def side_by_side(
     """
     a, b = zip(*pairs)
     return concatenate(a, axis=-1), concatenate(b, axis=-2)
+
+
+def weighted_sum(
+    a: np.ndarray, b: np.ndarray, scales: Sequence[float], weights: Mapping[int, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Factors, side by side, of a weighted sum of the updates of values.
+
+    Args:
+        a: `(values, d_in, rank)`.
+        b: `(values, rank, d_out)`.
+        scales: What the update of each value is multiplied by.
+        weights: By id of a value.
+    """
+    a, b = a.astype("float64"), b.astype("float64")
+    return side_by_side(
+        (weight * scales[row] * a[row], b[row]) for row, weight in weights.items()
+    )
 
 
 @dataclasses.dataclass(frozen=True)

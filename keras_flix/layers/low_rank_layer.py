@@ -154,8 +154,7 @@ class LowRankKernel(_compat.Mixin):
         around = current_routing(schema)
         if features is None:
             routing = around
-            if routing is None and schema.routed:
-                raise ValueError(no_features(self, [f.name for f in schema.routed]))
+            self._check_known(around)
         if routing is None:
             ids = layer_ids(schema, features or {}, rows)
             routing = Routing.from_ids(
@@ -170,6 +169,11 @@ class LowRankKernel(_compat.Mixin):
             if running is not None:
                 running.ran.add(id(self))
         return routing
+
+    def _check_known(self, around: Routing | None) -> None:
+        """Raises where the features of a call without `features=` are not known."""
+        if around is None and self.features.routed:
+            raise ValueError(no_features(self, [f.name for f in self.features.routed]))
 
     def kernel_delta(self, combination: Mapping[str, Any]) -> Tensor:
         """The update of one combination of values.
@@ -323,6 +327,12 @@ class LowRankLayer(LowRankKernel, QuantizedCall, HoldsTables):
                 features = self.features.as_inputs(ids)
             kwargs["features"] = features
         return super().__call__(inputs, *args, **kwargs)
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        # Here, and not when what is built on it runs.
+        if not is_off(self) and kwargs.get("features") is None:
+            self._check_known(current_routing(self.features))
+        return super().compute_output_spec(*args, **kwargs)
 
     def enable_lora(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError(two_loras(self))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from keras_flix.features.encoding import ABSENT, IntegerValue
 from keras_flix.features.schema import check_feature
+from keras_flix.features.values import Value, plain_value
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -16,8 +19,9 @@ class Dataset:
     """Examples that have the same features.
 
     Args:
-        features: By feature, the value of all these examples: a string, `None`
-            where they have none, or a list of strings for several.
+        features: By feature, the value of all these examples: a string or an
+            integer, `None` where they have none, or a list of several. An integer is
+            a value, as of a feature of integer values, and no id.
         columns: By name, one entry per example: lists (of strings) or numpy
             arrays with a leading axis of examples. All are equally long.
 
@@ -33,7 +37,7 @@ class Dataset:
     ['C', 'A']
     """
 
-    features: Mapping[str, str | Sequence[str] | None]
+    features: Mapping[str, Value | Sequence[Value] | None]
     columns: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -98,7 +102,7 @@ class Dataset:
             {name: _taken(column, chosen) for name, column in self.columns.items()},
         )
 
-    def has(self, combination: Mapping[str, str | None]) -> bool:
+    def has(self, combination: Mapping[str, Value | None]) -> bool:
         """Whether these examples have the values of a combination.
 
         >>> dataset = Dataset({"task": "qa", "language": "sw"}, {"prompts": ["a?"]})
@@ -108,14 +112,14 @@ class Dataset:
         for name in combination:
             check_feature(name, self.features, "A combination")
         return all(
-            value in values_of(self.features[name])
+            plain_value(value) in map(plain_value, values_of(self.features[name]))
             if value is not None
             else not values_of(self.features[name])
             for name, value in combination.items()
         )
 
 
-def values_of(entry: Any) -> tuple[str, ...]:
+def values_of(entry: Any) -> tuple[Any, ...]:
     """The values of one feature of a dataset: none, one or several."""
     if entry is None:
         return ()
@@ -123,21 +127,29 @@ def values_of(entry: Any) -> tuple[str, ...]:
     return tuple(entry) if several else (entry,)
 
 
-def _checked_value(name: str, value: Any) -> str | list[str] | None:
+def _checked_value(name: str, value: Any) -> Any:
     several = isinstance(value, (list, tuple))
     values = list(value) if several else [] if value is None else [value]
-    if all(isinstance(v, str) for v in values):
-        if "" in values or len(set(values)) != len(values):
-            raise ValueError(
-                "The values of a dataset's feature must be different strings, none of "
-                f"them empty. Received: {name}={value!r}. Write None for absent."
-            )
-        return values if several else value
-    # An integer in an input dict is an id, not a value.
-    raise ValueError(
-        "A feature of a dataset must be a string, a list of strings, or None for "
-        f"absent. Received: {name}={value!r}. Convert values with str(value)."
-    )
+    values = [_as_value(one) for one in values]
+    if {type(one) for one in values} not in (set(), {str}, {IntegerValue}):
+        raise ValueError(
+            "A feature of a dataset must be a string or an integer, a list of several "
+            f"of one kind, or None for absent. Received: {name}={value!r}. Convert "
+            "values with str(value) or int(value)."
+        )
+    if "" in values or ABSENT in values or len(set(values)) != len(values):
+        raise ValueError(
+            "The values of a dataset's feature must be different, none of them empty "
+            f"or {ABSENT}. Received: {name}={value!r}. Write None for absent."
+        )
+    return values if several else values[0] if values else None
+
+
+def _as_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return str(value)
+    is_int = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return IntegerValue(value) if is_int else value
 
 
 def _checked_column(name: str, column: Any) -> Any:
@@ -154,6 +166,23 @@ def _checked_column(name: str, column: Any) -> Any:
 
 def _taken(column: Any, rows: np.ndarray) -> Any:
     return [column[row] for row in rows] if isinstance(column, list) else column[rows]
+
+
+def check_kinds(datasets: Sequence[Dataset]) -> None:
+    """Raises unless the values of each feature are all strings or all integers."""
+    for name in datasets[0].features:
+        found = {
+            type(value): value
+            for dataset in datasets
+            for value in values_of(dataset.features[name])
+        }
+        if len(found) > 1:
+            one, other = found.values()
+            raise ValueError(
+                "The values of a mixture's feature must be all strings or all integers."
+                f" Received: {name!r} with {one!r} and {other!r}. Convert some with "
+                "str(value) or int(value)."
+            )
 
 
 def check_alike(first: Dataset, other: Dataset, position: int) -> None:

@@ -15,9 +15,11 @@ from keras_flix.features.columns import described, is_table
 from keras_flix.features.dropout import FeatureDropout
 from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema, check_feature
+from keras_flix.features.values import Value
 from keras_flix.mixtures.dataset import (
     Dataset,
     check_alike,
+    check_kinds,
     gathered,
     values_of,
 )
@@ -96,6 +98,7 @@ class Mixture:
             )
         for i, dataset in enumerate(self.datasets):
             check_alike(self.datasets[0], dataset, i)
+        check_kinds(self.datasets)
         if not self.temperature > 0:
             raise ValueError(
                 "The temperature of a mixture must be positive. Received: "
@@ -240,11 +243,12 @@ class Mixture:
                 order of an epoch's batches unless it has `shuffle=False`.)
             y: The column with labels, which a batch then has as its second
                 part. KerasHub tasks that take strings need none.
-            sample_weight: The column with weights, the third part of a batch.
+            sample_weight: The column with weights, the third part of a batch. Where
+                the targets are made of the texts, these are the responses' weights.
 
         Returns:
             A `keras.utils.PyDataset` of dicts as of `sample`, or of tuples
-            `(x, y)` or `(x, y, sample_weight)`.
+            `(x, y)` or `(x, y, sample_weight)`, where `y` may be `None`.
         """
         if batch_size < 1 or steps < 1:
             raise ValueError(
@@ -252,19 +256,14 @@ class Mixture:
                 f"Received: batch_size={batch_size!r}, steps={steps!r}. Pass positive "
                 "numbers."
             )
-        labels = [name for name in (y, sample_weight) if name is not None]
+        labels = [y] if sample_weight is None else [y, sample_weight]
         for name in labels:
-            if name not in self.datasets[0].columns:
+            if name is not None and name not in self.datasets[0].columns:
                 raise ValueError(
                     "`y` and `sample_weight` must name columns of the mixture. "
                     f"Received: {name!r}, which is none of "
                     f"{list(self.datasets[0].columns)}. Correct the name."
                 )
-        if sample_weight is not None and y is None:
-            raise ValueError(
-                "`sample_weight` must come with `y`. Received: y=None, "
-                f"sample_weight={sample_weight!r}. Name the column with labels too."
-            )
 
         def draw(seeds: np.random.SeedSequence, count: int) -> np.ndarray:
             return draw_places(self.sizes, self.probabilities, count, seeds)
@@ -276,7 +275,9 @@ class Mixture:
         places = [(i, row) for i, size in enumerate(self.sizes) for row in range(size)]
         return self.take(np.asarray(places, "int64"))
 
-    def split(self, *combinations: Mapping[str, str | None]) -> tuple[Mixture, Mixture]:
+    def split(
+        self, *combinations: Mapping[str, Value | None]
+    ) -> tuple[Mixture, Mixture]:
         """Holds datasets out.
 
         Args:
@@ -338,7 +339,7 @@ class Mixture:
         ]
         return Mixture(datasets, self.temperature)
 
-    def _nearest(self, combination: Mapping[str, str | None]) -> dict[str, Any]:
+    def _nearest(self, combination: Mapping[str, Value | None]) -> dict[str, Any]:
         def likeness(dataset: Dataset) -> float:
             pairs = [(str(v), str(dataset.features[k])) for k, v in combination.items()]
             return sum(difflib.SequenceMatcher(None, *p).ratio() for p in pairs)

@@ -52,7 +52,8 @@ class DrawnBatches(keras.utils.PyDataset):
         batch_size: Examples per batch.
         steps: Batches per epoch.
         seed: Epoch and seed determine what is drawn.
-        labels: Entries that follow the inputs in a batch that is a tuple.
+        labels: Entries that follow the inputs in a batch that is a tuple; `None` for
+            one that there is not.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class DrawnBatches(keras.utils.PyDataset):
         batch_size: int,
         steps: int,
         seed: int,
-        labels: Sequence[str],
+        labels: Sequence[str | None],
     ) -> None:
         super().__init__()
         self.draw = draw
@@ -82,8 +83,8 @@ class DrawnBatches(keras.utils.PyDataset):
             raise IndexError(f"There are {self.steps} batches. Received: {index}.")
         rows = slice(index * self.batch_size, (index + 1) * self.batch_size)
         batch = self.take(self._places()[rows])
-        parts = [batch.pop(name) for name in self.labels]
-        return (batch, *parts) if parts else batch
+        parts = [name and batch.pop(name) for name in self.labels]
+        return (batch, *parts) if any(self.labels) else batch
 
     def on_epoch_end(self) -> None:
         self.ends += 1

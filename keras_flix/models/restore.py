@@ -9,7 +9,7 @@ import keras
 
 from keras_flix import _compat
 from keras_flix.features.schema import FeatureSchema
-from keras_flix.layers.row_orders import as_orders
+from keras_flix.layers.row_orders import Orders, as_orders
 from keras_flix.models.adapted.adaptation import adaptation_of
 from keras_flix.models.adapted.frozen_values import choose
 from keras_flix.models.adapted.learning_rates import Rates
@@ -34,7 +34,10 @@ class AdaptedModel:
             for _, kernel in expert_kernels(_compat.layers_with_parents(base))
         }
         layers: dict[str, Any] = {}
-        for position, name, *attribute in config["layers"]:
+        rows: dict[str, Orders] = {}
+        stated = config.get("rows") or [None] * len(config["layers"])
+        for described, orders in zip(config["layers"], stated, strict=True):
+            position, name, *attribute = described
             places = every if attribute else linear
             layer = places[position] if position < len(places) else None
             if layer is None or layer.name != name:
@@ -46,9 +49,12 @@ class AdaptedModel:
                 )
             if attribute:
                 kernel = experts[id(layer), *attribute]
-                layers[kernel.path] = kernel
+                key, layer = kernel.path, kernel
             else:
-                layers[keys.get(id(layer), layer.path)] = layer
+                key = keys.get(id(layer), layer.path)
+            layers[key] = layer
+            if orders is not None:
+                rows[key] = as_orders(orders)
         schema = FeatureSchema.from_config(config["schema"])
         order = list(layers)
         model = adapt_layers(
@@ -62,11 +68,7 @@ class AdaptedModel:
                 for name, places in (config.get("places") or {}).items()
             },
             seed=config["seed"],
-            rows={
-                key: as_orders(orders)
-                for key, orders in (config.get("rows") or {}).items()
-                if key in layers
-            },
+            rows=rows,
         )
         adaptation = adaptation_of(model)
         if config.get("rates"):

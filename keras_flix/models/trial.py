@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -52,10 +53,10 @@ def try_out(
     if example is None:
         return _check_runs(model, layers, readers)
     inputs, length, sure = example
-    probe = Probe(
-        lambda x: model(x, training=False), inputs, length, sure, readers=readers
-    )
-    found = find_orders(probe, layers)
+    trains = _compat.heeds_training(model)
+    probe = Probe(model, inputs, length, sure, trains, readers)
+    with _frozen(model):
+        found = find_orders(probe, layers)
     if found is None:
         return _check_runs(model, layers, readers)
     _raise_for_idle(layers, {path for path, one in found.items() if one.ran})
@@ -66,6 +67,17 @@ def try_out(
         raise ValueError(text)
     orders |= {path: one.orders for path, one in unknown.items()}
     return True
+
+
+@contextlib.contextmanager
+def _frozen(model: keras.Model) -> Iterator[None]:
+    """As the base is afterwards: batch normalization then mixes no examples."""
+    flags = [one for one in _compat.with_flags(model) if _compat.is_on(one)]
+    _compat.switch(flags, False)
+    try:
+        yield
+    finally:
+        _compat.switch(flags, True)
 
 
 def _lengths() -> Sequence[int]:

@@ -102,7 +102,7 @@ def test_every_renamed_keyword_is_called_here():
 @pytest.mark.parametrize("name", CASES)
 def test_axis_is_feature_now(name):
     if name.startswith("plot"):
-        pytest.importorskip("matplotlib")
+        pytest.importorskip("matplotlib", reason="extra `plots`")
     with warnings.catch_warnings():
         warnings.simplefilter("error", DeprecationWarning)
         # Of others: numpy's, over what torch's tensors take.

@@ -160,11 +160,11 @@ def test_refusals(gemma):
 
 def read_events(folder):
     """By name, the steps and numbers of all scalars in a folder's event files."""
+    reason = "event files are read by tensorboard"
     accumulator = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator",
-        reason="event files are read by tensorboard",
+        "tensorboard.backend.event_processing.event_accumulator", reason=reason
     )
-    util = pytest.importorskip("tensorboard.util.tensor_util", reason="as above")
+    util = pytest.importorskip("tensorboard.util.tensor_util", reason=reason)
     events = accumulator.EventAccumulator(str(folder)).Reload()
     return {
         name: [

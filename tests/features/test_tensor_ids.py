@@ -26,6 +26,17 @@ def test_values_become_their_ids(dtype):
     assert "int32" in str(found.dtype)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 9])
+def test_each_of_any_number_of_values_is_found(count):
+    values = (np.random.default_rng(count).permutation(count) * 3 + 1).tolist()
+    numbers = np.arange(-2, 3 * count + 2).astype("int32")
+    expected = [
+        -1 if n == -1 else values.index(n) if n in values else count for n in numbers
+    ]
+    found = ids_of_values(Feature("level", values), ops.convert_to_tensor(numbers))
+    assert to_numpy(found).tolist() == expected
+
+
 def test_integers_are_values_or_ids():
     tensor = ops.convert_to_tensor(np.array([10, -1, 2], "int32"))
     assert checked_tensor(LEVEL, tensor, is_ids=True) is tensor

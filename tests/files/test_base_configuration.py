@@ -6,7 +6,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from helpers.gemma import FEATURES, randomize, to_numpy
+from helpers.gemma import FEATURES, SIZES, randomize, to_numpy
 from helpers.models import make_mlp
 
 import keras_flix
@@ -16,12 +16,7 @@ from keras_flix.files.fingerprint import BaseFingerprint
 
 GEMMA = {
     "vocabulary_size": 40,
-    "num_layers": 2,
-    "num_query_heads": 4,
-    "num_key_value_heads": 2,
-    "hidden_dim": 16,
-    "intermediate_dim": 32,
-    "head_dim": 6,
+    **SIZES,
     "attention_logit_soft_cap": 50.0,
     "final_logit_soft_cap": 30.0,
     "use_sliding_window_attention": True,
@@ -43,7 +38,20 @@ BERT = {
     "intermediate_dim": 32,
     "max_sequence_length": 8,
 }
+PHI3 = {
+    **LLAMA,
+    "max_sequence_length": 8,
+    "pretraining_sequence_length": 4,
+    "rope_scaling_type": "su",
+    "rope_scaling_short_factor": [1.0, 1.0],
+    "rope_scaling_long_factor": [2.0, 3.0],
+}
 CASES = {
+    "length that positions are scaled by": (
+        "Phi3Backbone",
+        PHI3,
+        {"max_sequence_length": 64},
+    ),
     "norm": ("GemmaBackbone", GEMMA, {"layer_norm_epsilon": 0.5}),
     "soft cap": ("GemmaBackbone", GEMMA, {"attention_logit_soft_cap": 0.01}),
     "window": ("GemmaBackbone", GEMMA, {"sliding_window_size": 1}),
@@ -145,13 +153,24 @@ def test_layers_of_any_model():
     assert one.other_settings(base_fingerprint(make_mlp())) == []
 
 
+def test_entries_of_other_types():
+    class Odd(keras.layers.Dense):
+        def get_config(self):
+            entries = [{"scale": 2.0, "name": "x"}, {"scale": np.float32(0.5)}]
+            return {"entries": entries, "gains": np.array([1, 2]), "object": object()}
+
+    model = keras.Sequential([keras.Input((4,)), Odd(3, name="odd")], name="model")
+    expected = {"entries.0.scale": 2.0, "entries.1.scale": 0.5, "gains": [1, 2]}
+    assert base_configuration(model) == {"model/odd": expected}
+
+
 def test_a_layer_without_a_config_is_left_out():
     class Odd(keras.layers.Dense):
         def get_config(self):
             raise RuntimeError("none")
 
     model = keras.Sequential([keras.Input((4,)), Odd(3, name="odd")])
-    assert "odd" not in base_configuration(model)
+    assert base_configuration(model) == {}
 
 
 def test_each_distinct_one_is_listed_once():

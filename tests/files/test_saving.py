@@ -9,6 +9,7 @@ import keras_hub
 import numpy as np
 import pytest
 from helpers.gemma import FEATURES, make_backbone, randomize, to_numpy
+from helpers.models import make_centred
 from helpers.places import TESTS
 
 import keras_flix
@@ -342,3 +343,15 @@ def test_weights_with_values_in_another_order_are_refused(tmp_path):
     )
     with pytest.raises(ValueError, match="values in the same order"):
         other.load_weights(path)
+
+
+def test_stated_rows_are_in_the_file(tmp_path):
+    path = tmp_path / "one.flix.safetensors"
+    model = randomize(make_centred("block"))
+    keras_flix.save_adapters(model, path)
+    found = keras_flix.load_adapters(make_centred("block", adapted=False), path)
+    assert found._adaptation.rows == {"block/encoder": {"batch"}}
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
+    batch = {"x": x, "task": ["p", None, "q"]}
+    found.set_weights(model.get_weights())
+    np.testing.assert_array_equal(outputs(found, batch), outputs(model, batch))

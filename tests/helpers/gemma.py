@@ -9,6 +9,14 @@ import keras_hub
 import numpy as np
 import sentencepiece
 
+SIZES = {
+    "num_layers": 2,
+    "num_query_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_dim": 16,
+    "intermediate_dim": 32,
+    "head_dim": 6,
+}
 FEATURES = {"task": ["qa", "parse", "list"], "language": ["en", "sw", "yo"]}
 
 
@@ -41,17 +49,8 @@ def train_tokenizer(**options) -> bytes:
 
 def make_backbone(vocabulary_size=40, dtype="float32", **kwargs):
     """A Gemma with grouped attention whose heads * head_dim is not hidden_dim."""
-    options = {
-        "num_layers": 2,
-        "num_query_heads": 4,
-        "num_key_value_heads": 2,
-        "hidden_dim": 16,
-        "intermediate_dim": 32,
-        "head_dim": 6,
-        **kwargs,
-    }
     backbone = keras_hub.models.GemmaBackbone(
-        vocabulary_size=vocabulary_size, dtype=dtype, **options
+        vocabulary_size=vocabulary_size, dtype=dtype, **{**SIZES, **kwargs}
     )
     # The stock initial embeddings are large next to an adapter's effect.
     return backbone

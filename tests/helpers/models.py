@@ -5,6 +5,8 @@ import keras_hub
 import numpy as np
 from keras import ops
 
+import keras_flix
+
 
 def make_mlp(seed=0):
     """A functional model with two Dense layers and a dict input."""
@@ -46,6 +48,40 @@ class Subclassed(keras.Model):
 
     def call(self, inputs):
         return self.block(inputs["x"])
+
+
+@keras.saving.register_keras_serializable("tests")
+class Centred(keras.layers.Layer):
+    """Its encoder reads rows that depend on the whole batch: theirs must be stated.
+
+    A copy has no name of its own, so the path of its encoder is another.
+    """
+
+    def __init__(self, name=None):
+        super().__init__(name=name)
+        self.encoder = keras.layers.Dense(4, name="encoder")
+
+    def build(self, shape):
+        self.encoder.build(shape)
+
+    def call(self, x):
+        return self.encoder(x - ops.mean(x, axis=0))
+
+    def get_config(self):
+        return {}
+
+
+def make_centred(name=None, adapted=True):
+    """A model over `Centred`, adapted by two tasks."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((4,), name="x")
+    model = keras.Model({"x": x}, Centred(name)(x))
+    if adapted:
+        rows = {"encoder": "batch"}
+        keras_flix.enable_flix(
+            model, {"task": ["p", "q"]}, rank=2, targets=["encoder"], rows=rows
+        )
+    return model
 
 
 def make_gemma4():

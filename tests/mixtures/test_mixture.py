@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers.gemma import to_numpy
+from helpers.gemma import randomize, to_numpy
 from helpers.models import make_mlp
 
 import keras_flix
@@ -70,15 +70,16 @@ def test_dataset_refusals():
     for features, columns in (({}, {"x": [1]}), ({"task": "qa"}, {})):
         text = refusal(lambda f=features, c=columns: Dataset(f, c))
         assert text.startswith("A dataset must have at least one feature and one colu")
-    # An integer would pass for an id further on.
-    assert refusal(lambda: Dataset({"level": 3}, {"x": [1]})) == (
-        "A feature of a dataset must be a string, a list of strings, or None for "
-        "absent. Received: level=3. Convert values with str(value)."
-    )
-    for value in ("", ["sw", ""], ["sw", "sw"]):
+    for value in (True, 1.5, b"sw", ["sw", 3], ["sw", None]):
+        assert refusal(lambda v=value: Dataset({"level": v}, {"x": [1]})) == (
+            "A feature of a dataset must be a string or an integer, a list of several "
+            f"of one kind, or None for absent. Received: level={value!r}. Convert "
+            "values with str(value) or int(value)."
+        )
+    for value in ("", ["sw", ""], ["sw", "sw"], -1, [2, 2]):
         assert refusal(lambda v=value: Dataset({"language": v}, {"x": [1]})) == (
-            "The values of a dataset's feature must be different strings, none of "
-            f"them empty. Received: language={value!r}. Write None for absent."
+            "The values of a dataset's feature must be different, none of them empty "
+            f"or -1. Received: language={value!r}. Write None for absent."
         )
     for column, kind in (("text", "str"), (np.float32(1), "float32"), ({1}, "set")):
         assert refusal(lambda c=column: Dataset({"task": "qa"}, {"x": c})) == (
@@ -413,10 +414,78 @@ def test_batches_with_labels():
             "`batches` must draw at least one batch of at least one example. "
             f"Received: batch_size={size}, steps={steps}. Pass positive numbers."
         )
-    assert refusal(lambda: mixture.batches(2, 1, sample_weight="weight")) == (
-        "`sample_weight` must come with `y`. Received: y=None, sample_weight='weight'. "
-        "Name the column with labels too."
+    x, y, sample_weight = mixture.batches(2, 1, sample_weight="weight")[0]
+    assert list(x) == ["prompts", "number", "task", "language"] and y is None
+    np.testing.assert_array_equal(sample_weight, weight)
+
+
+def test_batches_of_texts_with_weights(make_gemma):
+    """A task makes its targets itself."""
+    texts = {"prompts": ["the quick", "the"], "responses": ["fox", "dog"]}
+    mixture = Mixture([Dataset({"task": "qa"}, {**texts, "weight": np.ones(2)})])
+    mixture.datasets[0].columns["weight"][:] = [2.0, 0.5]
+    model = keras_flix.enable_flix(make_gemma(num_layers=1), mixture.schema(), rank=2)
+    batch = {**texts, "task": "qa"}
+    expected = model.evaluate(batch, sample_weight=np.array([2.0, 0.5]), verbose=0)
+    found = model.evaluate(mixture.batches(2, 1, sample_weight="weight"), verbose=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert abs(model.evaluate(batch, verbose=0)[0] - found[0]) > 1e-3
+
+
+# Integer values. ---------------------------------------------------------------
+
+
+def make_levels():
+    """Integers whose order in the mixture is not that of their size."""
+    x = np.random.default_rng(0).normal(size=(6, 8)).astype("float32")
+    levels = [(3, slice(0, 2)), (np.int64(1), slice(2, 3)), (None, slice(3, 6))]
+    return Mixture([Dataset({"level": one}, {"x": x[rows]}) for one, rows in levels])
+
+
+def test_integers_are_values():
+    mixture = make_levels()
+    schema = mixture.schema()
+    assert schema["level"].values == (3, 1)
+    entries = mixture.inputs()["level"]
+    assert entries == [3, 3, 1, None, None, None]
+    assert schema.encode({"level": entries})["level"].tolist() == [0, 0, 1, -1, -1, -1]
+    model = keras_flix.enable_flix(make_mlp(), schema, targets="all-linear", rank=2)
+    randomize(model)
+    found = model.predict(mixture.inputs(), verbose=0)
+    for dataset, rows in zip(mixture.datasets, (slice(0, 2), slice(2, 3), slice(3, 6))):
+        alone = keras_flix.merge_features(model, dict(dataset.features))
+        expected = to_numpy(alone(dataset.columns))
+        np.testing.assert_allclose(found[rows], expected, rtol=1e-5, atol=1e-5)
+    rest, held_out = mixture.split({"level": 1})
+    assert [len(rest), len(held_out)] == [5, 1]
+    again = Mixture(mixture.inputs(), features="level")
+    assert again.schema() == schema and again.inputs()["level"] == entries
+    several = Mixture([Dataset({"level": [1, 2]}, {"x": [0.0]})])
+    assert several.schema()["level"].multiple and several.sample(1)["level"] == [[1, 2]]
+
+
+def test_integers_of_a_mixture_are_never_ids():
+    """Of a model whose values are strings, they would be."""
+    batch = make_levels().inputs()
+    schema = keras_flix.FeatureSchema({"level": ["a", "b", "c", "d"]})
+    assert "Received: level=3." in refusal(
+        lambda: schema.encode({"level": batch["level"]})
     )
+
+
+def test_strings_and_integers_of_one_feature_are_refused():
+    datasets = [Dataset({"level": one}, {"x": [1]}) for one in (None, "1", 1)]
+    assert refusal(lambda: Mixture(datasets)) == (
+        "The values of a mixture's feature must be all strings or all integers. "
+        "Received: 'level' with '1' and 1. Convert some with str(value) or int(value)."
+    )
+
+
+@pytest.mark.parametrize("language", ["\u00e9", "e\u0301"])
+def test_texts_that_look_the_same_are_the_same(language):
+    mixture = Mixture([named("qa", v, 1) for v in ("e\u0301", "sw")])
+    rest, held_out = mixture.split({"language": language})
+    assert [len(rest), len(held_out)] == [1, 1]
 
 
 def numeric_mixture():

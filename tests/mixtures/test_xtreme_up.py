@@ -570,7 +570,7 @@ def test_tables_cannot_be_changed():
 
 
 def test_notebook_equals_its_source():
-    jupytext = pytest.importorskip("jupytext")
+    jupytext = pytest.importorskip("jupytext", reason="extra `guides`")
     source = jupytext.read(GUIDES / "xtreme_up.py")
     notebook = jupytext.read(GUIDES / "xtreme_up.ipynb")
 

@@ -175,6 +175,26 @@ def test_what_only_the_adapted_model_can_do(tmp_path):
     assert not np.array_equal(to_numpy(looks({**rows(), "task": "qa"})), changed)
 
 
+def test_what_is_refused_when_it_is_built_and_what_when_it_runs():
+    model = adapted()
+    hidden = model.get_layer("hidden")
+    x = keras.Input((8,))
+    text = r"must know the features \['task'\].* by `share_features\(model, other\)`"
+    for build in (
+        lambda: keras.Model(x, hidden(x)),
+        lambda: keras.Sequential([x, hidden]),
+    ):
+        with pytest.raises(ValueError, match=text):
+            build()
+    # Keras makes this one of tensors that are there, and calls no layer: whether
+    # features are then shared with it is known when it runs.
+    looks = looks_at_hidden(model)
+    with pytest.raises(ValueError, match=text):
+        looks(rows())
+    keras_flix.share_features(model, looks)
+    assert to_numpy(looks({**rows(), "task": TASK})).shape == (3, 6)
+
+
 def test_refusals_leave_the_other_model_as_it_was():
     model = adapted()
     looks = looks_at_hidden(model)

@@ -15,7 +15,7 @@ import keras_flix
 if keras.config.backend() != "jax":
     reason = "the benchmark trains on JAX, and nothing else here knows of backends"
     pytest.skip(reason, allow_module_level=True)
-pytest.importorskip("babel")
+pytest.importorskip("babel", reason="extra `evidence`")
 pytestmark = pytest.mark.short("jax")
 
 from benchmarks.quality import (  # noqa: E402

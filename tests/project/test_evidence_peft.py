@@ -18,7 +18,7 @@ if keras.config.backend() != "torch":
 for name in ("transformers", "peft"):
     pytest.importorskip(name, reason=f"{name} is not installed (extra `evidence`)")
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="extra `torch`")
 peft_arms, torch_gemma, torch_training = (
     importlib.import_module(f"benchmarks.{name}")
     for name in ("quality.peft_arms", "shared.torch_gemma", "quality.torch_training")

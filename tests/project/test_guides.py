@@ -13,9 +13,9 @@ import keras
 import pytest
 from helpers.places import GUIDES, ROOT
 
-jupytext = pytest.importorskip("jupytext")
+jupytext = pytest.importorskip("jupytext", reason="extra `guides`")
 
-pytest.importorskip("matplotlib")
+pytest.importorskip("matplotlib", reason="extra `guides`")
 
 from benchmarks.quality import (  # noqa: E402
     evidence_figures,

@@ -102,8 +102,8 @@ STAND_INS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("page", sorted({page for page, *_ in blocks("python")}))
 def test_python_blocks_run(page, names, monkeypatch):
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("matplotlib").use("Agg")
+    torch = pytest.importorskip("torch", reason="extra `torch`")
+    pytest.importorskip("matplotlib", reason="extra `plots`").use("Agg")
     found = {"keras": keras, "keras_hub": keras_hub, "keras_flix": keras_flix}
     for at, position, text in blocks("python"):
         if at != page or text.startswith(DISTRIBUTED):

@@ -140,7 +140,7 @@ class Adaptation:
         # The choice is the same in all layers.
         return next(iter(self.layers.values()))._tables
 
-    def layers_of(self, feature: str) -> dict[str, LowRankLayer]:
+    def layers_of(self, feature: str) -> dict[str, LowRankKernel]:
         """The layers that have tables of a feature, by path."""
         return {
             path: layer

@@ -96,11 +96,15 @@ class CutTexts:
 
     def message(self) -> str:
         """What to tell a user; empty if nothing was cut."""
-        parts = [
-            f"{cut} of {count} {self.which}{kind} {self.verb} {self.limits[kind]}"
-            for kind, (cut, count) in self.totals().items()
-            if cut
-        ]
+        parts = []
+        for kind, (cut, count) in self.totals().items():
+            # Where rows are not known, the same texts count once.
+            different = "different " if kind in self._texts else ""
+            if cut:
+                parts.append(
+                    f"{cut} of {count} {different}{self.which}{kind} {self.verb} "
+                    f"{self.limits[kind]}"
+                )
         return "; ".join(parts)
 
 
@@ -151,8 +155,8 @@ def counted(
     Args:
         state: The model's `Adaptation`.
         options: The keyword arguments of the call.
-        *texts: Where is counted. The first counts whatever goes through KerasHub's
-            pipeline, which knows of no other.
+        *texts: Where is counted. The first counts whatever goes through KerasHub's own
+            pipeline, as grain datasets do, which knows of no other.
     """
     reporter = _Reporter(list(texts), texts[0].trains)
     given = options.get("callbacks")

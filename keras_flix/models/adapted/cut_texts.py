@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import keras_hub
@@ -54,111 +55,124 @@ def watched(state: Any, preprocessor: Any, own: Any, outputs: Any, weight: Any) 
     columns = columns_of(preprocessor, own, x)
     if not columns:
         return outputs
-    given = {c.kind: own if c.key is None else own[c.key] for c in columns}
     masks = {c.kind: x[c.mask] for c in columns}
-    if not any(map(is_tf_symbolic, tree.flatten((given, masks)))):
-        _look(state, preprocessor, columns, given, masks, token_weight, weight)
-        return outputs
-    ids = x[columns[0].mask.replace("padding_mask", "token_ids")]
+    ids = x.get(columns[0].mask.replace("padding_mask", "token_ids"))
     if isinstance(own, Mapping) and len(own) > len(columns):
         ids = None  # images besides: not to be preprocessed twice
-    looked = _look_in_tf(
-        state, preprocessor, columns, given, masks, token_weight, weight, ids
+    batch = _Batch(
+        given={c.kind: own if c.key is None else own[c.key] for c in columns},
+        masks=masks,
+        token_weight=token_weight,
+        weight=weight,
+        ids=ids,
     )
-    x = {**x, columns[0].mask: looked}
-    return keras.utils.pack_x_y_sample_weight(x, y, token_weight)
-
-
-def _look(
-    state: Any,
-    preprocessor: Any,
-    columns: list[Column],
-    given: Mapping[str, Any],
-    masks: Mapping[str, Any],
-    token_weight: Any,
-    weight: Any,
-) -> None:
-    known_rows = current.get()
-    texts, rows = known_rows or (state.cut_texts, None)
-    if texts is None or not (texts.counts or texts.trains):
-        return
-    known = {kind: np.asarray(host_value(mask)) != 0 for kind, mask in masks.items()}
-    if any(mask.ndim != 2 for mask in known.values()):
-        return  # a single example, without a batch axis
-    strings = {kind: strings_of(value) for kind, value in given.items()}
-    responses = None
-    if RESPONSES in given and token_weight is not None:
-        responses = np.asarray(host_value(token_weight)) != 0
-        if texts.trains:
-            full = known[RESPONSES].all(axis=-1)
-            _refuse_gone(preprocessor, strings, responses, full, weight, rows)
-    if not texts.counts:
-        return
-    # Not all sources tell their rows, but all may be read ahead or more than once.
-    keys: Any = rows
-    if rows is None:
-        keys = np.array([hash(example) for example in zip(*_flat(strings))])
-    cut = cut_rows(
-        preprocessor,
-        columns,
-        strings,
-        known,
-        responses,
-        wanted=lambda kind: texts.unseen(kind, keys, rows is not None),
-    )
-    for column in columns:
-        length = known[column.kind].shape[-1]
-        texts.add(column, length, cut[column.kind], keys, rows is not None)
-
-
-def _refuse_gone(
-    preprocessor: Any,
-    strings: Mapping[str, Any],
-    responses: np.ndarray,
-    full: np.ndarray,
-    weight: Any,
-    rows: np.ndarray | None,
-) -> None:
-    gone = full & (kept_tokens(preprocessor, responses) <= 0)
-    gone &= np.array([bool(text) for text in strings[RESPONSES]])
-    if weight is not None:
-        gone &= np.asarray(host_value(weight)) != 0
-    if not gone.any():
-        return
-    found = np.flatnonzero(gone) if rows is None else np.sort(rows[gone])
-    where = "of the batch" if rows is None else "of the data"
-    first = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
-    raise ValueError(
-        "A response must keep at least one token to be trained on. Received: "
-        f"{len(found)} of {len(gone)} responses of a batch that were cut off whole at "
-        f"sequence_length={responses.shape[-1]} (examples {first} {where}). Raise the "
-        "preprocessor's `sequence_length`, shorten the prompts, or leave these "
-        "examples out by a `sample_weight` of 0."
-    )
-
-
-def _look_in_tf(
-    state: Any,
-    preprocessor: Any,
-    columns: list[Column],
-    given: Mapping[str, Any],
-    masks: Mapping[str, Any],
-    token_weight: Any,
-    weight: Any,
-    ids: Any,
-) -> Any:
-    """The first mask, computed by a function that looks at the batch when it runs."""
+    texts, rows = current.get() or (state.cut_texts, None)
+    look = _Look(texts, rows, preprocessor, columns)
+    if not any(map(is_tf_symbolic, tree.flatten((batch.given, masks)))):
+        look(batch)
+        return outputs
     check = batch_check(preprocessor, columns)
 
-    def look(batch: Any) -> None:
-        texts, found, *weights, tokens = batch
-        texts = {kind: strings_of(value) for kind, value in texts.items()}
-        check(texts, tokens)
-        _look(state, preprocessor, columns, texts, found, *weights)
+    def look_and_check(batch: _Batch) -> None:
+        given = {kind: strings_of(value) for kind, value in batch.given.items()}
+        check(given, batch.ids)
+        look(_Batch(given, *batch[1:]))
 
-    first = masks[columns[0].kind]
-    batch = (given, masks, token_weight, weight, ids)
-    return passed_through(first, look, batch)
+    first = columns[0]
+    looked = passed_through(masks[first.kind], look_and_check, batch)
+    return keras.utils.pack_x_y_sample_weight(
+        {**x, first.mask: looked}, y, token_weight
+    )
+
+
+class _Batch(NamedTuple):
+    """What a preprocessor was given, and what it made of that.
+
+    Attributes:
+        given: The texts, by kind.
+        masks: Where the sequence is not padded, by kind.
+        token_weight: Of the targets; `None` if the preprocessor makes none.
+        weight: One per example, or `None`.
+        ids: Of the first kind's tokens, if they are to be compared.
+    """
+
+    given: Mapping[str, Any]
+    masks: Mapping[str, Any]
+    token_weight: Any
+    weight: Any
+    ids: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _Look:
+    """A look at what was cut, in one batch or in each of a pipeline.
+
+    Attributes:
+        texts: Where it is counted, if it is.
+        rows: Which examples of the data are in the batch, if that is known.
+        preprocessor: What cuts.
+        columns: Of `columns_of`.
+    """
+
+    texts: CutTexts | None
+    rows: np.ndarray | None
+    preprocessor: Any
+    columns: list[Column]
+
+    def __call__(self, batch: _Batch) -> None:
+        texts, rows = self.texts, self.rows
+        if texts is None or not (texts.counts or texts.trains):
+            return
+        known = {
+            k: np.asarray(host_value(mask)) != 0 for k, mask in batch.masks.items()
+        }
+        if any(mask.ndim != 2 for mask in known.values()):
+            return  # a single example, without a batch axis
+        strings = {kind: strings_of(value) for kind, value in batch.given.items()}
+        responses = None
+        if RESPONSES in strings and batch.token_weight is not None:
+            responses = np.asarray(host_value(batch.token_weight)) != 0
+            if texts.trains:
+                full = known[RESPONSES].all(axis=-1)
+                self._refuse_gone(strings[RESPONSES], responses, full, batch.weight)
+        if not texts.counts:
+            return
+        # Not all sources tell their rows, but all may be read ahead or more than once.
+        keys: Any = rows
+        if rows is None:
+            keys = np.array([hash(example) for example in zip(*_flat(strings))])
+        cut = cut_rows(
+            self.preprocessor,
+            self.columns,
+            strings,
+            known,
+            responses,
+            wanted=lambda kind: texts.unseen(kind, keys, rows is not None),
+        )
+        for column in self.columns:
+            length = known[column.kind].shape[-1]
+            texts.add(column, length, cut[column.kind], keys, rows is not None)
+
+    def _refuse_gone(
+        self, texts: Any, responses: np.ndarray, full: np.ndarray, weight: Any
+    ) -> None:
+        gone = full & (kept_tokens(self.preprocessor, responses) <= 0)
+        gone &= np.array([bool(text) for text in texts])
+        if weight is not None:
+            gone &= np.asarray(host_value(weight)) != 0
+        if not gone.any():
+            return
+        rows = self.rows
+        found = np.flatnonzero(gone) if rows is None else np.sort(rows[gone])
+        where = "of the batch" if rows is None else "of the data"
+        first = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
+        raise ValueError(
+            "A response must keep at least one token to be trained on. Received: "
+            f"{len(found)} of {len(gone)} responses of a batch that were cut off whole "
+            f"at sequence_length={responses.shape[-1]} (examples {first} {where}). "
+            "Raise the preprocessor's `sequence_length`, shorten the prompts, or leave "
+            "these examples out by a `sample_weight` of 0."
+        )
 
 
 @contextlib.contextmanager

@@ -44,6 +44,8 @@ class DataMethods(TaskData):
             args, pipeline = (), False
         else:
             x, pipeline = self._feed(x, texts)
+        if pipeline and kwargs.get("validation_data") is not None:
+            texts.which = "training and validation "
         mark_trained(self)
         advise(self, x.data[0] if isinstance(x, Examples) else x)
         if kwargs.get("validation_data") is not None:
@@ -89,9 +91,13 @@ class DataMethods(TaskData):
             return self._data_method("predict", pipeline)(x, *args, **kwargs)
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        self._check_optimizer()
+        trained = self._check_optimizer()
+        x = self._encode(x)
+        # Not in every step, where only adapters train.
+        if not all([getattr(v, "has_rows_of_values", False) for v in trained]):
+            mark_trained(self)
         with cut_counts.training_step(self._adaptation):
-            return super().train_on_batch(self._encode(x), *args, **kwargs)
+            return super().train_on_batch(x, *args, **kwargs)
 
     def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         return super().test_on_batch(self._encode(x), *args, **kwargs)
@@ -169,17 +175,25 @@ class DataMethods(TaskData):
 
         Returns:
             The source, and whether KerasHub's pipeline is still to preprocess it: that
-            takes tf.data and grain datasets, and is led around for all others.
+            knows how long grain datasets are, and is led around for all others.
         """
         check_whole(self)
         kind = _compat.source_kind(x)
         has_pipeline = isinstance(self, keras_hub.models.Task)
         if kind == "arrays":
             return self._encode_all(x), has_pipeline
-        if has_pipeline and kind in ("tf", "grain_dataset"):
+        if not has_pipeline:
+            return map_batches(x, self._encode_batch), False
+        if kind == "grain_dataset":
             return x, True
+        return self._preprocessed(x, texts), False
+
+    def _preprocessed(self, source: Any, texts: CutTexts | None) -> Any:
+        """A data source whose batches are preprocessed here."""
+        if _compat.source_kind(source) == "tf":
+            _compat.renew_tokenizer(getattr(self.preprocessor, "tokenizer", None))
         function = functools.partial(self._preprocess_batch, texts=texts)
-        return map_batches(x, function if has_pipeline else self._encode_batch), False
+        return map_batches(source, function, ahead=True)
 
     def _feed_validation(
         self, data: Any, pipeline: bool, batch_size: int | None, texts: CutTexts
@@ -192,16 +206,16 @@ class DataMethods(TaskData):
             if pipeline:
                 return self._validation_arrays(data)
             return self._validation_examples(data, batch_size, texts)
-        data, still_pipeline = self._feed(data, texts)
-        if still_pipeline and not pipeline:
-            function = functools.partial(self._preprocess_batch, texts=texts)
-            return map_batches(data, function)
-        if pipeline and not still_pipeline:
+        if not isinstance(self, keras_hub.models.Task):
+            return self._feed(data, texts)[0]
+        check_whole(self)
+        if not pipeline:
+            return self._preprocessed(data, texts)
+        if _compat.source_kind(data) not in ("tf", "grain_dataset"):
             raise ValueError(
-                "Training and validation data of a KerasHub task must both go "
-                "through its preprocessing pipeline (arrays, tf.data, grain "
-                "datasets), or neither. Received: validation_data of type "
-                f"{type(data).__name__}. Use sources of the same kind."
+                "Beside training data in a grain dataset, validation data of a task "
+                "must be arrays, a tf.data or a grain dataset. Received: "
+                f"validation_data of type {type(data).__name__}. Convert one of them."
             )
         return data
 

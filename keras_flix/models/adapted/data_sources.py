@@ -17,20 +17,23 @@ BatchFunction = Callable[[tuple[Any, ...]], tuple[Any, ...]]
 """From one batch `(x,)`, `(x, y)` or `(x, y, sample_weight)` to another."""
 
 
-def map_batches(source: Any, function: BatchFunction) -> Any:
+def map_batches(source: Any, function: BatchFunction, ahead: bool = False) -> Any:
     """A data source of the same kind whose batches went through `function`.
 
     Args:
         source: A `tf.data.Dataset`, `keras.utils.PyDataset`, grain dataset or
             loader, torch `DataLoader`, or a generator.
         function: Applied to each batch as a tuple.
+        ahead: Whether `tf.data` is to map several batches at a time, ahead of time.
 
     Returns:
         The new source. `source` itself is not changed.
     """
     kind = _compat.source_kind(source)
     if kind == "tf":
-        return source.map(lambda *batch: function(batch))
+        auto = -1 if ahead else None  # `tf.data.AUTOTUNE`
+        mapped = source.map(lambda *batch: function(batch), num_parallel_calls=auto)
+        return mapped.prefetch(auto) if ahead else mapped
     if kind == "grain_dataset":
         return source.map(lambda batch: function(as_batch(batch)))
     if kind == "py_dataset":

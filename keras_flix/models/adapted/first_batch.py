@@ -57,16 +57,17 @@ class FirstBatch(_compat.Mixin):
                 raise _Unclear from error
             return keras.KerasTensor(shape, dtype=dtype)
 
-        def call(given: Any) -> None:
+        def call(given: Any, training: bool) -> None:
             args, kwargs = given
             with routing_scope(Routing(state.schema, None)):
-                self(*args, **{**kwargs, "training": False})
+                self(*args, **{**kwargs, "training": training})
 
         try:
             given = tree.map_structure(stand_in, ((own, *args), kwargs))
         except _Unclear:
             return
-        probe = Probe(call, given, other, True, state.readers)
+        trains = _compat.heeds_training(self)
+        probe = Probe(call, given, other, True, trains, state.readers)
         found = find_orders(probe, unknown)
         if found is None:
             return

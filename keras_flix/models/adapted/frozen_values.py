@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_flix import _compat
 from keras_flix.models.adapted.adaptation import Choice
 from keras_flix.models.adapted.devices import creation_scope
 from keras_flix.models.adapted.learning_rates import rates_of
-from keras_flix.models.adapted.trained_base import mark_trained
 
 
 class FrozenRows(_compat.Mixin):
     """The part of an adapted model that prepares its optimizer for training."""
 
-    def _check_optimizer(self) -> None:
+    def _check_optimizer(self) -> list[keras.Variable]:
+        """Raises unless the optimizer can train; returns what it trains."""
         if self._adaptation.disabled:
             # JAX gives zeros for gradients, and weight decay would move them yet.
             raise ValueError(
@@ -31,10 +32,9 @@ class FrozenRows(_compat.Mixin):
                 "model whose optimizer was built before `enable_flix`. Call "
                 "`model.compile(...)` again before training."
             )
-        if not all([getattr(v, "has_rows_of_values", False) for v in trained]):
-            mark_trained(self)
         # Here too, since the model may have been compiled since the choice was made.
         guard_optimizer(self)
+        return trained
 
 
 def choose(adaptation: Any, choice: Choice) -> None:

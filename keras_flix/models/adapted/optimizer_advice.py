@@ -28,7 +28,7 @@ def moves_absent(optimizer: Any, seen: bool) -> bool:
         seen: Whether the values occurred in earlier batches.
     """
     optimizer = _compat.innermost(optimizer)
-    if optimizer.use_ema or optimizer.weight_decay:
+    if _compat.moves_all_rows(optimizer):
         return True
     if isinstance(optimizer, _compat.LazyRows):
         return False

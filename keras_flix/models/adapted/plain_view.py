@@ -137,7 +137,7 @@ class PlainView(_compat.Mixin):
             "layers": layer_positions(self, adaptation.layers),
             **({"places": places} if places else {}),
             "seed": adaptation.seed,
-            **({"rows": stated_rows(adaptation)} if adaptation.rows else {}),
+            **({"rows": _rows_by_place(adaptation)} if adaptation.rows else {}),
             **(
                 {}
                 if adaptation.trainable is None
@@ -172,6 +172,12 @@ def unchanged_if_it_raises(model: Any) -> Iterator[None]:
 def stated_rows(adaptation: Any) -> dict[str, list[str]]:
     """The orders of rows that `enable_flix` was told, by path, for files."""
     return {path: sorted(orders) for path, orders in adaptation.rows.items()}
+
+
+def _rows_by_place(adaptation: Any) -> list[list[str] | None]:
+    """`stated_rows` along with the adapted layers; `None` where nothing is stated."""
+    stated = stated_rows(adaptation)
+    return [stated.get(path) for path in adaptation.layers]
 
 
 def layers_with_kernels(model: Any) -> list[Any]:

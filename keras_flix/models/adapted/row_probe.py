@@ -3,7 +3,8 @@
 A model runs a few times on a small random batch, each time with other examples
 changed. A row that changes with one example, and with no other, is that example's.
 Each example is changed in as many runs, but no two in the same ones, so that a few
-runs tell many examples apart, and tell a row that several examples change.
+runs tell many examples apart, and tell a row that several examples change. Models
+whose layers do something else in training are tried in training, too.
 """
 
 from __future__ import annotations
@@ -29,27 +30,29 @@ from keras_flix.layers.row_orders import BATCH, REPEAT, SHARED, TILE, Orders
 LENGTHS = (5, 6, 4)
 """Of batches to try: none that other axes of unknown length have, see `sized`."""
 
-Call = Callable[[Any], Any]
-Runs = Mapping[str, list["list[np.ndarray] | None"]]
-"""By layer and call, what it was given; `None` where that cannot be seen."""
+Calls = list["list[np.ndarray] | None"]
+"""What a layer was given, by call; `None` where that cannot be seen."""
+Runs = Mapping[str, Calls]
 
 
 class Probe(NamedTuple):
     """How a model is tried.
 
     Attributes:
-        call: Runs the model on inputs.
+        call: Runs the model on inputs; takes `training`.
         inputs: A structure of `keras.KerasTensor`, which stand for the tensors, and of
             what else the model takes.
         length: The batch's; leading axes of this length are the batch's.
         sure: Whether the dtypes, and that length, are known to be the model's.
+        trains: Whether training may be something else, see `heeds_training`.
         readers: The layers that multiply by kernels themselves, by path of the latter.
     """
 
-    call: Call
+    call: Callable[..., Any]
     inputs: Any
     length: int
     sure: bool
+    trains: bool
     readers: Mapping[str, Any] = types.MappingProxyType({})
 
 
@@ -59,10 +62,12 @@ class Found(NamedTuple):
     Attributes:
         orders: The orders of the rows in all of its calls; empty if it has none.
         odd: What is wrong with a call of it; empty if nothing is.
+        trains: Whether that call was in training.
     """
 
     orders: Orders
     odd: str = ""
+    trains: bool = False
 
     @property
     def ran(self) -> bool:
@@ -129,12 +134,22 @@ def find_orders(probe: Probe, layers: Mapping[str, Any]) -> dict[str, Found] | N
         probe: The model. None of its variables changes.
         layers: Layers of it by path, adapted or not.
     """
+    found = _best(probe, layers, False)
+    trained = _best(probe, layers, True) if found and probe.trains else None
+    if found is None or trained is None:
+        return found
+    return {path: _of_both(one, trained[path]) for path, one in found.items()}
+
+
+def _best(
+    probe: Probe, layers: Mapping[str, Any], training: bool
+) -> dict[str, Found] | None:
     best: dict[str, Found] | None = None
     # NaN reaches what it can reach, whatever the weights. But it is not for a model
     # that fills in for it, nor for ids, which may look like floats.
     for filling in (np.nan, None, "int32"):
         try:
-            found = _tried(probe, layers, filling)
+            found = _tried(probe, layers, filling, training)
         except Exception:  # noqa: BLE001, a user's code on inputs of no meaning
             continue
         if best is None or _count_odd(found) < _count_odd(best):
@@ -144,48 +159,67 @@ def find_orders(probe: Probe, layers: Mapping[str, Any]) -> dict[str, Found] | N
     return best
 
 
+def _of_both(one: Found, in_training: Found) -> Found:
+    """What is known of a layer that was seen both ways."""
+    if one.odd or not one.ran or not in_training.ran:
+        return one
+    return in_training if in_training.odd else _found(one.orders | in_training.orders)
+
+
+def _found(orders: Orders, odd: str = "", trains: bool = False) -> Found:
+    if {REPEAT, TILE} <= orders:
+        odd = "rows that are repeated in one call and tiled in another"
+    return Found(orders, odd, trains)
+
+
 def _count_odd(found: Mapping[str, Found]) -> int:
     return sum(bool(one.odd) for one in found.values())
 
 
-def _tried(probe: Probe, layers: Mapping[str, Any], filling: Any) -> dict[str, Found]:
+def _tried(
+    probe: Probe, layers: Mapping[str, Any], filling: Any, training: bool
+) -> dict[str, Found]:
     codes = _codes(probe.length)
-    base = _run(probe, layers, _batch(probe, (), filling))
+
+    def run(one: Probe, changed: Sequence[int] = ()) -> Runs:
+        return _run(one, layers, _batch(one, changed, filling), training)
+
+    base = run(probe)
     runs = []
     for number in range(max(map(max, codes)) + 1):
-        changed = [i for i, code in enumerate(codes) if number in code]
-        runs.append(_run(probe, layers, _batch(probe, changed, filling)))
+        runs.append(run(probe, [i for i, code in enumerate(codes) if number in code]))
     owners = {code: i for i, code in enumerate(codes)}
-
-    def shorter() -> Runs:
-        less = probe.length - 1
-        inputs = tree.map_structure(
-            lambda x: _resized(x, probe.length, less), probe.inputs
-        )
-        short = Probe(probe.call, inputs, less, probe.sure)
-        return _run(short, layers, _batch(short, (), filling))
 
     found = {}
     for path in layers:
         orders, odd = set(), ""
         for place, first in enumerate(base[path]):
-            others = [run[path][place : place + 1] for run in runs]
+            others = [one[path][place : place + 1] for one in runs]
             rows = _owners(first, [x[0] if x else None for x in others], owners)
             order = None if rows is None else order_of(rows, probe.length)
             if rows is not None and rows == [None] * probe.length:
                 # As the zeros that a recurrent layer begins with.
                 with contextlib.suppress(Exception):
-                    again = shorter()[path][place]
+                    again = run(_shorter(probe))[path][place]
                     if again and len(again[0]) == probe.length - 1:
                         order = BATCH
             if order is None:
                 odd = odd or _described(rows, probe.length)
             else:
                 orders.add(order)
-        if {REPEAT, TILE} <= orders:
-            odd = "rows that are repeated in one call and tiled in another"
-        found[path] = Found(frozenset(orders), odd)
+        found[path] = _found(frozenset(orders), odd, training)
+    if training and _count_odd(found):
+        same = run(probe)
+        # What Keras cannot draw again tells of no example.
+        alike = {path: _alike(base[path], same[path]) for path in layers}
+        found = {p: one if alike[p] else Found(frozenset()) for p, one in found.items()}
     return found
+
+
+def _alike(calls: Calls, others: Calls) -> bool:
+    """Whether a layer was given the same in two runs on the same batch."""
+    rows = [[None] if a is None else _owners(a, [b], {}) for a, b in zip(calls, others)]
+    return len(calls) == len(others) and all(x and set(x) <= {None} for x in rows)
 
 
 def _codes(length: int) -> list[tuple[int, ...]]:
@@ -229,14 +263,21 @@ def _batch(probe: Probe, changed: Sequence[int], filling: Any) -> Any:
     return tree.map_structure(values, probe.inputs)
 
 
-def _resized(x: Any, length: int, other: int) -> Any:
-    if not isinstance(x, keras.KerasTensor) or x.shape[:1] != (length,):
-        return x
-    return keras.KerasTensor((other, *x.shape[1:]), dtype=x.dtype)
+def _shorter(probe: Probe) -> Probe:
+    """The probe of a batch with an example less."""
+    less = probe.length - 1
+
+    def resized(x: Any) -> Any:
+        if not isinstance(x, keras.KerasTensor) or x.shape[:1] != (probe.length,):
+            return x
+        return keras.KerasTensor((less, *x.shape[1:]), dtype=x.dtype)
+
+    inputs = tree.map_structure(resized, probe.inputs)
+    return probe._replace(inputs=inputs, length=less)
 
 
-def _run(probe: Probe, layers: Mapping[str, Any], inputs: Any) -> Runs:
-    calls: dict[str, list[list[np.ndarray] | None]] = {path: [] for path in layers}
+def _run(probe: Probe, layers: Mapping[str, Any], inputs: Any, training: bool) -> Runs:
+    calls: dict[str, Calls] = {path: [] for path in layers}
 
     def see(path: str, x: Any) -> None:
         rows: list[np.ndarray] = []
@@ -247,7 +288,7 @@ def _run(probe: Probe, layers: Mapping[str, Any], inputs: Any) -> Runs:
     # Nothing that the model keeps, such as a state or a count, is to change.
     readers = {p: x for p, x in probe.readers.items() if p in layers}
     with watched(layers, see, readers), keras.StatelessScope(), values_at_hand():
-        probe.call(inputs)
+        probe.call(inputs, training=training)
     return {
         path: [None if not rows else rows for rows in seen]
         for path, seen in calls.items()
@@ -322,11 +363,12 @@ def unclear_rows(found: Mapping[str, Found]) -> str:
     if not odd:
         return ""
     path, text = next(iter(odd.items()))
+    when = ", in training," if found[path].trains else ""
     more = f" ({len(odd) - 1} more targets are alike)" if len(odd) > 1 else ""
     return (
         "The rows of a target's input must be those of the batch: one per example, or "
         "as `keras.ops.repeat` or `keras.ops.tile` make several of them; or one for "
-        f"all. Received: layer {path!r}, whose input has {text}{more}. Leave it out of "
-        "`targets`, or state the order: `enable_flix(..., rows={"
+        f"all. Received: layer {path!r}, whose input has{when} {text}{more}. Leave it "
+        "out of `targets`, or state the order: `enable_flix(..., rows={"
         f"{path!r}: 'batch'}})`, or None if its calls bring `features=`."
     )

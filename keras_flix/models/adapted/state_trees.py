@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_flix import _compat
+from keras_flix._utils.shapes import unlike
 from keras_flix.models.adapted.frozen_values import guard_optimizer
 from keras_flix.models.adapted.plain_view import unchanged_if_it_raises
 
@@ -81,16 +82,13 @@ class StateTrees(_compat.Mixin):
             # Weights of the plain model: the adapters stay as they are.
             own = {path: shape for path, shape in own.items() if path not in tables}
         found = {path: tuple(np.shape(value)) for path, value in weights.items()}
-        for path in sorted(own.keys() | found.keys()):
-            if path.endswith(SEED):
-                continue
-            if own.get(path) != found.get(path):
+        for path, expected, received in unlike(own, found):
+            if not path.endswith(SEED):
                 raise ValueError(
                     "The weights of a state, such as an Orbax checkpoint's, must be "
-                    f"those of the model. At {path!r}, expected: shape "
-                    f"{own.get(path, 'none')}. Received: {found.get(path, 'none')}. "
-                    "Make the model as it was, adapted with the same features, ranks "
-                    "and targets."
+                    f"those of the model. At {path!r}, expected: shape {expected}. "
+                    f"Received: {received}. Make the model as it was, adapted with the "
+                    "same features, ranks and targets."
                 )
 
 

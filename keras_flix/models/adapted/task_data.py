@@ -77,28 +77,29 @@ class TaskData(_compat.Mixin):
         y, weight, batch_size = (
             options.pop(name, None) for name in ("y", "sample_weight", "batch_size")
         )
-        token_weights.refuse_targets(self.preprocessor, y)
         check_whole(self)
-        return (self._encode_all(x), y, weight), batch_size
+        return self._checked_examples(x, y, weight), batch_size
+
+    def _checked_examples(self, x: Any, y: Any, weight: Any) -> tuple[Any, Any, Any]:
+        token_weights.refuse_targets(self.preprocessor, y)
+        return self._encode_all(x), y, weight
 
     def _validation_examples(
         self, data: Any, batch_size: int | None, texts: CutTexts
     ) -> Examples:
-        x, y, weight = keras.utils.unpack_x_y_sample_weight(tuple(data))
-        token_weights.refuse_targets(self.preprocessor, y)
-        data = (self._encode_all(x), y, weight)
+        parts = keras.utils.unpack_x_y_sample_weight(tuple(data))
+        data = self._checked_examples(*parts)
         return Examples(data, batch_size, self._preprocess_batch, texts=texts)
 
     def _validation_arrays(self, data: Any) -> tuple[Any, ...]:
         """Validation data that KerasHub's own pipeline batches."""
-        x, y, weight = keras.utils.unpack_x_y_sample_weight(tuple(data))
-        token_weights.refuse_targets(self.preprocessor, y)
+        parts = keras.utils.unpack_x_y_sample_weight(tuple(data))
+        x, y, weight = self._checked_examples(*parts)
         if weight is not None and y is None:
             raise ValueError(
-                "Weights of validation examples without `y` need training data of the "
-                "same kind. Received: lists or arrays with a sample_weight as "
-                "validation_data, beside training data in a tf.data or grain dataset. "
-                "Pass both as lists or arrays, or both as datasets of `(x, None, "
-                "sample_weight)`."
+                "Weights of validation examples without `y` need training data of "
+                "another kind. Received: lists or arrays with a sample_weight as "
+                "validation_data, beside training data in a grain dataset. Pass both "
+                "as lists or arrays, or both as datasets of `(x, None, sample_weight)`."
             )
-        return (self._encode_all(x), *data[1:])
+        return (x, *data[1:])

@@ -2,41 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 
-from keras_flix.layers.factors import side_by_side
 from keras_flix.layers.tables import initial_a
 
 DEAD = 1e-10
 """Singular values below this share of the largest are taken for zero."""
-
-
-@dataclasses.dataclass(frozen=True)
-class KnownTables:
-    """What a layer has for one feature.
-
-    Attributes:
-        a: `(values, d_in, rank)`.
-        b: `(values, rank, d_out)`.
-        scales: `s_f` of each value.
-    """
-
-    a: np.ndarray
-    b: np.ndarray
-    scales: Sequence[float]
-
-    def weighted_sum(
-        self, weights: Mapping[int, float]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Factors, side by side, of the sum of values' updates, by their ids."""
-        a, b = self.a.astype("float64"), self.b.astype("float64")
-        return side_by_side(
-            (weight * self.scales[row] * a[row], b[row])
-            for row, weight in weights.items()
-        )
 
 
 def fresh_tables(

@@ -12,16 +12,13 @@ from keras_flix import _compat
 from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.layers.checks import check_ranks
+from keras_flix.layers.factors import weighted_sum
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.models.adapted.adaptation import Adaptation, Choice, adaptation_of
 from keras_flix.models.adapted.devices import check_devices, creation_scope
 from keras_flix.models.adapted.frozen_values import choose
 from keras_flix.models.enable import add_dropout_seed
-from keras_flix.models.growing.new_tables import (
-    KnownTables,
-    fill_with_product,
-    fresh_tables,
-)
+from keras_flix.models.growing.new_tables import fill_with_product, fresh_tables
 from keras_flix.models.growing.schema_changes import narrowed
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -91,7 +88,7 @@ class Start:
         name = f"{key}/{grown.name}/{grown.values[row]}"
         new_a, new_b = fresh_tables(a.shape[1], b.shape[2], rank, (self.seed, name))
         if self.weights:
-            factors, others = KnownTables(a, b, old.scales).weighted_sum(self.weights)
+            factors, others = weighted_sum(a, b, old.scales, self.weights)
             if not np.isfinite(factors).all() or not np.isfinite(others).all():
                 raise ValueError(
                     "The values that `init` names must have finite adapter weights. "

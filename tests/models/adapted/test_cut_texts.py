@@ -43,12 +43,12 @@ def rows(count=6):
 
 
 def as_tf():
-    tf = pytest.importorskip("tensorflow")
+    tf = pytest.importorskip("tensorflow", reason="extra `tensorflow`")
     return tf.data.Dataset.from_tensor_slices(rows()).batch(2)
 
 
 def as_grain():
-    grain = pytest.importorskip("grain")
+    grain = pytest.importorskip("grain", reason="extra `test`")
     examples = [{k: v[i] for k, v in rows().items()} for i in range(6)]
     return grain.MapDataset.source(examples).batch(2)
 
@@ -83,10 +83,50 @@ def test_fit_tells_once_after_its_first_epoch(model):
 @pytest.mark.eager
 @pytest.mark.parametrize("source", [as_tf, as_grain, as_generator])
 def test_all_sources_are_counted(model, source):
+    expected = (
+        "3 of 6 different prompts were cut at sequence_length=9; 2 of 6 different "
+        "responses were cut at sequence_length=9"
+    )
     (text,) = told(lambda: model.evaluate(source(), verbose=0))
-    assert text.startswith("3 of 6 prompts were cut at sequence_length=9; " + TOLD)
+    assert text.startswith(expected)
     (text,) = told(lambda: model.fit(source(), verbose=0))
-    assert text.startswith("3 of 6 prompts were cut at sequence_length=9; " + TOLD)
+    assert text.startswith(expected)
+
+
+@pytest.mark.short("torch")
+@pytest.mark.eager
+@pytest.mark.parametrize(
+    ("train", "validation"),
+    [(as_tf, as_tf), (as_tf, lambda: (DATA,)), (lambda: DATA, as_tf)],
+)
+def test_validation_is_counted_apart(model, train, validation):
+    (text,) = told(lambda: model.fit(train(), validation_data=validation(), verbose=0))
+    text = text.replace("different ", "")
+    assert text.startswith(
+        f"3 of 6 prompts were cut at sequence_length=9; {TOLD}; 3 of 6 validation "
+        "prompts were cut at sequence_length=9; 2 of 6 validation responses were cut "
+    )
+
+
+@pytest.mark.short("torch")
+@pytest.mark.eager
+def test_beside_grain_validation_is_said_to_be_counted_along(model):
+    """There, only KerasHub's pipeline knows what is what."""
+    (text,) = told(lambda: model.fit(as_grain(), validation_data=as_grain(), verbose=0))
+    assert text.startswith("3 of 6 different training and validation prompts w")
+
+
+@pytest.mark.short("torch")
+@pytest.mark.eager
+def test_examples_that_are_there_twice(model):
+    """Rows of data in memory are told apart; those of other sources by their texts."""
+    twice = {k: [v] * 2 if isinstance(v, str) else v[1:2] * 2 for k, v in DATA.items()}
+    (text,) = told(lambda: model.evaluate(twice, verbose=0))
+    assert text.startswith("2 of 2 prompts were cut")
+    tf = pytest.importorskip("tensorflow", reason="extra `tensorflow`")
+    source = tf.data.Dataset.from_tensor_slices(twice).batch(1)
+    (text,) = told(lambda: model.evaluate(source, verbose=0))
+    assert text.startswith("1 of 1 different prompts were cut")
 
 
 @pytest.mark.short("torch")
@@ -119,7 +159,7 @@ def test_generate_tells_of_prompts_without_room(model):
         "sequence_length=9."
     )
     assert not told(lambda: model.generate({**prompts, "prompts": "dog"}))
-    tf = pytest.importorskip("tensorflow")
+    tf = pytest.importorskip("tensorflow", reason="extra `tensorflow`")
     one = {"task": ["qa"] * 6, "language": ["sw"] * 6, "prompts": DATA["prompts"]}
     dataset = tf.data.Dataset.from_tensor_slices(one).batch(3)
     assert told(lambda: model.generate(dataset, max_length=9)) == [text]

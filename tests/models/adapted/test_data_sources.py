@@ -291,7 +291,7 @@ def test_classifier_takes_text():
 
 
 def test_several_values_per_example_from_ragged_strings():
-    tf = pytest.importorskip("tensorflow")
+    tf = pytest.importorskip("tensorflow", reason="extra `tensorflow`")
     features = [keras_flix.Feature("language", FEATURES["language"], multiple=True)]
     model = randomize(keras_flix.enable_flix(make_backbone(), features, rank=2))
     rows = [["sw", "en"], ["yo"], [], ["en"], ["sw"], ["en", "sw", "yo"]]
@@ -307,7 +307,7 @@ def test_several_values_per_example_from_ragged_strings():
 @pytest.mark.parametrize("source", [as_arrays, pytest.param(as_tf, marks=needs_tf)])
 def test_task_without_grain(make_gemma, monkeypatch, source):
     """KerasHub's pipeline is `tf.data` where grain is not installed."""
-    pytest.importorskip("tensorflow")
+    pytest.importorskip("tensorflow", reason="extra `tensorflow`")
     from keras_hub.src.utils import pipeline_model
 
     model = randomize(keras_flix.enable_flix(make_gemma(), FEATURES, rank=2))
@@ -320,7 +320,7 @@ def test_task_without_grain(make_gemma, monkeypatch, source):
 
 
 def test_empty_strings_of_tf_data_are_absent(backbone):
-    tf = pytest.importorskip("tensorflow")
+    tf = pytest.importorskip("tensorflow", reason="extra `tensorflow`")
     expected = to_numpy(
         backbone({**TOKENS, "task": [None, *["qa"] * 5], "language": -1})
     )

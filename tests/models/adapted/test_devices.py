@@ -24,9 +24,10 @@ from keras_flix.models.sharding import table_layouts
 
 BACKEND = keras.config.backend()
 SCRIPTS = Path(__file__).parent / "on_devices"
-IGNORED = (
-    "only JAX carries out a `keras.distribution`; elsewhere Keras ignores it without "
-    "a word, so `enable_flix` refuses it."
+ONLY_ON_JAX = (
+    "One process has several devices on JAX only. Other distributions of "
+    "`keras.distribution` are refused, but for PyTorch's `DataParallel` from Keras "
+    "3.16 on, of one device per process."
 )
 CLASSES = {
     "torch": "`DistributedDataParallel` is a class of PyTorch.",
@@ -264,7 +265,7 @@ def test_a_distribution_over_one_device_is_no_matter():
 
 @pytest.fixture(scope="module")
 def on_jax(tmp_path_factory):
-    only("jax", IGNORED)
+    only("jax", ONLY_ON_JAX)
     folder = tmp_path_factory.mktemp("adapters")
     return output_of("on_jax.py", folder, "single", "data", "model", "whole")
 

@@ -49,7 +49,7 @@ def model(make_gemma):
 
 @pytest.fixture
 def compiled(make_gemma):
-    """Not one for the module: with KerasHub 0.28, its tokenizer ends with its test."""
+    """Not one for the module: tests compile other samplers."""
     return adapted(make_gemma)
 
 
@@ -119,10 +119,35 @@ def test_inputs_of_all_forms(compiled):
     assert generate(compiled, "qa", "sw") == generate(compiled, ["qa"] * 3, ["sw"] * 3)
 
 
+@pytest.mark.eager
+@pytest.mark.support("Paths", "`generate`, missing values in columns")
+def test_missing_values_are_absent(compiled):
+    expected = generate(compiled)
+    pd = pytest.importorskip("pandas", reason="pandas is not installed")
+    gap = float("nan")
+    for tasks in (
+        ["qa", gap, "list"],
+        ["qa", pd.NA, "list"],
+        np.array(["qa", gap, "list"], object),
+        np.ma.masked_array(["qa", "parse", "list"], [False, True, False]),
+        np.ma.masked_array([0, 1, 2], [False, True, False]),
+        np.array([0.0, gap, 2.0]),
+        pd.Series(["qa", None, "list"], dtype="string"),
+    ):
+        assert generate(compiled, tasks) == expected
+    frame = pd.DataFrame({"prompts": PROMPTS, "task": TASKS, "language": LANGUAGES})
+    assert compiled.generate(frame, max_length=20) == expected
+    assert compiled.generate(frame.to_dict("records"), max_length=20) == expected
+    one = {"prompts": PROMPTS[1], "language": "yo"}
+    alone = compiled.generate({**one, "task": None}, max_length=20)
+    for task in (gap, pd.NA, np.ma.masked):
+        assert compiled.generate({**one, "task": task}, max_length=20) == alone
+
+
 @pytest.mark.slow
 @pytest.mark.support("Paths", "`generate` from a `tf.data.Dataset`")
 def test_tf_dataset(compiled):
-    tf = pytest.importorskip("tensorflow")
+    tf = pytest.importorskip("tensorflow", reason="extra `tensorflow`")
     features = {"task": ["qa", "", "list"], "language": LANGUAGES}
     features["task"][1] = "parse"
     data = {"prompts": PROMPTS, **features}

@@ -86,7 +86,7 @@ def test_every_form_is_the_merged_model(model, alone, entry, call):
 
 @pytest.mark.parametrize("entry", ["array", "ids", "floats beside a NaN"])
 def test_in_tf_data(model, alone, entry):
-    pytest.importorskip("tensorflow")
+    pytest.importorskip("tensorflow", reason="extra `tensorflow`")
     outputs = model.predict(in_tf({**X, **ENTRIES[entry]}), verbose=0)
     np.testing.assert_allclose(outputs, alone, atol=1e-5)
 

@@ -426,6 +426,8 @@ def test_what_would_lose_the_adapters_is_refused():
         with pytest.raises(ValueError, match="cannot be quantized"):
             part.quantize("int8")
     with pytest.raises(ValueError, match="must be made by `enable_flix`"):
+        type(model)(model.backbone)
+    with pytest.raises(ValueError, match="by `copy.deepcopy`, not `clone_model`"):
         keras.models.clone_model(functional_model())
     assert [v.path for v in model.trainable_variables] == trainable
     assert model.backbone.trainable_variables == model.trainable_variables

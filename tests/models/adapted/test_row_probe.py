@@ -295,6 +295,86 @@ def test_what_cannot_be_stated(rows, text):
         enabled(subclassed(flipped), rows=rows)
 
 
+# Models whose rows are others in training. --------------------------------------
+
+
+class Trained(Rows):
+    """Calls `function` in training, and looks at the rows as they are elsewhere."""
+
+    def call(self, inputs, training=None):
+        function = self.function if training else one_example_each
+        return function(self.encoder, inputs)
+
+
+def one_example_each(encoder, x):
+    return encoder(x["x"]) * x["y"]
+
+
+def with_dropout(encoder, x):
+    return encoder(keras.random.dropout(x["x"], 0.5)) * x["y"]
+
+
+def unlike_itself(encoder, x):
+    """What it draws is nothing that Keras knows of."""
+    noise = np.random.default_rng().normal(size=x["x"].shape)
+    return encoder(x["x"] + ops.cast(noise, "float32"))
+
+
+def cannot_be_tried(encoder, x):
+    raise RuntimeError("not on these inputs")
+
+
+def make_trained(function, known):
+    model = Trained(function)
+    model.encoder.build((None, SIZE))
+    model.built = True
+    if known:
+        shapes = {k: (2, SIZE) for k in ("x", "y")}
+        model._build_shapes_dict = {"inputs_shape": shapes}
+    return enabled(model)
+
+
+def train_on(model):
+    model.compile("sgd", "mse")
+    model.fit({**inputs(), "task": TASKS}, np.ones((4, SIZE)), verbose=0)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("function", [flipped, less_the_mean])
+def test_rows_that_only_training_mixes_are_refused(function, known):
+    with pytest.raises(ValueError) as error:
+        train_on(make_trained(function, known))
+    text = "whose input has, in training, 5 rows for a batch of 5, "
+    assert text in str(error.value)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_rows_of_training_are_known_besides(known):
+    model = make_trained(pairs_concatenated, known)
+    train_on(model)
+    assert orders(model) == ["batch", "tile"]
+
+    def trained(model, x, tasks):
+        return ops.convert_to_numpy(model({**x, "task": tasks}, training=True))
+
+    check_exact(model, run=trained)
+    check_exact(model)
+
+
+@pytest.mark.parametrize("function", [with_dropout, unlike_itself, cannot_be_tried])
+def test_what_training_draws_is_no_other_example(function):
+    assert orders(make_trained(function, known=True)) == ["batch"]
+
+
+def test_what_is_frozen_by_then_mixes_nothing():
+    x, y = keras.Input((SIZE,), name="x"), keras.Input((SIZE,), name="y")
+    normed = keras.layers.BatchNormalization()(x)
+    hidden = keras.layers.Dense(SIZE, name="encoder")(normed)
+    model = enabled(keras.Model({"x": x, "y": y}, hidden * y))
+    assert orders(model) == ["batch"]
+    assert not model.layers[1].trainable
+
+
 # When it is found out. ---------------------------------------------------------
 
 

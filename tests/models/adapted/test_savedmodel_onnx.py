@@ -174,6 +174,41 @@ def test_onnx(tmp_path, multiple, capsys):
     assert_same(run, model, [small_batch(n, multiple) for n in (5, 1, 3)])
 
 
+@pytest.mark.support("State", "`export` with features of integer values")
+def test_integers_are_values_in_an_artifact(tmp_path):
+    x = keras.Input((6,), name="x")
+    model = keras.Model({"x": x}, keras.layers.Dense(5, name="hidden")(x))
+    features = [
+        keras_flix.Feature("level", [30, 1, 20]),
+        keras_flix.Feature("several", [7, 5], multiple=True),
+    ]
+    keras_flix.enable_flix(model, features, rank=2, targets=["hidden"], seed=0)
+    randomize(model)
+    batch = {
+        "x": np.random.default_rng(0).normal(size=(4, 6)).astype("float32"),
+        "level": np.array([1, 30, -1, 20], "int32"),
+        "several": np.array([[5, 7], [-1, 5], [-1, -1], [7, -1]], "int32"),
+    }
+    if BACKEND == "torch":
+        model.export(tmp_path / "model.onnx", format="onnx", verbose=False)
+        run = load_onnx(tmp_path / "model.onnx")
+    else:
+        model.export(tmp_path / "model", verbose=False)
+        run = load_saved_model(tmp_path / "model")
+    found = to_numpy(run(batch))
+    np.testing.assert_allclose(found, to_numpy(model(batch)), atol=2e-5, rtol=1e-4)
+    for i in range(4):
+        combination = {k: batch[k][i].tolist() for k in ("level", "several")}
+        alone = keras_flix.merge_features(model, combination)
+        expected = to_numpy(alone(batch["x"][i : i + 1]))
+        np.testing.assert_allclose(found[i : i + 1], expected, atol=2e-5, rtol=1e-4)
+    # A place in the list of values, or any other number, is none: never another's.
+    for level in (0, 2, 25):
+        odd = to_numpy(run({**batch, "level": np.array([1, level, -1, 20], "int32")}))
+        assert np.isnan(odd[1]).all()
+        np.testing.assert_array_equal(odd[[0, 2, 3]], found[[0, 2, 3]])
+
+
 @pytest.mark.slow
 @pytest.mark.support("State", "`export` of Gemma to ONNX")
 def test_onnx_of_gemma(tmp_path):
@@ -288,7 +323,7 @@ def test_subclassed_models_must_be_given_a_signature(tmp_path):
 
 
 def test_an_onnx_file_with_other_inputs_is_removed(tmp_path):
-    onnx = pytest.importorskip("onnx")
+    onnx = pytest.importorskip("onnx", reason="extra `test`")
     number = onnx.TensorProto.FLOAT
     x, y, found = (
         onnx.helper.make_tensor_value_info(name, number, [2])

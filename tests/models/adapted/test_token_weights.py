@@ -56,7 +56,7 @@ def test_weights_count_at_every_entry_point(model):
 @pytest.mark.eager
 @pytest.mark.short("torch", "tensorflow")
 def test_weights_in_datasets_count(model):
-    tf = pytest.importorskip("tensorflow")
+    tf = pytest.importorskip("tensorflow", reason="extra `tensorflow`")
     columns = {**DATA, "language": ["sw"] * 3}
     dataset = tf.data.Dataset.from_tensor_slices((columns, WEIGHTS)).batch(3)
     dataset = dataset.map(lambda x, weight: (x, None, weight))

@@ -10,7 +10,7 @@ from helpers.gemma import FEATURES
 import keras_flix
 from keras_flix.models.adapted import tokenizer_paths
 
-tf = pytest.importorskip("tensorflow")
+tf = pytest.importorskip("tensorflow", reason="extra `tensorflow`")
 
 SPECIAL = [f"<|s{i}|>" for i in range(12)]
 CHARACTERS = [*string.ascii_letters, *string.digits, "<", ">", "|", "Ġ", "Ä", "´"]
@@ -28,8 +28,6 @@ def byte_pairs(special):
 @pytest.mark.parametrize("count", [3, 12])
 def test_garbled_tokens_are_found(count):
     tokenizer = byte_pairs(SPECIAL[:count])
-    if not hasattr(tokenizer, "_tokenize_tf"):
-        pytest.skip("this KerasHub tokenizes with TensorFlow everywhere")
     garbled = tokenizer_paths.garbled_tokens(
         keras_hub.models.GPT2CausalLMPreprocessor(tokenizer, sequence_length=24)
     )
@@ -93,3 +91,16 @@ def test_lists_are_tokenized_as_in_generate(model, monkeypatch):
     monkeypatch.setattr(type(model.preprocessor.tokenizer), "_tokenize_tf", refuse)
     data = {"prompts": ["the"], "responses": ["fox"], "task": "qa", "language": "en"}
     model.fit(data, validation_data=(data,), verbose=0)
+
+
+@pytest.mark.eager
+def test_a_seed_that_is_set_after_the_tokenizer_was_made(model):
+    """TensorFlow then forgets what SentencePiece models it holds, in tf.data too."""
+    keras.utils.set_random_seed(3)
+    tokenizer = model.preprocessor.tokenizer
+    with pytest.raises(tf.errors.NotFoundError, match="does not exist"):
+        tokenizer._sentence_piece.tokenize(tf.constant(["the"]))
+    model.fit(dataset("lazy"), validation_data=dataset("lazy"), verbose=0)
+    made = tokenizer._sentence_piece
+    model.evaluate(dataset("lazy"), verbose=0)
+    assert tokenizer._sentence_piece is made

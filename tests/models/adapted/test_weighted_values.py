@@ -82,7 +82,7 @@ def test_a_matrix_of_floats_states_all_weights():
 
 @pytest.mark.support("Life of an adapter", "Values by weights")
 def test_predict_fit_and_pipelines_take_weights():
-    tf = pytest.importorskip("tensorflow")
+    tf = pytest.importorskip("tensorflow", reason="extra `tensorflow`")
     model = adapted(dropout=0.3)
     entries = [MIX, "en", None, {"yo": 0.25}]
     batch = {**rows(4), "task": ["qa", "parse", None, "qa"], "language": entries}
