@@ -273,7 +273,7 @@ def _shorter(probe: Probe) -> Probe:
         return keras.KerasTensor((less, *x.shape[1:]), dtype=x.dtype)
 
     inputs = tree.map_structure(resized, probe.inputs)
-    return probe._replace(inputs=inputs, length=less)
+    return Probe(probe.call, inputs, less, probe.sure, probe.trains, probe.readers)
 
 
 def _run(probe: Probe, layers: Mapping[str, Any], inputs: Any, training: bool) -> Runs:
