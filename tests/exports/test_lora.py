@@ -198,6 +198,12 @@ def test_a_single_value_scaled_by_the_root_is_written_as_an_rslora(tmp_path):
         delta = to_numpy(layer.kernel_delta({"task": name}))
         delta = np.moveaxis(delta, 1, 2).reshape(-1, delta.shape[1])
         np.testing.assert_allclose(scale * b @ a, delta, atol=1e-5)
+    # Of one LoRA per value, which are added up, the scale is 1 in all of them.
+    keras_flix.export_values(model, tmp_path / "values", format="peft")
+    config, tensors = read(tmp_path / "values" / "task-qa")
+    assert (config["lora_alpha"], config["use_rslora"]) == (8, False)
+    (a,) = (t for k, t in tensors.items() if ".lora_A." in k)
+    np.testing.assert_allclose(a, to_numpy(table)[0].T * 6 / 8**0.5, rtol=1e-5)
 
 
 @only_once
