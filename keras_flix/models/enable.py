@@ -31,6 +31,7 @@ from keras_flix.models.targets import (
     stated_orders,
 )
 from keras_flix.models.trial import known_orders, try_out
+from keras_flix.models.whole_layers import find_whole_layers
 
 ADAPTED_CLASSES: dict[type, type[LowRankLayer]] = {
     keras.layers.EinsumDense: FlixEinsumDense,
@@ -48,14 +49,15 @@ def enable_flix(
     targets: str | Sequence[str] | None = None,
     seed: int | None = None,
     rows: Rows = None,
+    train: Sequence[str] | None = None,
 ) -> Model:
     """Gives every feature value a low-rank update of the model's layers.
 
     The model is changed in place and stays the same object; its layer names,
     variable paths and base variables stay too. Everything but the adapters is
-    frozen, a task's fresh head included: `layer.trainable = True` lets a layer train
-    besides, and it is then saved with the adapters. (On the model, `True` only undoes
-    `False`.) Afterwards, all entry points (`model(...)`, `fit`, `evaluate`,
+    frozen, except what `train` selects and the head of a classification task: layers
+    that train whole and go wherever the adapters go. `layer.trainable = True` lets
+    more of them train later. (On the model, `True` only undoes `False`.) Afterwards, all entry points (`model(...)`, `fit`, `evaluate`,
     `predict`, `generate`, ...) expect one more entry per feature in the input
     dict: ids (`int32`, shape `(batch,)`, -1 is absent), strings (`None` is
     absent), or one scalar for the whole batch. Compile the model again if it
@@ -89,6 +91,12 @@ def enable_flix(
             KerasHub's own models are known. Any other one is tried with a few random
             batches, here or before its first batch, and refused if some rows are in
             no such order, or depend on several examples.
+        train: Which layers train whole besides, in their own dtype: a list of layer
+            names or regexes, as `targets`, with all that is inside of them. Of a
+            layer that is a target, too, the kernel and bias that all values share
+            train. `None`: the head of a `TextClassifier` or `ImageClassifier`, that
+            is what it has on its backbone, where it is not frozen or quantized; `()`:
+            nothing.
 
     Returns:
         `model`.
@@ -113,6 +121,7 @@ def enable_flix(
     schema = FeatureSchema(features).resolve(rank, dropout, check_alpha(alpha))
     walk = _checked_walk(model, schema)
     layers = find_targets(model, targets, walk)
+    whole = find_whole_layers(model, train, walk)
     return adapt_layers(
         model,
         schema,
@@ -121,6 +130,7 @@ def enable_flix(
         seed=seed,
         walk=walk,
         rows=stated_orders(rows, layers),
+        whole=whole,
     )
 
 
@@ -133,11 +143,12 @@ def adapt_layers(
     seed: int | None,
     walk: Sequence[Placed] | None = None,
     rows: Mapping[str, Orders] | None = None,
+    whole: Sequence[Any] = (),
 ) -> Model:
     """`enable_flix` for layers that are known, with a schema that is resolved.
 
     `walk` is what `_checked_walk` gave, if it has run; `rows` the orders that are
-    stated, by path.
+    stated, by path; `whole` the layers that train besides.
     """
     schema = schema.resolve(alpha=check_alpha(alpha))
     seed = checked_seed(seed)
@@ -152,6 +163,7 @@ def adapt_layers(
     verified = try_out(model, layers, orders)
     flags = list(_compat.flags_of([model, *inner]))
     frozen = [one for one in flags if not _compat.is_on(one)]
+    besides = list(_compat.flags_of(whole))
 
     with creation_scope(model):
         for key, layer in layers.items():
@@ -165,7 +177,7 @@ def adapt_layers(
         for variable in layer._tables.named_variables.values()
     ]
     _compat.switch(flags, False)
-    _compat.switch([*parts, *layers.values(), *tables], True)
+    _compat.switch([*parts, *layers.values(), *tables, *besides], True)
     turns = Turns()
     added: dict[str, set[Any]] = {}
     for part in parts:

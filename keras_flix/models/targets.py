@@ -99,7 +99,7 @@ def stated_orders(rows: Rows, layers: Mapping[str, Any]) -> dict[str, Orders]:
     """What `rows` of `enable_flix` says of the targets, by their paths."""
     stated: dict[str, Orders] = {}
     for target, orders in (rows or {}).items():
-        pattern = _compiled(target)
+        pattern = compiled(target)
         matches = [
             path
             for path, layer in layers.items()
@@ -158,8 +158,8 @@ def _linear(walk: Sequence[Placed]) -> list[Placed]:
 
 
 def _keyed(linear: Sequence[Placed]) -> list[tuple[str, keras.layers.Layer]]:
-    keys = [layer.path or _below_parent(layer, parents) for layer, parents in linear]
-    for place in (_below_parent, _below_tower):
+    keys = [layer.path or below_parent(layer, parents) for layer, parents in linear]
+    for place in (below_parent, _below_tower):
         shared = {key for key, count in Counter(keys).items() if count > 1}
         keys = [
             place(layer, parents) if key in shared else key
@@ -168,7 +168,8 @@ def _keyed(linear: Sequence[Placed]) -> list[tuple[str, keras.layers.Layer]]:
     return [(key, layer) for key, (layer, _) in zip(keys, linear)]
 
 
-def _below_parent(layer: Any, parents: tuple[Any, ...]) -> str:
+def below_parent(layer: Any, parents: tuple[Any, ...]) -> str:
+    """A layer's place by the layer right around it, in which paths may be short."""
     parent = parents[-1]
     inside = not isinstance(parent, keras.Model) and parent.path
     # Keras gives no path to a layer whose weights were put in instead of built.
@@ -177,7 +178,7 @@ def _below_parent(layer: Any, parents: tuple[Any, ...]) -> str:
 
 def _below_tower(layer: Any, parents: tuple[Any, ...]) -> str:
     """The place inside of the innermost model that is part of another model."""
-    path = _below_parent(layer, parents)
+    path = below_parent(layer, parents)
     for holder, tower in zip(parents[-2::-1], parents[:0:-1]):
         is_task = isinstance(holder, keras_hub.models.Task)
         if isinstance(tower, keras.Model) and not is_task:
@@ -263,7 +264,7 @@ def _named(
         )
     chosen: dict[int, keras.layers.Layer] = {}
     for target in targets:
-        pattern = _compiled(target)
+        pattern = compiled(target)
         matches = [
             layer
             for key, layer in candidates
@@ -277,7 +278,8 @@ def _named(
     return list(chosen.values())
 
 
-def _compiled(target: Any) -> re.Pattern[str]:
+def compiled(target: Any) -> re.Pattern[str]:
+    """A target as a regex that its whole path is to match."""
     try:
         return re.compile(target)
     except (re.error, TypeError) as error:
