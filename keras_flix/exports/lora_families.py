@@ -29,6 +29,7 @@ class PeftFamily:
         modules: By path in the block, the module's name in transformers. Layers
             that share a module make its outputs, side by side in this order.
         outside: The same for layers that are in no block.
+        head: The same for the head of a classifier.
         others: More linear modules that transformers' models have.
         fan_in_fan_out: Whether transformers keeps weights as `(d_in, d_out)`.
     """
@@ -38,9 +39,13 @@ class PeftFamily:
     layer: str
     modules: Mapping[str, str]
     outside: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    head: Mapping[str, str] = dataclasses.field(default_factory=dict)
     others: tuple[str, ...] = ()
     fan_in_fan_out: bool = False
 
+
+CLASSIFIER = "classifier"
+"""What transformers' encoders call the head of a classifier."""
 
 ATTENTION = {
     "query": "self_attn.q_proj",
@@ -101,6 +106,7 @@ BERT = PeftFamily(
         "feedforward_output_dense": "output.dense",
     },
     outside={"pooled_dense": "pooler.dense"},
+    head={"logits": CLASSIFIER},
     others=("cls.predictions.transform.dense",),
 )
 
@@ -239,6 +245,8 @@ def peft_names(model: keras.Model) -> PeftNames:
             in_blocks[full] = (i, module)
     outside = {path: f"{prefix}{module}" for path, module in family.outside.items()}
     is_masked_lm = isinstance(model, keras_hub.models.MaskedLM)
+    if isinstance(model, keras_hub.models.TextClassifier):
+        outside |= family.head
     return PeftNames(
         modules=modules if is_masked_lm else {**modules, **outside},
         unused=frozenset(outside if is_masked_lm else ()),
@@ -258,7 +266,6 @@ def _task(model: Any, name: str) -> tuple[bool, str | None]:
     if isinstance(model, hub.CausalLM):
         return True, "CAUSAL_LM"
     if isinstance(model, (hub.MaskedLM, hub.TextClassifier)):
-        # PEFT's "SEQ_CLS" would look for a trained head in the directory.
         return True, None
     raise ValueError(
         "The model must be a backbone, or a task of the kind CausalLM, MaskedLM, "

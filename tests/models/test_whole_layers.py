@@ -1,5 +1,7 @@
 """`enable_flix(..., train=...)`: layers that train whole, beside the adapters."""
 
+import warnings
+
 import keras
 import keras_hub
 import numpy as np
@@ -160,6 +162,74 @@ def test_a_target_that_trains_whole_is_exact():
         merged = keras_flix.merge_features(model, {"task": task, "language": "sw"})
         alone = to_numpy(merged({"x": x["x"][i : i + 1]}))
         np.testing.assert_allclose(mixed[i : i + 1], alone, rtol=1e-5, atol=1e-5)
+
+
+# Beside values that come, go and are frozen. --------------------------------------
+
+
+def test_values_are_frozen_alone_and_that_is_said():
+    model = keras_flix.enable_flix(make_mlp(), FEATURES, **ONE, train=["head"])
+    text = "Received: a model in which .'head/kernel', 'head/bias'. train besides. To"
+    with pytest.warns(UserWarning, match=text):
+        keras_flix.set_trainable(model, {"task": ["qa"]})
+    before = to_numpy(model.get_layer("head").bias)
+    step(model)
+    assert (to_numpy(model.get_layer("head").bias) != before).all()
+    model.get_layer("head").trainable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        keras_flix.set_trainable(model, {"task": ["parse"]})
+        keras_flix.set_trainable(model, None)
+
+
+def test_values_may_be_added_and_removed_while_a_head_trains():
+    """The optimizer goes on with what it knew of the head."""
+    models = [make_mlp(), make_mlp()]
+    for model in models:
+        keras_flix.enable_flix(model, FEATURES, **ONE, train=["head"], seed=0)
+        model.compile(keras.optimizers.Adam(0.1), loss="mse")
+    x = {"x": rows(3)["x"], "task": np.array([0, 1, 0], "int32"), "language": "sw"}
+    y = np.arange(12.0).reshape(3, 4)
+    for i in range(3):
+        for model in models:
+            model.train_on_batch(x, y)
+        if i == 0:
+            keras_flix.add_values(models[0], "language", ["rw"])
+        if i == 1:
+            keras_flix.remove_values(models[0], "language", ["rw"])
+    for one, other in zip(*(model.get_layer("head").weights for model in models)):
+        np.testing.assert_array_equal(to_numpy(one), to_numpy(other))
+
+
+# Files of training. ---------------------------------------------------------------
+
+
+def test_weight_files_hold_it(tmp_path):
+    model = keras_flix.enable_flix(make_mlp(), FEATURES, **ONE, train=["head"])
+    step(model).save_weights(tmp_path / "one.weights.h5")
+    other = keras_flix.enable_flix(make_mlp(1), FEATURES, **ONE, train=["head"])
+    other.load_weights(tmp_path / "one.weights.h5")
+    for one, two in zip(model.weights, other.weights, strict=True):
+        np.testing.assert_array_equal(to_numpy(one), to_numpy(two))
+
+
+@pytest.mark.short("torch")
+def test_a_classifiers_adapter_file_loads_into_a_fresh_one(tmp_path):
+    path = tmp_path / "one.flix.safetensors"
+    model = randomize(keras_flix.enable_flix(bert(num_classes=3), FEATURES))
+    keras_flix.save_adapters(model, path)
+    fresh = bert(num_classes=3)
+    fresh.get_layer("logits").bias.assign([1, 2, 3])
+    found = keras_flix.load_adapters(fresh, path)
+    x = {**TOKENS, "task": ["qa", "parse"], "language": [None, "sw"]}
+    np.testing.assert_array_equal(to_numpy(found(x)), to_numpy(model(x)))
+    assert besides(found) == ["logits/kernel", "logits/bias"]
+    # One of adapters alone leaves the head as it is.
+    keras_flix.save_adapters(
+        keras_flix.enable_flix(bert(num_classes=3), FEATURES, train=()), path
+    )
+    found = keras_flix.load_adapters(bert(num_classes=3), path)
+    assert besides(found) == []
 
 
 # What is refused. ---------------------------------------------------------------

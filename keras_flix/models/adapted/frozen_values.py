@@ -30,10 +30,15 @@ class FrozenRows(_compat.Mixin):
                 "model whose optimizer was built before `enable_flix`. Call "
                 "`model.compile(...)` again before training."
             )
-        if not all([getattr(v, "has_rows_of_values", False) for v in trained]):
+        if not all([is_table(v) for v in trained]):
             mark_trained(self)
         # Here too, since the model may have been compiled since the choice was made.
         guard_optimizer(self)
+
+
+def is_table(variable: Any) -> bool:
+    """Whether a variable holds adapter weights, row by row those of a value."""
+    return getattr(variable, "has_rows_of_values", False)
 
 
 def choose(adaptation: Any, choice: Choice) -> None:
