@@ -30,6 +30,7 @@ class PeftFamily:
             that share a module make its outputs, side by side in this order.
         outside: The same for layers that are in no block.
         head: The same for the head of a classifier.
+        embedding: The name of the embeddings of tokens.
         others: More linear modules that transformers' models have.
         fan_in_fan_out: Whether transformers keeps weights as `(d_in, d_out)`.
     """
@@ -40,6 +41,7 @@ class PeftFamily:
     modules: Mapping[str, str]
     outside: Mapping[str, str] = dataclasses.field(default_factory=dict)
     head: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    embedding: str = "embed_tokens"
     others: tuple[str, ...] = ()
     fan_in_fan_out: bool = False
 
@@ -90,6 +92,7 @@ GPT2 = PeftFamily(
         "feedforward_intermediate_dense": "mlp.c_fc",
         "feedforward_output_dense": "mlp.c_proj",
     },
+    embedding="wte",
     fan_in_fan_out=True,
 )
 
@@ -107,6 +110,7 @@ BERT = PeftFamily(
     },
     outside={"pooled_dense": "pooler.dense"},
     head={"logits": CLASSIFIER},
+    embedding="embeddings.word_embeddings",
     others=("cls.predictions.transform.dense",),
 )
 
@@ -133,6 +137,8 @@ class PeftNames:
 
     Attributes:
         modules: By path of a layer in Keras, the module's name.
+        embedding: That of the embeddings of tokens.
+        logits: That of an output head with weights of its own, where there is one.
         unused: Paths of layers that do not matter to what the model computes,
             and that transformers' model does not have.
         others: The names of further linear modules.
@@ -144,6 +150,8 @@ class PeftNames:
     """
 
     modules: Mapping[str, str]
+    embedding: str
+    logits: str | None
     unused: frozenset[str]
     others: tuple[str, ...]
     task_type: str | None
@@ -249,6 +257,8 @@ def peft_names(model: keras.Model) -> PeftNames:
         outside |= family.head
     return PeftNames(
         modules=modules if is_masked_lm else {**modules, **outside},
+        embedding=f"{prefix}{family.embedding}",
+        logits="lm_head" if isinstance(model, keras_hub.models.CausalLM) else None,
         unused=frozenset(outside if is_masked_lm else ()),
         others=others,
         task_type=task_type,

@@ -13,6 +13,7 @@ from keras_flix import _compat
 from keras_flix.exports.lora_families import PeftNames
 from keras_flix.layers.checks import layer_equation
 from keras_flix.layers.einsum_split import flatten_kernel
+from keras_flix.layers.token_rows import COLUMNS, ROWS
 from keras_flix.models.adapted.adaptation import adaptation_of
 from keras_flix.models.adapted.trained_base import base_variables, trained_base
 from keras_flix.models.targets import keyed_layers
@@ -83,6 +84,45 @@ def whole_modules(model: keras.Model, names: PeftNames) -> dict[str, WholeModule
                 names.fan_in_fan_out,
             )
     return modules
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenRowsOfModules:
+    """Rows of tokens that train, as PEFT's `trainable_token_indices`.
+
+    Attributes:
+        rows: By module, float32 `(tokens, width)`.
+        ids: The tokens.
+    """
+
+    rows: Mapping[str, np.ndarray]
+    ids: list[int]
+
+    @property
+    def indices(self) -> dict[str, list[int]] | None:
+        """What the configuration says of it; `None` if there are no such rows."""
+        return dict.fromkeys(self.rows, self.ids) or None
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """What the directory holds of it."""
+        return {
+            f"base_model.model.{name}.token_adapter.trainable_tokens_delta": rows
+            for name, rows in self.rows.items()
+        }
+
+
+def token_rows(model: keras.Model, names: PeftNames) -> TokenRowsOfModules:
+    """The rows of tokens that train in an adapted model, in transformers' words."""
+    rows: dict[str, np.ndarray] = {}
+    ids: list[int] = []
+    for layer in adaptation_of(model).token_rows:
+        ids = layer.token_ids.tolist()
+        tables = layer.adapter_variables()
+        rows[names.embedding] = _as_float32(tables[ROWS])
+        # Without a head, no logits are computed.
+        if COLUMNS in tables and names.logits is not None:
+            rows[names.logits] = _as_float32(tables[COLUMNS])
+    return TokenRowsOfModules(rows, ids)
 
 
 def _matrix(layer: Any) -> np.ndarray:

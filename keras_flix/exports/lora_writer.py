@@ -15,7 +15,12 @@ from keras import ops
 
 from keras_flix import _compat
 from keras_flix.exports.lora_families import CLASSIFIER, PeftNames, peft_names
-from keras_flix.exports.lora_whole import WholeModule, whole_modules
+from keras_flix.exports.lora_whole import (
+    TokenRowsOfModules,
+    WholeModule,
+    token_rows,
+    whole_modules,
+)
 from keras_flix.features.encoding import ABSENT
 from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
@@ -41,6 +46,7 @@ class LoraWriter:
         names: What these are called in transformers.
         modules: Paths of the adapted layers by module, without those of `whole`.
         whole: The modules that are written as a whole, since they train so.
+        tokens: Rows of tokens that train.
         base_model: See `export_lora`.
         tables: By layer, its tables by feature: on the host, if `split`.
         split: Whether processes hold parts of the model.
@@ -51,6 +57,7 @@ class LoraWriter:
     names: PeftNames
     modules: Mapping[str, list[str]]
     whole: Mapping[str, WholeModule]
+    tokens: TokenRowsOfModules
     base_model: str | None
     tables: Mapping[str, Sequence[FeatureTables]]
     split: bool
@@ -65,9 +72,10 @@ class LoraWriter:
         low_rank = [path for path in adaptation.layers if path not in written]
         if not low_rank:
             raise ValueError(
-                "A LoRA must have an adapted layer that does not train whole. Received: "
-                f"a model in which {sorted(written)[:3]} do, and no other layer is "
-                "adapted. Use `merge_features`, or `export_merged`, which keep them."
+                "A LoRA must have an adapted layer that does not train whole. "
+                f"Received: a model in which {sorted(written)[:3]} do, and no other "
+                "layer is adapted. Use `merge_features`, or `export_merged`, which "
+                "keep them."
             )
         return cls(
             schema=adaptation.schema,
@@ -75,6 +83,7 @@ class LoraWriter:
             names=names,
             modules=names.of_layers(low_rank),
             whole=whole,
+            tokens=token_rows(model, names),
             base_model=base_model,
             tables={
                 path: _tables(layer, split) for path, layer in adaptation.layers.items()
@@ -119,6 +128,7 @@ class LoraWriter:
             adapted = [path for path in one.kernels if path in self.layers]
             updates = {path: np.matmul(*self._factors(path, ids)) for path in adapted}
             tensors |= one.tensors(f"base_model.model.{module}", updates)
+        tensors |= self.tokens.tensors()
         safetensors.numpy.save_file(
             {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
             directory / "adapter_model.safetensors",
@@ -162,6 +172,7 @@ class LoraWriter:
         return _factors(path, self.layers[path].features, self.tables[path], ids)
 
     def _config(self, rank: int) -> dict[str, Any]:
+        tokens = self.tokens.indices
         return {
             "peft_type": "LORA",
             # With it, PEFT looks for a trained head in the directory.
@@ -178,6 +189,7 @@ class LoraWriter:
             "lora_dropout": 0.0,
             "bias": "none",
             "modules_to_save": list(self.whole) or None,
+            **({"trainable_token_indices": tokens} if tokens else {}),
             "fan_in_fan_out": self.names.fan_in_fan_out,
             "target_modules": self.names.target_modules(self.modules),
         }

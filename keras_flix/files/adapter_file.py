@@ -36,7 +36,7 @@ WITH_TRAINED_BASE = 2
 damaged."""
 HEADER = "keras_flix"
 """What safetensors' metadata of a file holds: JSON."""
-ENTRIES = {"version", "schema", "alpha", "layers", "base", "rows", "trained"}
+ENTRIES = {"version", "schema", "alpha", "layers", "base", "rows", "trained", "tokens"}
 DIGEST = re.compile(r', "digest": "([0-9a-f]{32})"\}$')
 """How that ends; files of earlier versions have no digest."""
 VERSIONS = (FORMAT_VERSION, WITH_TRAINED_BASE)
@@ -61,6 +61,7 @@ class Adapters:
         rows: The orders of rows that `enable_flix` was told, by layer.
         trained: What trained besides the adapters, such as a head: float32 arrays by
             the path of the variable. The fingerprint is without them.
+        tokens: The tokens whose rows are among these, by the path of an embedding.
     """
 
     source: str
@@ -71,6 +72,7 @@ class Adapters:
     base: BaseFingerprint | None = None
     rows: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     trained: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    tokens: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
 
     @property
     def tensors(self) -> dict[str, np.ndarray]:
@@ -133,6 +135,8 @@ def write_adapters(adapters: Adapters, path: Path) -> None:
         header["rows"] = adapters.rows
     if adapters.trained:
         header["trained"] = list(adapters.trained)
+    if adapters.tokens:
+        header["tokens"] = adapters.tokens
     check_folder(path)
     text = json.dumps(header)
     digest = content_digest(text, adapters.tensors)
@@ -286,6 +290,10 @@ def _described(header: Mapping[str, Any], file: Any, place: str) -> Adapters:
             for path, orders in (header.get("rows") or {}).items()
         },
         trained={str(name): _empty(file.get_slice(name), name) for name in trained},
+        tokens={
+            str(path): [int(one) for one in ids]
+            for path, ids in header.get("tokens", {}).items()
+        },
     )
 
 

@@ -130,7 +130,11 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck, _compat.KeepsFroze
             )
 
     def _adapter_flags(self) -> list[_compat.Flagged]:
-        return [self, *self._tables.named_variables.values()]
+        return [self, *self.adapter_variables().values()]
+
+    def adapter_variables(self) -> dict[str, keras.Variable]:
+        """The layer's tables, by name."""
+        return self._tables.named_variables
 
     def build(self, input_shape: Any) -> None:
         super().build(input_shape)
@@ -235,7 +239,7 @@ class LowRankLayer(QuantizedCall, _compat.BaseVariablesCheck, _compat.KeepsFroze
         schema = self._tables.schema
         if is_off(self):
             if current_routing(schema) is None:
-                check_runs_once(self)
+                check_runs_once(self, self.kernel)
             return Routing(schema, None)
         routing = None
         around = current_routing(schema)

@@ -19,6 +19,7 @@ from keras_flix.layers.checks import check_backend, check_ranks
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.layers.quantized import check_quantized_layers, rounded_logits
 from keras_flix.layers.row_orders import Orders
+from keras_flix.layers.token_rows import TokenRows
 from keras_flix.models.adapted.adaptation import Adaptation, Model, is_adapted
 from keras_flix.models.adapted.devices import check_devices, creation_scope
 from keras_flix.models.adapted.model import routed_class
@@ -30,8 +31,9 @@ from keras_flix.models.targets import (
     find_targets,
     stated_orders,
 )
+from keras_flix.models.trainable_tokens import Tokens, find_tokens
 from keras_flix.models.trial import known_orders, try_out
-from keras_flix.models.whole_layers import find_whole_layers
+from keras_flix.models.whole_layers import check_whole_or_rows, find_whole_layers
 
 ADAPTED_CLASSES: dict[type, type[LowRankLayer]] = {
     keras.layers.EinsumDense: FlixEinsumDense,
@@ -50,6 +52,7 @@ def enable_flix(
     seed: int | None = None,
     rows: Rows = None,
     train: Sequence[str] | None = None,
+    trainable_tokens: Tokens = None,
 ) -> Model:
     """Gives every feature value a low-rank update of the model's layers.
 
@@ -57,11 +60,12 @@ def enable_flix(
     variable paths and base variables stay too. Everything but the adapters is
     frozen, except what `train` selects and the head of a classification task: layers
     that train whole and go wherever the adapters go. `layer.trainable = True` lets
-    more of them train later. (On the model, `True` only undoes `False`.) Afterwards, all entry points (`model(...)`, `fit`, `evaluate`,
-    `predict`, `generate`, ...) expect one more entry per feature in the input
-    dict: ids (`int32`, shape `(batch,)`, -1 is absent), strings (`None` is
-    absent), or one scalar for the whole batch. Compile the model again if it
-    has been trained before.
+    more of them train later. (On the model, `True` only undoes `False`.)
+
+    Afterwards, all entry points (`model(...)`, `fit`, `evaluate`, `predict`,
+    `generate`, ...) expect one more entry per feature in the input dict: ids
+    (`int32`, shape `(batch,)`, -1 is absent), strings (`None` is absent), or one
+    scalar for the whole batch. Compile the model again if it has been trained before.
 
     Args:
         model: A KerasHub `Backbone` or `Task`, or any built `keras.Model`
@@ -97,6 +101,9 @@ def enable_flix(
             train. `None`: the head of a `TextClassifier` or `ImageClassifier`, that
             is what it has on its backbone, where it is not frozen or quantized; `()`:
             nothing.
+        trainable_tokens: Tokens whose embeddings train whole, for all values, such
+            as those a tokenizer keeps unused: a list of ids, or of tokens by name. In
+            an output head, too, tied to the embeddings or not.
 
     Returns:
         `model`.
@@ -122,6 +129,8 @@ def enable_flix(
     walk = _checked_walk(model, schema)
     layers = find_targets(model, targets, walk)
     whole = find_whole_layers(model, train, walk)
+    tokens = find_tokens(model, trainable_tokens, walk)
+    check_whole_or_rows(whole, tokens)
     return adapt_layers(
         model,
         schema,
@@ -131,6 +140,7 @@ def enable_flix(
         walk=walk,
         rows=stated_orders(rows, layers),
         whole=whole,
+        tokens=tokens,
     )
 
 
@@ -144,11 +154,13 @@ def adapt_layers(
     walk: Sequence[Placed] | None = None,
     rows: Mapping[str, Orders] | None = None,
     whole: Sequence[Any] = (),
+    tokens: Mapping[Any, Sequence[int]] | None = None,
 ) -> Model:
     """`enable_flix` for layers that are known, with a schema that is resolved.
 
     `walk` is what `_checked_walk` gave, if it has run; `rows` the orders that are
-    stated, by path; `whole` the layers that train besides.
+    stated, by path; `whole` the layers that train besides; `tokens` embeddings, with
+    the tokens whose rows do.
     """
     schema = schema.resolve(alpha=check_alpha(alpha))
     seed = checked_seed(seed)
@@ -170,12 +182,14 @@ def adapt_layers(
             adapted = ADAPTED_CLASSES[type(layer)]
             adapted.from_layer(layer, schema, seed=seed, key=key)
             layer.row_orders = orders[key]
+        rows_of = [TokenRows.from_layer(*pair) for pair in (tokens or {}).items()]
     parts = _parts(model)
     tables = [
         variable
         for layer in layers.values()
-        for variable in layer._tables.named_variables.values()
+        for variable in layer.adapter_variables().values()
     ]
+    tables += [one for layer in rows_of for one in layer.adapter_flags()]
     _compat.switch(flags, False)
     _compat.switch([*parts, *layers.values(), *tables, *besides], True)
     turns = Turns()
@@ -195,6 +209,7 @@ def adapt_layers(
             rows_known=None not in orders.values(),
             rows=dict(rows or {}),
             frozen_before=frozen,
+            token_rows=rows_of,
             added=added,
         )
         if isinstance(part, keras_hub.models.Task):

@@ -15,6 +15,7 @@ from keras_flix.models.adapted.plain_view import REGISTERED_NAME, layers_with_ke
 from keras_flix.models.adapted.trained_base import restore_flags
 from keras_flix.models.enable import adapt_layers
 from keras_flix.models.targets import keyed_layers
+from keras_flix.models.trainable_tokens import placed_tokens
 
 
 class AdaptedModel:
@@ -49,6 +50,9 @@ class AdaptedModel:
                 for key, orders in (config.get("rows") or {}).items()
                 if key in layers
             },
+            tokens=placed_tokens(
+                base, config.get("tokens") or {}, "The model's config"
+            ),
         )
         choose(adaptation_of(model), config.get("trainable"))
         restore_flags(model, config.get("flags", {}))

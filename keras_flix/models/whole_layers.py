@@ -57,6 +57,19 @@ def find_whole_layers(
     return list(chosen.values())
 
 
+def check_whole_or_rows(
+    whole: Sequence[keras.layers.Layer], tokens: Mapping[Any, Sequence[int]]
+) -> None:
+    """Raises if all rows of an embedding are to train, and some of them."""
+    for layer in tokens:
+        if any(layer is one for one in whole):
+            raise ValueError(
+                "An embedding trains whole, or by the rows of some tokens. Received: "
+                f"layer {layer.path!r}, which `train` selects, and trainable_tokens. "
+                "Leave one out."
+            )
+
+
 def _quantized(layer: Any) -> str | None:
     return getattr(layer, "quantization_mode", None)
 

@@ -12,6 +12,7 @@ import pytest
 from helpers.gemma import FEATURES, randomize
 from helpers.hugging_face import (
     CONFIGS,
+    batch,
     keras_outputs,
     load,
     load_keras,
@@ -210,6 +211,34 @@ def test_modules_of_several_layers_that_train_whole(bases, tmp_path):
     keras_flix.enable_flix(model, FEATURES, train=train)
     keras_flix.export_lora(randomize(model), COMBINATION, tmp_path / "lora")
     adapted = with_lora(load(base, CAUSAL_LM), tmp_path / "lora")
+    ours = keras_outputs(model, **COMBINATION)
+    np.testing.assert_allclose(torch_outputs(adapted), ours, atol=1e-4)
+
+
+@needs_torch
+@pytest.mark.parametrize(
+    "family, auto, modules",
+    [
+        ("Gemma", CAUSAL_LM, ["model.embed_tokens"]),
+        ("Qwen", CAUSAL_LM, ["model.embed_tokens", "lm_head"]),
+        ("GPT2", CAUSAL_LM, ["transformer.wte"]),
+        ("Llama", "AutoModel", ["embed_tokens"]),
+        ("Bert", "AutoModel", ["embeddings.word_embeddings"]),
+    ],
+)
+def test_rows_of_tokens_are_trainable_token_indices(
+    family, auto, modules, bases, tmp_path
+):
+    base = bases(family, "AutoModel" if family == "Bert" else CAUSAL_LM)
+    model = load_keras(family, base)
+    model = causal_lm(family, model) if auto == CAUSAL_LM else model
+    # Among those of the batch.
+    tokens = np.unique(batch()["token_ids"])[1:8:2].tolist()
+    keras_flix.enable_flix(model, FEATURES, rank=2, trainable_tokens=tokens)
+    keras_flix.export_lora(randomize(model), COMBINATION, tmp_path / "lora")
+    indices = read_config(tmp_path / "lora")["trainable_token_indices"]
+    assert indices == dict.fromkeys(modules, tokens)
+    adapted = with_lora(load(base, auto), tmp_path / "lora")
     ours = keras_outputs(model, **COMBINATION)
     np.testing.assert_allclose(torch_outputs(adapted), ours, atol=1e-4)
 

@@ -122,6 +122,7 @@ class PlainView(_compat.Mixin):
         # Compiling is left to the adapted model, which has other variables.
         base.pop("compile_config", None)
         flags = flags_config(self)
+        tokens = token_ids(adaptation)
         return {
             # First, as errors of Keras show a config where it does not know the class.
             "needs": NEEDS,
@@ -138,6 +139,7 @@ class PlainView(_compat.Mixin):
                 else {"trainable": adaptation.trainable}
             ),
             **({"flags": flags} if flags else {}),
+            **({"tokens": tokens} if tokens else {}),
         }
 
 
@@ -167,6 +169,11 @@ def stated_rows(adaptation: Any) -> dict[str, list[str]]:
     return {path: sorted(orders) for path, orders in adaptation.rows.items()}
 
 
+def token_ids(adaptation: Any) -> dict[str, list[int]]:
+    """The tokens whose rows train, by the path of their embedding."""
+    return {layer.path: layer.token_ids.tolist() for layer in adaptation.token_rows}
+
+
 def layers_with_kernels(model: Any) -> list[Any]:
     """All layers of a model that have a kernel, adapted or not, in order."""
     kinds = (keras.layers.EinsumDense, keras.layers.Dense)
@@ -192,7 +199,10 @@ def plain_view(model: Any) -> Iterator[Any]:
     swaps = [(p, type(p), p._adaptation.base_class) for p in model._adaptation.parts]
     swaps += [
         (layer, type(layer), layer.plain_class)
-        for layer in model._adaptation.layers.values()
+        for layer in [
+            *model._adaptation.layers.values(),
+            *model._adaptation.token_rows,
+        ]
     ]
     # To other threads, the adapters would be missing meanwhile.
     with model._adaptation.turns.alone():
