@@ -43,8 +43,9 @@ def export_lora(
     vLLM read; for a backbone what `AutoModel` loads.
 
     Linear layers that train whole besides, such as a classifier's head, are written as
-    PEFT's `modules_to_save`, with the update where they are adapted too. (vLLM takes no
-    such directory: merge instead.)
+    PEFT's `modules_to_save`, with the update where they are adapted too, and the rows
+    of `trainable_tokens` as `trainable_token_indices`. (vLLM reads neither: merge
+    instead.)
 
     Where layouts split a model across processes of JAX, all of them must call this, and
     the first one writes.

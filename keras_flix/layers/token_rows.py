@@ -41,7 +41,7 @@ class TokenRows(_compat.BaseVariablesCheck):
     own (`tie_weights=False`), there are rows in place of its columns, too.
     """
 
-    plain_class: type
+    plain_class: Any
     token_ids: np.ndarray
     """int32 `(tokens,)`, rising."""
     _base_embeddings: keras.Variable
@@ -51,7 +51,8 @@ class TokenRows(_compat.BaseVariablesCheck):
     def from_layer(cls, layer: Any, ids: Sequence[int]) -> TokenRows:
         """Changes a built embedding in place; its rows start as the base's."""
         embeddings = layer.embeddings
-        _compat.change_class(layer, token_rows_class(type(layer)))
+        plain: Any = type(layer)
+        _compat.change_class(layer, token_rows_class(plain))
         # None of these is for Keras to look into: its files would hold them twice.
         object.__setattr__(layer, "_base_embeddings", embeddings)
         object.__setattr__(layer, "token_ids", np.array(sorted(ids), "int32"))
@@ -115,7 +116,7 @@ class TokenRows(_compat.BaseVariablesCheck):
             outputs = self._logits(plain, inputs)
         else:
             outputs = self._base(plain, inputs, False)
-            at, known = _places(self.token_ids, inputs)
+            at, known = _places(self.token_ids, self.input_dim, inputs)
             rows = _compat.take_rows(self._token_tables[ROWS], at)
             rows = ops.cast(rows, outputs.dtype)
             mask = _compat.mask_of(outputs)
@@ -137,8 +138,7 @@ class TokenRows(_compat.BaseVariablesCheck):
         if self.reverse_dtype is not None:
             inputs = ops.cast(inputs, self.reverse_dtype)
         own = ops.matmul(inputs, ops.transpose(ops.cast(rows, inputs.dtype)))
-        every = ops.arange(self.input_dim, dtype="int32")
-        at, known = _places(self.token_ids, every)
+        at, known = _places(self.token_ids, self.input_dim)
         own = ops.take(ops.cast(own, logits.dtype), at, axis=-1)
         return ops.where(known, own, logits)
 
@@ -173,20 +173,29 @@ class TokenRows(_compat.BaseVariablesCheck):
 def with_rows(base: Any, ids: np.ndarray, rows: Any) -> Tensor:
     """All rows `(size, output_dim)` of an embedding, some of which are other ones."""
     base = ops.convert_to_tensor(base)
-    at, known = _places(ids, ops.arange(base.shape[0], dtype="int32"))
+    at, known = _places(ids, base.shape[0])
     rows = ops.cast(ops.take(rows, at, axis=0), base.dtype)
     return ops.where(known[:, None], rows, base)
 
 
-def _places(ids: np.ndarray, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each token, which of rising ids is its own, and whether one is."""
-    flat = ops.reshape(ops.cast(tokens, "int32"), (-1,))
-    own = ops.convert_to_tensor(ids, "int32")
-    # So that no table of all tokens must be on the device.
-    at = ops.minimum(ops.cast(ops.searchsorted(own, flat), "int32"), len(ids) - 1)
-    known = ops.equal(ops.take(own, at, axis=0), flat)
-    shape = ops.shape(tokens)
-    return ops.reshape(at, shape), ops.reshape(known, shape)
+def _places(
+    ids: np.ndarray, size: int, tokens: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Of each token, which of `ids` is its own, and whether one is.
+
+    Of all `size` tokens, or of some.
+    """
+    # Made where it is used: as a constant, it would be sent there in each call.
+    numbers = ops.arange(1, len(ids) + 1, dtype="int32")
+    at = ops.convert_to_tensor(ids[:, None], "int32")
+    found = ops.scatter_update(ops.zeros((size,), "int32"), at, numbers)
+    if tokens is not None:
+        tokens = ops.cast(tokens, "int32")
+        found = _compat.take_rows(found, tokens)[..., 0]
+        # What is out of range is left to the base.
+        in_range = ops.logical_and(tokens >= 0, tokens < size)
+        found = ops.where(in_range, found, 0)
+    return ops.maximum(found - 1, 0), found > 0
 
 
 @functools.cache

@@ -301,6 +301,14 @@ def _no_match(
         for layer, _ in walk
         if layer.name == target or (layer.path and pattern.fullmatch(layer.path))
     ]
+    if others and isinstance(others[0], keras.layers.Embedding):
+        return (
+            "A target must be a built, stock EinsumDense or Dense layer: embeddings "
+            f"have no adapters. Received: {target!r}, which matches "
+            f"{others[0].path!r} of type {type(others[0]).__name__}. Rows of some "
+            f"tokens train by `trainable_tokens=[...]`, all of them by "
+            f"`train=[{target!r}]`."
+        )
     if others:
         return (
             "A target must be a built, stock EinsumDense or Dense layer. Received: "

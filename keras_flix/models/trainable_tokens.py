@@ -45,7 +45,7 @@ def token_embedding(model: Any, walk: Sequence[Placed]) -> Any:
     Of a KerasHub model, it is what its backbone calls `token_embedding`.
     """
     backbone = getattr(model, "backbone", model)
-    layer = getattr(backbone, "token_embedding", None)
+    layer: Any = getattr(backbone, "token_embedding", None)
     if layer is None:
         found = [x for x, _ in walk if isinstance(x, keras.layers.Embedding)]
         layer = found[0] if len(found) == 1 else None

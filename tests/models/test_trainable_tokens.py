@@ -120,6 +120,22 @@ def test_a_model_of_its_own_has_one_embedding():
     assert list(rows_of(model)) == ["words/flix_token_rows"]
 
 
+@pytest.mark.slow
+@pytest.mark.short("torch")
+def test_onnx_files_look_them_up(tmp_path):
+    if keras.config.backend() != "torch":
+        pytest.skip("ONNX files of language models are exported from PyTorch.")
+    runtime = pytest.importorskip("onnxruntime")
+    model = randomize(adapted(lambda: gemma().backbone))
+    model.export(tmp_path / "model.onnx", format="onnx", verbose=False)
+    session = runtime.InferenceSession(str(tmp_path / "model.onnx"))
+    x = model._adaptation.schema.encode({"task": X["task"], "language": ["sw"] * 3})
+    x = {**PLAIN, **x}
+    inputs = {one.name: np.asarray(x[one.name]) for one in session.get_inputs()}
+    (found,) = session.run(None, inputs)
+    np.testing.assert_allclose(found, to_numpy(model(X)), rtol=1e-4, atol=1e-4)
+
+
 # Copies and files. ----------------------------------------------------------------
 
 

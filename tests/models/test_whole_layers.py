@@ -85,7 +85,7 @@ def test_a_layer_trains_with_all_that_is_inside_of_it():
     assert "decoder_block_1/attention/query/kernel" in found
 
 
-@pytest.mark.short("torch")
+@pytest.mark.support("Paths", "Layers that train whole, heads of classifiers")
 def test_the_head_of_a_classification_task_trains_by_default():
     model = keras_flix.enable_flix(bert(num_classes=3), FEATURES)
     assert besides(model) == ["logits/kernel", "logits/bias"]

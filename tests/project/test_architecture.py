@@ -45,7 +45,7 @@ FLOORS = (
 IN_MODELS = (
     ("adapted", "family_names"),
     ("targets",),
-    ("trial", "whole_layers"),
+    ("trainable_tokens", "trial", "whole_layers"),
     ("disable", "enable", "merge", "optimizers", "sharding", "summary"),
     ("growing", "restore", "share"),
 )
