@@ -216,9 +216,17 @@ def _check_trained(
 ) -> None:
     """Raises if a model has no place for what trained besides the adapters."""
     own = {one.name: tuple(one.variable.shape) for one in base_variables(model)}
-    own |= {name: tuple(v.shape) for name, v in token_variables(model).items()}
+    rows = {name: tuple(v.shape) for name, v in token_variables(model).items()}
     for layer, ids in embeddings.items():
-        own |= {name: (len(ids), layer.output_dim) for name in names_of_rows(layer)}
+        rows |= {name: (len(ids), layer.output_dim) for name in names_of_rows(layer)}
+    own |= rows
+    for name in rows:
+        if name not in adapters.trained:
+            raise ValueError(
+                "The rows of tokens that train must be in an adapter file. Expected: "
+                f"shape {rows[name]} at {name!r}. Received: none in "
+                f"{adapters.source!r}. Save it again, from the same base model."
+            )
     for name, value in adapters.trained.items():
         if own.get(name) != value.shape:
             raise ValueError(

@@ -113,12 +113,13 @@ def placed_tokens(
     found = {}
     for path, ids in tokens.items():
         layer = token_embedding(model, _compat.layers_with_parents(model))
-        if layer.path != path or max(ids, default=0) >= layer.input_dim:
+        rising = ids and min(ids) >= 0 and list(ids) == sorted(set(ids))
+        if layer.path != path or not rising or max(ids) >= layer.input_dim:
             raise ValueError(
-                "Tokens that train must be rows of the model's embedding. Expected: "
-                f"{layer.path!r} with {layer.input_dim} rows. Received: tokens up to "
-                f"{max(ids, default=0)} of {path!r} in {source}. Use the base model "
-                "that they were trained on."
+                "Tokens that train must be rows of the model's embedding, in rising "
+                f"order. Expected: {layer.path!r} with {layer.input_dim} rows. "
+                f"Received: {list(ids)[:8]} of {path!r} in {source}. Use the base "
+                "model that they were trained on."
             )
         found[layer] = list(ids)
     return found

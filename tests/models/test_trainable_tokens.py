@@ -1,6 +1,7 @@
 """`enable_flix(..., trainable_tokens=...)`: rows of tokens that train whole."""
 
 import copy
+import dataclasses
 
 import keras
 import keras_hub
@@ -10,6 +11,9 @@ from helpers.gemma import FEATURES, make_backbone, randomize, to_numpy
 from helpers.models import make_mlp, state
 
 import keras_flix
+from keras_flix.files.adapter_file import write_adapters
+from keras_flix.files.saving import adapters_of
+from keras_flix.layers.token_rows import EMBEDDINGS
 
 pytestmark = pytest.mark.eager
 
@@ -118,6 +122,11 @@ def test_a_model_of_its_own_has_one_embedding():
     options = {"targets": ["head"], "rank": 2, "trainable_tokens": range(2)}
     keras_flix.enable_flix(model, FEATURES, **options)
     assert list(rows_of(model)) == ["words/flix_token_rows"]
+    ids = np.array([[0, 1, 2, 9]], "int32")
+    found = to_numpy(randomize(model)({"x": ids, "task": "qa", "language": "sw"}))
+    merged = keras_flix.merge_features(model, {"task": "qa", "language": "sw"})
+    assert type(merged.get_layer("words")) is keras.layers.Embedding
+    np.testing.assert_allclose(to_numpy(merged({"x": ids})), found, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -200,6 +209,22 @@ def test_files_say_which_tokens(tmp_path):
         keras_flix.load_adapters(
             keras_hub.models.GemmaCausalLM(make_backbone(20), preprocessor=None), path
         )
+
+
+@pytest.mark.short("torch")
+@pytest.mark.parametrize("tokens", [[3, 3, 7], [7, 3, 30], [-1, 3, 7], [3, 7, 99], []])
+def test_files_of_no_such_tokens_change_nothing(tmp_path, tokens):
+    path = tmp_path / "one.flix.safetensors"
+    adapters = adapters_of(adapted())
+    odd = dataclasses.replace(adapters, tokens={"token_embedding": tokens})
+    without = dataclasses.replace(adapters, trained={})
+    for one, text in ((odd, "in rising order. Expected: 'tok"), (without, "none in '")):
+        write_adapters(one, path)
+        model = gemma()
+        with pytest.raises(ValueError, match=text):
+            keras_flix.load_adapters(model, path)
+        assert not rows_of(model)
+        assert type(model.backbone.token_embedding) in EMBEDDINGS
 
 
 @pytest.mark.short("torch")
