@@ -227,6 +227,16 @@ def test_what_trains_besides_and_has_no_counterpart_is_refused(tmp_path):
     text = "Received: 'final_normalization/scale', which trained besides and is of no"
     refused(tmp_path / "lora", text, model)
     refused(tmp_path / "all", text, model, None, export_loras)
+    # One LoRA per value holds nothing else.
+    for options, name in (
+        ({"train": [".*_0/ffw_linear"]}, "model.layers.0.mlp.down_proj"),
+        ({"trainable_tokens": [7]}, "model.embed_tokens"),
+    ):
+        with pytest.raises(ValueError, match=f"in which .'{name}'. .as transformers"):
+            keras_flix.export_values(make(**options), tmp_path / "values")
+    with pytest.raises(ValueError, match="writes the base alone. Received: a model"):
+        model = make(trainable_tokens=[7])
+        keras_flix.export_base(model, tmp_path / "base.gguf")
     model = make(targets=["query"], train=["query"])
     text = "Received: a model in which ['decoder_block_0/attention/query'] do, and no"
     refused(tmp_path / "lora", text, model)
