@@ -82,8 +82,8 @@ def export_base(
     if token_variables(model):
         raise ValueError(
             "`export_base` writes the base alone. Received: a model with rows of "
-            "tokens that train, by `trainable_tokens`. Pass `merge_features(model, ...)`, "
-            "which holds them."
+            "tokens that train, by `trainable_tokens`. Pass "
+            "`merge_features(model, ...)`, which holds them."
         )
     dtype = keras.backend.standardize_dtype(backbone.variable_dtype)
     tensors = list(base_tensors(model, backbone, family))

@@ -81,7 +81,8 @@ def export_values(
         raise ValueError(
             "The LoRAs of values are added up, and hold updates only. Received: a "
             f"model in which {besides[:3]} (as transformers calls them) trained "
-            "besides the adapters. Export combinations by `export_lora`, or `export_merged`."
+            "besides the adapters. Export combinations by `export_lora`, or "
+            "`export_merged`."
         )
     values = [(f, value) for f in writer.schema for value in f.values]
     names = file_names(
