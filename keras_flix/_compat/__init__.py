@@ -30,10 +30,13 @@ from keras_flix._compat.layers import (
     fresh_seed as fresh_seed,
     has_untrained_variables as has_untrained_variables,
     kernel_shape as kernel_shape,
+    mask_of as mask_of,
     memory_of as memory_of,
     own_variables as own_variables,
+    plain_twin as plain_twin,
     quantized_output as quantized_output,
     rounds_logits as rounds_logits,
+    set_mask as set_mask,
     torch_value as torch_value,
     unlocked as unlocked,
 )

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
+from keras.src.backend.common import masking
 from keras.src.layers.core import einsum_dense
 from keras.src.random.seed_generator import make_default_seed
 from keras.src.utils.summary_utils import weight_memory_size
@@ -97,10 +98,26 @@ def quantized_output(
     no activation runs it. Switching the layer's own activation off meanwhile
     would reach other threads.
     """
+    twin = plain_twin(layer, plain_class, activation=None)
+    return plain_class.quantized_call(twin, inputs, training=training)
+
+
+def plain_twin(layer: keras.layers.Layer, plain_class: type, **changes: Any) -> Any:
+    """An object of the class that shares a layer's variables, with other settings."""
     twin: Any = object.__new__(plain_class)
     twin.__dict__.update(layer.__dict__)
-    twin.__dict__["activation"] = None
-    return plain_class.quantized_call(twin, inputs, training=training)
+    twin.__dict__.update(changes)
+    return twin
+
+
+def mask_of(x: Any) -> Any | None:
+    """The mask that a layer's output carries, if any."""
+    return masking.get_keras_mask(x)
+
+
+def set_mask(x: Any, mask: Any) -> None:
+    """Makes a tensor carry a mask to the layers after it."""
+    masking.set_keras_mask(x, mask)
 
 
 def rounds_logits(layer: keras.layers.Layer) -> bool:
@@ -131,7 +148,7 @@ class BaseVariablesCheck(Mixin):
 
     def _check_load_own_variables(self, store: Any) -> None:
         own = self._trainable_variables + self._non_trainable_variables
-        tables = {id(v) for v in self.named_tables().values()}
+        tables = {id(v) for v in self.adapter_variables().values()}
         expected = sum(id(v) not in tables for v in own)
         if len(store.keys()) != expected:
             raise ValueError(
@@ -157,7 +174,7 @@ class NumberedVariables(Mixin):
             variable.assign(store[f"{i}"])
 
     def _base_variables(self) -> list[keras.Variable]:
-        tables = {id(v) for v in self.named_tables().values()}
+        tables = {id(v) for v in self.adapter_variables().values()}
         return [v for v in own_variables(self) if id(v) not in tables]
 
 

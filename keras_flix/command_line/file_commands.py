@@ -35,6 +35,7 @@ def inspect(arguments: argparse.Namespace) -> Answer:
         "bytes": sum(table.nbytes for table in adapters.tables.values()),
         "base": None if base is None else base.digest,
         "trained": {name: list(t.shape) for name, t in adapters.trained.items()},
+        "tokens": {path: list(ids) for path, ids in adapters.tokens.items()},
         "alpha": adapters.alpha,
         "scale": adapters.scale,
         "features": adapters.schema.get_config()["features"],
@@ -101,6 +102,8 @@ def diff(arguments: argparse.Namespace) -> Answer:
     ]
     if trained:
         notes.append(f"trained besides: another {', '.join(_some(trained))}")
+    if a.tokens != b.tokens:
+        notes.append(f"tokens that train: {dict(a.tokens)} -> {dict(b.tokens)}")
     layers = [layer for layer in a.layers if layer in b.layers]
     layers = [layer for layer in layers if _size(a, layer) == _size(b, layer)]
     values: dict[str, list[list[Any]]] = {}

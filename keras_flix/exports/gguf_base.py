@@ -17,6 +17,7 @@ from keras_flix.exports.gguf_families import GgufFamily, gguf_family, head_sizes
 from keras_flix.exports.gguf_tensors import Tensor, base_tensors
 from keras_flix.exports.gguf_tokenizer import write_tokenizer
 from keras_flix.exports.lora_families import class_name
+from keras_flix.models.adapted.trained_base import token_variables
 
 KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """GGUF's words for dtypes; float32 for others."""
@@ -77,6 +78,12 @@ def export_base(
         raise ValueError(
             "`export_base` reads a whole model in one process. Received: a model whose "
             "weights are split across processes. Load it in one process."
+        )
+    if token_variables(model):
+        raise ValueError(
+            "`export_base` writes the base alone. Received: a model with rows of "
+            "tokens that train, by `trainable_tokens`. Pass "
+            "`merge_features(model, ...)`, which holds them."
         )
     dtype = keras.backend.standardize_dtype(backbone.variable_dtype)
     tensors = list(base_tensors(model, backbone, family))

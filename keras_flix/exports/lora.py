@@ -44,6 +44,11 @@ def export_lora(
     `CausalLM` what `AutoModelForCausalLM` loads, which is also what servers such as
     vLLM read; for a backbone what `AutoModel` loads.
 
+    Linear layers that train whole besides, such as a classifier's head, are written as
+    PEFT's `modules_to_save`, with the update where they are adapted too, and the rows
+    of `trainable_tokens` as `trainable_token_indices`. (vLLM reads neither: merge
+    instead.)
+
     Where layouts split a model across processes of JAX, all of them must call this, and
     the first one writes.
 
@@ -58,9 +63,9 @@ def export_lora(
             Face hub or a path. PEFT needs it only to find the base by itself.
 
     Raises:
-        ValueError: If the model is of another family, an adapted layer has no
-            counterpart there, or the combination is not of the model's features.
-            Nothing is written then.
+        ValueError: If the model is of another family, an adapted layer or one that
+            trains whole has no counterpart there, or the combination is not of the
+            model's features. Nothing is written then.
 
     Example:
 

@@ -29,6 +29,8 @@ class PeftFamily:
         modules: By path in the block, the module's name in transformers. Layers
             that share a module make its outputs, side by side in this order.
         outside: The same for layers that are in no block.
+        head: The same for the head of a classifier.
+        embedding: The name of the embeddings of tokens.
         others: More linear modules that transformers' models have.
         fan_in_fan_out: Whether transformers keeps weights as `(d_in, d_out)`.
     """
@@ -38,9 +40,14 @@ class PeftFamily:
     layer: str
     modules: Mapping[str, str]
     outside: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    head: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    embedding: str = "embed_tokens"
     others: tuple[str, ...] = ()
     fan_in_fan_out: bool = False
 
+
+CLASSIFIER = "classifier"
+"""What transformers' encoders call the head of a classifier."""
 
 ATTENTION = {
     "query": "self_attn.q_proj",
@@ -95,6 +102,7 @@ GPT2 = PeftFamily(
         "feedforward_intermediate_dense": "mlp.c_fc",
         "feedforward_output_dense": "mlp.c_proj",
     },
+    embedding="wte",
     fan_in_fan_out=True,
 )
 
@@ -111,6 +119,8 @@ BERT = PeftFamily(
         "feedforward_output_dense": "output.dense",
     },
     outside={"pooled_dense": "pooler.dense"},
+    head={"logits": CLASSIFIER},
+    embedding="embeddings.word_embeddings",
     others=("cls.predictions.transform.dense",),
 )
 
@@ -141,6 +151,8 @@ class PeftNames:
 
     Attributes:
         modules: By path of a layer in Keras, the module's name.
+        embedding: That of the embeddings of tokens.
+        logits: That of an output head with weights of its own, where there is one.
         unused: Paths of layers that do not matter to what the model computes,
             and that transformers' model does not have.
         others: The names of further linear modules.
@@ -152,6 +164,8 @@ class PeftNames:
     """
 
     modules: Mapping[str, str]
+    embedding: str
+    logits: str | None
     unused: frozenset[str]
     others: tuple[str, ...]
     task_type: str | None
@@ -255,8 +269,12 @@ def peft_names(model: keras.Model) -> PeftNames:
             in_blocks[full] = (i, module)
     outside = {path: f"{prefix}{module}" for path, module in family.outside.items()}
     is_masked_lm = isinstance(model, keras_hub.models.MaskedLM)
+    if isinstance(model, keras_hub.models.TextClassifier):
+        outside |= family.head
     return PeftNames(
         modules=modules if is_masked_lm else {**modules, **outside},
+        embedding=f"{prefix}{family.embedding}",
+        logits="lm_head" if isinstance(model, keras_hub.models.CausalLM) else None,
         unused=frozenset(outside if is_masked_lm else ()),
         others=others,
         task_type=task_type,
@@ -274,7 +292,6 @@ def _task(model: Any, name: str) -> tuple[bool, str | None]:
     if isinstance(model, hub.CausalLM):
         return True, "CAUSAL_LM"
     if isinstance(model, (hub.MaskedLM, hub.TextClassifier)):
-        # PEFT's "SEQ_CLS" would look for a trained head in the directory.
         return True, None
     raise ValueError(
         "The model must be a backbone, or a task of the kind CausalLM, MaskedLM, "

@@ -14,7 +14,13 @@ import safetensors.numpy
 from keras import ops
 
 from keras_flix import _compat
-from keras_flix.exports.lora_families import PeftNames, peft_names
+from keras_flix.exports.lora_families import CLASSIFIER, PeftNames, peft_names
+from keras_flix.exports.lora_whole import (
+    TokenRowsOfModules,
+    WholeModule,
+    token_rows,
+    whole_modules,
+)
 from keras_flix.features.encoding import ABSENT
 from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
@@ -22,7 +28,6 @@ from keras_flix.layers.factors import side_by_side
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.layers.low_rank_update import ActiveValues, FeatureTables
 from keras_flix.models.adapted.adaptation import adaptation_of
-from keras_flix.models.adapted.trained_base import trained_base
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM can make room for."""
@@ -39,7 +44,9 @@ class LoraWriter:
         schema: The model's features.
         layers: Its adapted layers by path.
         names: What these are called in transformers.
-        modules: Paths of the adapted layers by module.
+        modules: Paths of the adapted layers by module, without those of `whole`.
+        whole: The modules that are written as a whole, since they train so.
+        tokens: Rows of tokens that train.
         base_model: See `export_lora`.
         tables: By layer, its tables by feature: on the host, if `split`.
         split: Whether processes hold parts of the model.
@@ -49,6 +56,8 @@ class LoraWriter:
     layers: Mapping[str, LowRankLayer]
     names: PeftNames
     modules: Mapping[str, list[str]]
+    whole: Mapping[str, WholeModule]
+    tokens: TokenRowsOfModules
     base_model: str | None
     tables: Mapping[str, Sequence[FeatureTables]]
     split: bool
@@ -58,18 +67,23 @@ class LoraWriter:
         adaptation = adaptation_of(model)
         names = peft_names(model)
         split = _compat.is_split(model.variables)
-        trained = list(trained_base(model))
-        if trained:
+        whole = whole_modules(model, names)
+        written = {path for module in whole.values() for path in module.kernels}
+        low_rank = [path for path in adaptation.layers if path not in written]
+        if not low_rank:
             raise ValueError(
-                "A LoRA is of the base that the adapters were given to, and holds "
-                f"nothing else. Received: a model in which {trained[:3]} trained "
-                "besides. Use `merge_features`, or `export_merged`, which keep them."
+                "A LoRA must have an adapted layer that does not train whole. "
+                f"Received: a model in which {sorted(written)[:3]} do, and no other "
+                "layer is adapted. Use `merge_features`, or `export_merged`, which "
+                "keep them."
             )
         return cls(
             schema=adaptation.schema,
             layers=adaptation.layers,
             names=names,
-            modules=names.of_layers(adaptation.layers),
+            modules=names.of_layers(low_rank),
+            whole=whole,
+            tokens=token_rows(model, names),
             base_model=base_model,
             tables={
                 path: _tables(layer, split) for path, layer in adaptation.layers.items()
@@ -129,6 +143,11 @@ class LoraWriter:
         for module, (a, b) in factors.items():
             tensors[f"base_model.model.{module}.lora_A.weight"] = a
             tensors[f"base_model.model.{module}.lora_B.weight"] = b
+        for module, one in self.whole.items():
+            adapted = [path for path in one.kernels if path in self.layers]
+            updates = {path: np.matmul(*self._factors(path, ids)) for path in adapted}
+            tensors |= one.tensors(f"base_model.model.{module}", updates)
+        tensors |= self.tokens.tensors()
         safetensors.numpy.save_file(
             {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
             directory / "adapter_model.safetensors",
@@ -184,8 +203,7 @@ class LoraWriter:
     ) -> tuple[Any, Any]:
         """`A` and `B` of a module of transformers, which may stand for layers."""
         factors = {
-            path: _factors(path, self.schema, self.tables[path], ids, scaled)
-            for path in self.modules[module]
+            path: self._factors(path, ids, scaled) for path in self.modules[module]
         }
         a = np.concatenate([a for a, _ in factors.values()], axis=1)
         # Each layer makes its own outputs of its own columns.
@@ -199,10 +217,19 @@ class LoraWriter:
             row += len(own)
         return a, b
 
+    def _factors(
+        self, path: str, ids: Ids, scaled: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return _factors(path, self.schema, self.tables[path], ids, scaled)
+
     def _config(self, rank: int, rslora_alpha: float | None) -> dict[str, Any]:
+        tokens = self.tokens.indices
         return {
             "peft_type": "LORA",
-            "task_type": self.names.task_type,
+            # With it, PEFT looks for a trained head in the directory.
+            "task_type": (
+                "SEQ_CLS" if CLASSIFIER in self.whole else self.names.task_type
+            ),
             "base_model_name_or_path": self.base_model,
             "inference_mode": True,
             "r": rank,
@@ -213,7 +240,8 @@ class LoraWriter:
             "use_dora": False,
             "lora_dropout": 0.0,
             "bias": "none",
-            "modules_to_save": None,
+            "modules_to_save": list(self.whole) or None,
+            **({"trainable_token_indices": tokens} if tokens else {}),
             "fan_in_fan_out": self.names.fan_in_fan_out,
             "target_modules": self.names.target_modules(self.modules),
         }

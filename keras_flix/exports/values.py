@@ -52,7 +52,8 @@ def export_values(
         base_model: As for `export_lora`.
 
     Raises:
-        ValueError: As `export_lora` does. Nothing is written then.
+        ValueError: As `export_lora` does, and if anything trained besides the
+            adapters, which cannot be added up. Nothing is written then.
         ImportError: If `gguf` is asked for and not installed (extra `gguf`).
 
     Example:
@@ -75,6 +76,14 @@ def export_values(
         )
     write_one = _gguf_writer(model) if format == "gguf" else _write_peft
     writer = LoraWriter.of(model, base_model)
+    besides = [*writer.whole, *writer.tokens.rows]
+    if besides:
+        raise ValueError(
+            "The LoRAs of values are added up, and hold updates only. Received: a "
+            f"model in which {besides[:3]} (as transformers calls them) trained "
+            "besides the adapters. Export combinations by `export_lora`, or "
+            "`export_merged`."
+        )
     values = [(f, value) for f in writer.schema for value in f.values]
     names = file_names(
         (f"{f.name}-{value}" for f, value in values), "value", [INDEX_FILE], dots=False

@@ -39,7 +39,7 @@ HEADER = "keras_flix"
 """What safetensors' metadata of a file holds: JSON."""
 ENTRIES = {
     *("version", "schema", "alpha", "scale", "layers", "base", "rows", "trained"),
-    "places",
+    *("places", "tokens"),
 }
 DIGEST = re.compile(r', "digest": "([0-9a-f]{32})"\}$')
 """How that ends; files of earlier versions have no digest."""
@@ -70,6 +70,7 @@ class Adapters:
             the path of the variable. The fingerprint is without them.
         places: By feature, the layers that it has adapter weights in; those that are in
             all are not named.
+        tokens: The tokens whose rows are among these, by the path of an embedding.
     """
 
     source: str
@@ -82,6 +83,7 @@ class Adapters:
     trained: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     scale: str = "rank"
     places: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    tokens: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
 
     @property
     def tensors(self) -> dict[str, np.ndarray]:
@@ -162,6 +164,8 @@ def write_adapters(adapters: Adapters, path: Path) -> None:
         header["places"] = adapters.places
     if adapters.trained:
         header["trained"] = list(adapters.trained)
+    if adapters.tokens:
+        header["tokens"] = adapters.tokens
     check_folder(path)
     text = json.dumps(header)
     digest = content_digest(text, adapters.tensors)
@@ -326,4 +330,8 @@ def _described(header: Mapping[str, Any], file: Any, place: str) -> Adapters:
             for path, orders in (header.get("rows") or {}).items()
         },
         trained={str(name): empty(file.get_slice(name), name) for name in trained},
+        tokens={
+            str(path): [int(one) for one in ids]
+            for path, ids in header.get("tokens", {}).items()
+        },
     )

@@ -103,6 +103,11 @@ def lora_card(
     # Values have ranks of their own.
     rank = "" if values else f" of rank {config.get('r')}"
     lora = f"LoRA{rank} on {', '.join(map(_code, modules))}"
+    whole = config.get("modules_to_save") or []
+    if whole:
+        lora += f", with {', '.join(map(_code, whole))} as a whole"
+    is_classifier = config.get("task_type") == "SEQ_CLS"
+    cls = "SequenceClassification" if is_classifier else "CausalLM"
     about = (
         "One combination of the values of featurized low-rank adapters (FLix), as a "
         f"{lora}."
@@ -125,8 +130,8 @@ def lora_card(
         about,
         "## Use",
         f"```python\n{imports}from peft import PeftModel\n"
-        "from transformers import AutoModelForCausalLM\n\n"
-        f"base = AutoModelForCausalLM.from_pretrained({base_model or '...'!r})\n"
+        f"from transformers import AutoModelFor{cls}\n\n"
+        f"base = AutoModelFor{cls}.from_pretrained({base_model or '...'!r})\n"
         f"model = PeftModel.from_pretrained(base, {place})\n```",
         *_score_parts(scores),
         f"Written by keras_flix {__version__}.",

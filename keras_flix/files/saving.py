@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -24,17 +24,20 @@ from keras_flix.files.fingerprint import BaseFingerprint
 from keras_flix.files.weight_digests import fingerprint_without
 from keras_flix.layers.checks import check_backend, matrix_shape
 from keras_flix.layers.row_orders import as_orders
+from keras_flix.layers.token_rows import names_of_rows
 from keras_flix.models.adapted.adaptation import Model, adaptation_of, is_adapted
 from keras_flix.models.adapted.frozen_values import guard_optimizer
-from keras_flix.models.adapted.plain_view import stated_rows
+from keras_flix.models.adapted.plain_view import stated_rows, token_ids
 from keras_flix.models.adapted.trained_base import (
     base_variables,
     let_train,
+    token_variables,
     trained_base,
 )
 from keras_flix.models.enable import adapt_layers
 from keras_flix.models.multiplied import expert_kernels
 from keras_flix.models.targets import keyed_layers
+from keras_flix.models.trainable_tokens import placed_tokens
 
 SHOWN = 8
 """So many values are listed in an error."""
@@ -94,14 +97,17 @@ def load_adapters(
     """
     check_backend()
     layers: dict[str, Any] = {}
+    embeddings: dict[Any, list[int]] = {}
 
     def check(found: Adapters) -> None:
         if is_adapted(model):
             _check_schema(adaptation_of(model).schema, found.schema, found.source)
-            _check_tables(_shapes(_named_tables(model)), found.tables, found.source)
+            own = _shapes(_adapter_variables(model))
+            _check_tables(own, found.tables, found.source)
         else:
             layers.update(_check_layers(model, found))
-        _check_trained(model, found)
+        embeddings.update(_check_tokens(model, found))
+        _check_trained(model, found, embeddings)
         if check_base and found.base is not None:
             own = fingerprint_without(model, found.trained)
             check_same_base(own, found.base, found.source)
@@ -119,12 +125,15 @@ def load_adapters(
             seed=0,
             rows={p: as_orders(o) for p, o in adapters.rows.items() if p in layers},
             places=adapters.places,
+            tokens=embeddings,
         )
+    for name, variable in token_variables(model).items():
+        variable.assign(adapters.trained[name])
     for name, layer, variable in base_variables(model):
         if name in adapters.trained:
             variable.assign(adapters.trained[name])
             let_train(layer, variable, on=plain)
-    for name, variable in _named_tables(model).items():
+    for name, variable in _adapter_variables(model).items():
         variable.assign(adapters.tables[name])
     # Averages of frozen values are what the weights now are.
     guard_optimizer(model)
@@ -134,7 +143,7 @@ def load_adapters(
 def adapters_of(model: keras.Model) -> Adapters:
     """The adapters of a model, as they would be in its file."""
     adaptation = adaptation_of(model)
-    trained = trained_base(model)
+    trained = trained_base(model) | token_variables(model)
     return Adapters(
         source=f"the {type(model).__name__} {model.name!r}",
         schema=adaptation.schema,
@@ -144,7 +153,7 @@ def adapters_of(model: keras.Model) -> Adapters:
         places=adaptation.places,
         tables={
             name: np.ascontiguousarray(_compat.to_host(variable))
-            for name, variable in _named_tables(model).items()
+            for name, variable in _adapter_variables(model).items()
         },
         rows=stated_rows(adaptation),
         base=fingerprint_without(model, trained),
@@ -152,6 +161,7 @@ def adapters_of(model: keras.Model) -> Adapters:
             name: np.array(_compat.to_host(variable), "float32", order="C")
             for name, variable in trained.items()
         },
+        tokens=token_ids(adaptation),
     )
 
 
@@ -188,9 +198,42 @@ def check_same_base(own: BaseFingerprint, saved: BaseFingerprint, source: str) -
         )
 
 
-def _check_trained(model: keras.Model, adapters: Adapters) -> None:
+def _check_tokens(model: keras.Model, adapters: Adapters) -> dict[Any, list[int]]:
+    """Raises if an adapted model trains other tokens than those of a file.
+
+    Returns:
+        The embedding that a plain model has for them, with their ids.
+    """
+    saved = {path: list(ids) for path, ids in adapters.tokens.items()}
+    if not is_adapted(model):
+        return placed_tokens(model, saved, repr(adapters.source))
+    own = token_ids(adaptation_of(model))
+    if own != saved:
+        raise ValueError(
+            "The tokens that train in an adapter file must be those of the model. "
+            f"Expected: {own or 'none'}. Received: {saved or 'none'} in "
+            f"{adapters.source!r}. Load it into a plain model, or adapt the model with "
+            "the same `trainable_tokens`."
+        )
+    return {}
+
+
+def _check_trained(
+    model: keras.Model, adapters: Adapters, embeddings: Mapping[Any, Sequence[int]]
+) -> None:
     """Raises if a model has no place for what trained besides the adapters."""
     own = {one.name: tuple(one.variable.shape) for one in base_variables(model)}
+    rows = {name: tuple(v.shape) for name, v in token_variables(model).items()}
+    for layer, ids in embeddings.items():
+        rows |= {name: (len(ids), layer.output_dim) for name in names_of_rows(layer)}
+    own |= rows
+    for name in rows:
+        if name not in adapters.trained:
+            raise ValueError(
+                "The rows of tokens that train must be in an adapter file. Expected: "
+                f"shape {rows[name]} at {name!r}. Received: none in "
+                f"{adapters.source!r}. Save it again, from the same base model."
+            )
     for name, value in adapters.trained.items():
         if own.get(name) != value.shape:
             raise ValueError(
@@ -201,7 +244,7 @@ def _check_trained(model: keras.Model, adapters: Adapters) -> None:
             )
 
 
-def _named_tables(model: keras.Model) -> dict[str, keras.Variable]:
+def _adapter_variables(model: keras.Model) -> dict[str, keras.Variable]:
     return {table.name: table.variable for table in adaptation_of(model).tables()}
 
 

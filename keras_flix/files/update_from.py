@@ -16,7 +16,8 @@ from keras_flix.files.adapter_file import Adapters, read_adapters
 from keras_flix.files.saving import adapters_of, check_same_base
 from keras_flix.files.weight_digests import fingerprint_without
 from keras_flix.models.adapted.adaptation import Adaptation, Model
-from keras_flix.models.adapted.trained_base import base_variables
+from keras_flix.models.adapted.plain_view import token_ids
+from keras_flix.models.adapted.trained_base import base_variables, token_variables
 from keras_flix.models.growing.resize import (
     Pair,
     changeable,
@@ -228,6 +229,15 @@ def _check_growth(adaptation: Adaptation, grown: Mapping[str, Feature]) -> None:
 def _check_trained_alike(model: keras.Model, theirs: Adapters) -> None:
     """Raises if what trained besides the adapters is not what the model has."""
     own = {one.name: one.variable for one in base_variables(model)}
+    own |= token_variables(model)
+    tokens = token_ids(model._adaptation)
+    if tokens != {path: list(ids) for path, ids in theirs.tokens.items()}:
+        raise ValueError(
+            "The tokens that train must be the same in `other` and in the model. "
+            f"Expected: {tokens or 'none'}. Received: {dict(theirs.tokens) or 'none'} "
+            f"in {theirs.source!r}. Adapt both with the same `trainable_tokens`, or "
+            "pass check_base=False to go without this check."
+        )
     for name, value in theirs.trained.items():
         if name not in own or not np.array_equal(
             np.asarray(_compat.to_host(own[name]), "float32"), value

@@ -115,6 +115,11 @@ def current_routing(schema: FeatureSchema) -> Routing | None:
     return None
 
 
+def is_routed() -> bool:
+    """Whether an adapted model runs."""
+    return bool(_stack.get())
+
+
 _off: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar(
     "keras_flix_off", default=frozenset()
 )

@@ -42,13 +42,13 @@ def no_features(layer: Any, names: list[str]) -> str:
     )
 
 
-def check_runs_once(layer: Any) -> None:
+def check_runs_once(layer: Any, weight: Any) -> None:
     """Raises for a layer that is switched off where what runs is kept for later.
 
     What Keras compiles of a model that the block does not know would go on without
-    adapters after it.
+    adapters after it. `weight` is one of the layer's.
     """
-    if _compat.is_compiled_by_keras(layer.kernel):
+    if _compat.is_compiled_by_keras(weight):
         raise ValueError(
             "Within `adapters_disabled`, another model over adapted layers must not "
             f"be compiled, as it would keep no adapters afterwards. Received: layer "

@@ -23,7 +23,7 @@ class HoldsTables(_compat.BaseVariablesCheck, _compat.KeepsFrozen):
         """The adapted kernels by a name that is unique in the layer."""
         raise NotImplementedError
 
-    def named_tables(self) -> dict[str, keras.Variable]:
+    def adapter_variables(self) -> dict[str, keras.Variable]:
         """The variables of all tables by a name that is unique in the layer."""
         return {
             f"flix_{name}{rest}": variable
@@ -33,11 +33,11 @@ class HoldsTables(_compat.BaseVariablesCheck, _compat.KeepsFrozen):
         }
 
     def _adapter_flags(self) -> list[_compat.Flagged]:
-        return [self, *self.named_tables().values()]
+        return [self, *self.adapter_variables().values()]
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
-        for name, variable in self.named_tables().items():
+        for name, variable in self.adapter_variables().items():
             store[name] = variable
         store["flix_schema"] = self._any_tables.stamp()
 
@@ -48,7 +48,7 @@ class HoldsTables(_compat.BaseVariablesCheck, _compat.KeepsFrozen):
         stamp = tables.pop("flix_schema", None)
         if stamp is not None:
             self._any_tables.check_stamp(stamp, self.path)
-        own = self.named_tables()
+        own = self.adapter_variables()
         expected = {n: tuple(v.shape) for n, v in own.items()}
         found = {n: tuple(v.shape) for n, v in tables.items()}
         # Without any, these are plain base weights: the adapters stay as they are.

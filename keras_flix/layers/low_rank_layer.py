@@ -148,7 +148,7 @@ class LowRankKernel(_compat.Mixin):
         schema = self._tables.schema
         if is_off(self):
             if current_routing(schema) is None:
-                check_runs_once(self)
+                check_runs_once(self, self.kernel)
             return Routing(schema, None)
         routing = None
         around = current_routing(schema)

@@ -54,6 +54,6 @@ def adapters_disabled(model: Model) -> Iterator[Model]:
 
     with (
         adaptation.turns.block(begin, end),
-        switched_off(adaptation.layers.values()),
+        switched_off([*adaptation.layers.values(), *adaptation.token_rows]),
     ):
         yield model

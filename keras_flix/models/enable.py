@@ -20,6 +20,7 @@ from keras_flix.layers.holds_tables import HoldsTables
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.layers.quantized import check_quantized_layers, rounded_logits
 from keras_flix.layers.row_orders import Orders
+from keras_flix.layers.token_rows import TokenRows
 from keras_flix.models.adapted.adaptation import Adaptation, Model, is_adapted
 from keras_flix.models.adapted.devices import check_devices, creation_scope
 from keras_flix.models.adapted.model import routed_class
@@ -32,7 +33,9 @@ from keras_flix.models.multiplied import (
 )
 from keras_flix.models.places import Places, find_places
 from keras_flix.models.targets import Placed, Rows, stated_orders
+from keras_flix.models.trainable_tokens import Tokens, find_tokens
 from keras_flix.models.trial import known_orders, try_out
+from keras_flix.models.whole_layers import check_whole_or_rows, find_whole_layers
 
 ADAPTED_CLASSES: dict[type, type[LowRankLayer]] = {
     keras.layers.EinsumDense: FlixEinsumDense,
@@ -52,18 +55,21 @@ def enable_flix(
     experts: str | None = None,
     seed: int | None = None,
     rows: Rows = None,
+    train: Sequence[str] | None = None,
+    trainable_tokens: Tokens = None,
 ) -> Model:
     """Gives every feature value a low-rank update of the model's layers.
 
     The model is changed in place and stays the same object; its layer names,
     variable paths and base variables stay too. Everything but the adapters is
-    frozen, a task's fresh head included: `layer.trainable = True` lets a layer train
-    besides, and it is then saved with the adapters. (On the model, `True` only undoes
-    `False`.) Afterwards, all entry points (`model(...)`, `fit`, `evaluate`,
-    `predict`, `generate`, ...) expect one more entry per feature in the input
-    dict: ids (`int32`, shape `(batch,)`, -1 is absent), strings (`None` is
-    absent), or one scalar for the whole batch. Compile the model again if it
-    has been trained before.
+    frozen, except what `train` selects and the head of a classification task: layers
+    that train whole and go wherever the adapters go. `layer.trainable = True` lets
+    more of them train later. (On the model, `True` only undoes `False`.)
+
+    Afterwards, all entry points (`model(...)`, `fit`, `evaluate`, `predict`,
+    `generate`, ...) expect one more entry per feature in the input dict: ids
+    (`int32`, shape `(batch,)`, -1 is absent), strings (`None` is absent), or one
+    scalar for the whole batch. Compile the model again if it has been trained before.
 
     Args:
         model: A KerasHub `Backbone` or `Task`, or any built `keras.Model`
@@ -102,6 +108,15 @@ def enable_flix(
             KerasHub's own models are known. Any other one is tried with a few random
             batches, here or before its first batch, and refused if some rows are in
             no such order, or depend on several examples.
+        train: Which layers train whole besides, in their own dtype: a list of layer
+            names or regexes, as `targets`, with all that is inside of them. Of a
+            layer that is a target, too, the kernel and bias that all values share
+            train. `None`: the head of a `TextClassifier` or `ImageClassifier`, that
+            is what it has on its backbone, where it is not frozen or quantized; `()`:
+            nothing.
+        trainable_tokens: Tokens whose embeddings train whole, for all values, such
+            as those a tokenizer keeps unused: a list of ids, or of tokens by name. In
+            an output head, too, tied to the embeddings or not.
 
     Returns:
         `model`.
@@ -127,6 +142,9 @@ def enable_flix(
     walk = _checked_walk(model, schema)
     kernels = chosen_experts(experts, walk)
     layers, places = find_places(model, schema, targets, walk, kernels)
+    whole = find_whole_layers(model, train, walk)
+    tokens = find_tokens(model, trainable_tokens, walk)
+    check_whole_or_rows(whole, tokens)
     return adapt_layers(
         model,
         schema,
@@ -137,6 +155,8 @@ def enable_flix(
         walk=walk,
         rows=stated_orders(rows, layers),
         places=places,
+        whole=whole,
+        tokens=tokens,
     )
 
 
@@ -151,11 +171,14 @@ def adapt_layers(
     walk: Sequence[Placed] | None = None,
     rows: Mapping[str, Orders] | None = None,
     places: Places | None = None,
+    whole: Sequence[Any] = (),
+    tokens: Mapping[Any, Sequence[int]] | None = None,
 ) -> Model:
     """`enable_flix` for layers that are known, with a schema that is resolved.
 
     `walk` is what `_checked_walk` gave, if it has run; `rows` the orders that are
-    stated, by path; `places` where features are, if not in all layers.
+    stated, by path; `places` where features are, if not in all layers; `whole` the
+    layers that train besides; `tokens` embeddings, with the tokens whose rows do.
     """
     schema = schema.resolve(alpha=alpha, scale=scale)
     seed = checked_seed(seed)
@@ -175,6 +198,7 @@ def adapt_layers(
     verified = try_out(model, layers, orders, readers)
     flags = list(_compat.flags_of([model, *inner]))
     frozen = [one for one in flags if not _compat.is_on(one)]
+    besides = list(_compat.flags_of(whole))
 
     with creation_scope(model):
         for key, layer in layers.items():
@@ -184,6 +208,7 @@ def adapt_layers(
                 adapted = ADAPTED_CLASSES[type(layer)]
                 adapted.from_layer(layer, schema, seed=seed, key=key, names=names[key])
             layer.row_orders = orders[key]
+        rows_of = [TokenRows.from_layer(*pair) for pair in (tokens or {}).items()]
     multiply_adapted(layers, readers)
     parts = _parts(model)
     tables = [
@@ -191,9 +216,10 @@ def adapt_layers(
         for layer in layers.values()
         for variable in layer._tables.named_variables.values()
     ]
+    tables += [one for layer in rows_of for one in layer.adapter_flags()]
     _compat.switch(flags, False)
     holders = [layer.holder() for layer in layers.values()]
-    _compat.switch([*parts, *holders, *tables], True)
+    _compat.switch([*parts, *holders, *tables, *besides], True)
     turns = Turns()
     added: dict[str, set[Any]] = {}
     for part in parts:
@@ -213,6 +239,7 @@ def adapt_layers(
             rows_known=None not in orders.values(),
             rows=dict(rows or {}),
             frozen_before=frozen,
+            token_rows=rows_of,
             added=added,
         )
         if isinstance(part, keras_hub.models.Task):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras_hub
@@ -14,6 +14,7 @@ from keras_flix import _compat
 from keras_flix.layers.expert_kernel import ExpertKernel
 from keras_flix.models.adapted.adaptation import Model, adaptation_of
 from keras_flix.models.adapted.plain_view import plain_view
+from keras_flix.models.adapted.trained_base import token_variables
 
 
 def merge_features(model: Model, combination: Mapping[str, Any]) -> Model:
@@ -55,7 +56,11 @@ def merge_features(model: Model, combination: Mapping[str, Any]) -> Model:
             (id(layer.holder()), id(layer.kernel)): layer.delta_of_ids(ids)
             for layer in adaptation.layers.values()
         },
-        tables={id(table.variable) for table in adaptation.tables()},
+        tables={
+            *(id(table.variable) for table in adaptation.tables()),
+            *map(id, token_variables(model).values()),
+        },
+        rows={k: f for lyr in adaptation.token_rows for k, f in lyr.filled().items()},
         frozen={id(one) for one in adaptation.frozen_before if not _compat.is_on(one)},
     )
     with plain_view(model):
@@ -124,6 +129,7 @@ class _Filling:
         deltas: By the ids of a layer and its adapted kernel, the update; of experts,
             that of each.
         tables: Ids of the adapters' variables.
+        rows: By id of a variable some rows of which train, what puts them into it.
         frozen: Ids of layers and variables that were frozen before `enable_flix`, and
             are.
         added: The square of the norm of all updates.
@@ -132,6 +138,7 @@ class _Filling:
 
     deltas: dict[tuple[int, int], Any]
     tables: set[int]
+    rows: dict[int, Callable[[Any], Any]]
     frozen: set[int]
     added: float = 0.0
     lost: float = 0.0
@@ -158,6 +165,8 @@ class _Filling:
                 delta = self.deltas.get((id(old), id(source)))
                 if delta is not None:
                     value = self.merged(value, delta, source.dtype)
+                if id(source) in self.rows:
+                    value = self.rows[id(source)](value)
                 # A copy: JAX would share the buffer, and training donates buffers.
                 target.assign(ops.copy(value))
                 if id(source) in self.frozen:

@@ -18,6 +18,7 @@ from keras_flix.models.adapted.trained_base import restore_flags
 from keras_flix.models.enable import adapt_layers
 from keras_flix.models.multiplied import expert_kernels
 from keras_flix.models.targets import keyed_layers
+from keras_flix.models.trainable_tokens import placed_tokens
 
 
 class AdaptedModel:
@@ -69,6 +70,9 @@ class AdaptedModel:
             },
             seed=config["seed"],
             rows=rows,
+            tokens=placed_tokens(
+                base, config.get("tokens") or {}, "The model's config"
+            ),
         )
         adaptation = adaptation_of(model)
         if config.get("rates"):

@@ -108,6 +108,12 @@ def _lines(adaptation: Any, summary: FlixSummary) -> list[str]:
         f"Trainable: {summary.trainable:,} of {summary.total:,} parameters "
         f"({summary.share:.2%})."
     )
+    for layer in adaptation.token_rows:
+        size = sum(math.prod(v.shape) for v in layer._tables.named_variables.values())
+        lines.append(
+            f"Rows of {len(layer.token_ids)} tokens in {layer.path} train whole: "
+            f"{size:,} parameters."
+        )
     if adaptation.trainable is not None:
         chosen = [f"{name} {list(v)}" for name, v in adaptation.trainable.items()]
         lines.append(f"Only these values train: {', '.join(chosen)}.")

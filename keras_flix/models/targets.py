@@ -152,8 +152,8 @@ def _linear(walk: Sequence[Placed]) -> list[Placed]:
 
 
 def _keyed(linear: Sequence[Placed]) -> list[tuple[str, keras.layers.Layer]]:
-    keys = [layer.path or _below_parent(layer, parents) for layer, parents in linear]
-    for place in (_below_parent, _below_tower):
+    keys = [layer.path or below_parent(layer, parents) for layer, parents in linear]
+    for place in (below_parent, _below_tower):
         shared = {key for key, count in Counter(keys).items() if count > 1}
         keys = [
             place(layer, parents) if key in shared else key
@@ -162,7 +162,8 @@ def _keyed(linear: Sequence[Placed]) -> list[tuple[str, keras.layers.Layer]]:
     return [(key, layer) for key, (layer, _) in zip(keys, linear)]
 
 
-def _below_parent(layer: Any, parents: tuple[Any, ...]) -> str:
+def below_parent(layer: Any, parents: tuple[Any, ...]) -> str:
+    """A layer's place by the layer right around it, in which paths may be short."""
     parent = parents[-1]
     inside = not isinstance(parent, keras.Model) and parent.path
     # Keras gives no path to a layer whose weights were put in instead of built.
@@ -171,7 +172,7 @@ def _below_parent(layer: Any, parents: tuple[Any, ...]) -> str:
 
 def _below_tower(layer: Any, parents: tuple[Any, ...]) -> str:
     """The place inside of the innermost model that is part of another model."""
-    path = _below_parent(layer, parents)
+    path = below_parent(layer, parents)
     for holder, tower in zip(parents[-2::-1], parents[:0:-1]):
         is_task = isinstance(holder, keras_hub.models.Task)
         if isinstance(tower, keras.Model) and not is_task:
@@ -259,20 +260,21 @@ def _named(
     for target in targets:
         found = [layer for key, layer in candidates if matches(target, key, layer)]
         if not found:
-            raise ValueError(_no_match(walk, candidates, target, _compiled(target)))
+            raise ValueError(_no_match(walk, candidates, target, compiled(target)))
         chosen |= {id(layer): layer for layer in found}
     return list(chosen.values())
 
 
 def matches(target: Any, key: str, layer: keras.layers.Layer) -> bool:
     """Whether a target is a layer's name, or a regex of its whole path or key."""
-    pattern = _compiled(target)
+    pattern = compiled(target)
     return layer.name == target or any(
         pattern.fullmatch(path) for path in (key, layer.path or key)
     )
 
 
-def _compiled(target: Any) -> re.Pattern[str]:
+def compiled(target: Any) -> re.Pattern[str]:
+    """A target as a regex that its whole path is to match."""
     try:
         return re.compile(target)
     except (re.error, TypeError) as error:
@@ -294,6 +296,14 @@ def _no_match(
         for layer, _ in walk
         if layer.name == target or (layer.path and pattern.fullmatch(layer.path))
     ]
+    if others and isinstance(others[0], keras.layers.Embedding):
+        return (
+            "A target must be a built, stock EinsumDense or Dense layer: embeddings "
+            f"have no adapters. Received: {target!r}, which matches "
+            f"{others[0].path!r} of type {type(others[0]).__name__}. Rows of some "
+            f"tokens train by `trainable_tokens=[...]`, all of them by "
+            f"`train=[{target!r}]`."
+        )
     if others:
         kind = type(others[0]).__name__
         remedy = f"Name the linear layers instead: {_some_paths(candidates)}."

@@ -146,6 +146,28 @@ def test_what_trained_besides_and_other_settings_are_told(capsys, tmp_path):
     assert "is in the file, too:\n\n`head/kernel`, `head/bias`\n" in card
 
 
+def test_tokens_that_train_are_told(capsys, tmp_path):
+    def saved_with(name, tokens):
+        inputs = keras.Input((4,), dtype="int32", name="x")
+        x = keras.layers.Embedding(10, 8, "ones", name="words")(inputs)
+        head = keras.layers.Dense(4, name="head", kernel_initializer="ones")
+        model = keras.Model({"x": inputs}, head(x))
+        options = {"targets": ["head"], "rank": 2, "trainable_tokens": tokens}
+        keras_flix.enable_flix(model, FEATURES, seed=0, **options)
+        path = str(tmp_path / f"{name}.flix.safetensors")
+        keras_flix.save_adapters(model, path)
+        return path
+
+    one, two = saved_with("one", [2, 3]), saved_with("two", [2, 4])
+    data = answer(capsys, "inspect", one)
+    assert data["trained"] == {"words/flix_token_rows": [2, 8]}
+    assert data["tokens"] == {"words": [2, 3]}
+    assert answer(capsys, "diff", one, two, code=1)["notes"] == [
+        "tokens that train: {'words': [2, 3]} -> {'words': [2, 4]}"
+    ]
+    assert answer(capsys, "diff", one, one)["different"] is False
+
+
 def test_diff_measures_updates(capsys, tmp_path):
     model = keras_flix.enable_flix(make_mlp(), FEATURES, rank=2, targets="all-linear")
     one, two = (str(tmp_path / f"{n}.flix.safetensors") for n in "ab")

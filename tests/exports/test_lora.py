@@ -260,10 +260,31 @@ def test_layers_without_a_counterpart_are_refused(tmp_path):
         intermediate_dim=24,
         max_sequence_length=16,
     )
-    task = keras_hub.models.BertTextClassifier(bert, num_classes=4, preprocessor=None)
-    keras_flix.enable_flix(task, FEATURES, targets=["query", "logits"])
+    task = keras_hub.models.BertMaskedLM(bert, preprocessor=None)
+    keras_flix.enable_flix(task, FEATURES, targets=["query", "intermediate_dense"])
     text = "Every adapted layer must have a counterpart in Hugging Face transformers."
-    refused(tmp_path / "lora", text + " Received: ['logits']", task)
+    refused(tmp_path / "lora", text + " Received: ['mlm_head/", task)
+
+
+@only_once
+def test_what_trains_besides_and_has_no_counterpart_is_refused(tmp_path):
+    model = make(train=["final_normalization", "query"])
+    text = "Received: 'final_normalization/scale', which trained besides and is of no"
+    refused(tmp_path / "lora", text, model)
+    refused(tmp_path / "all", text, model, None, export_loras)
+    # One LoRA per value holds nothing else.
+    for options, name in (
+        ({"train": [".*_0/ffw_linear"]}, "model.layers.0.mlp.down_proj"),
+        ({"trainable_tokens": [7]}, "model.embed_tokens"),
+    ):
+        with pytest.raises(ValueError, match=f"in which .'{name}'. .as transformers"):
+            keras_flix.export_values(make(**options), tmp_path / "values")
+    with pytest.raises(ValueError, match="writes the base alone. Received: a model"):
+        model = make(trainable_tokens=[7])
+        keras_flix.export_base(model, tmp_path / "base.gguf")
+    model = make(targets=["query"], train=["query"])
+    text = "Received: a model in which ['decoder_block_0/attention/query'] do, and no"
+    refused(tmp_path / "lora", text, model)
 
 
 def test_wrong_combinations_are_refused(model, tmp_path):

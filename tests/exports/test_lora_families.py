@@ -12,6 +12,7 @@ import pytest
 from helpers.gemma import FEATURES, randomize
 from helpers.hugging_face import (
     CONFIGS,
+    batch,
     keras_outputs,
     load,
     load_keras,
@@ -139,19 +140,108 @@ def test_many_modules_by_their_whole_names(bases, tmp_path):
     assert_same(model, base, "AutoModel", tmp_path / "lora")
 
 
-@needs_torch
-def test_a_classifier_has_its_head_in_the_base(bases, tmp_path):
-    base = bases("Bert", "AutoModelForSequenceClassification")
+SEQ_CLS = "AutoModelForSequenceClassification"
+
+
+def bert_classifier(base):
+    """A classifier with the head of the base; `None` as `train` is the default."""
     task = keras_hub.models.BertTextClassifier(
         load_keras("Bert", base), num_classes=2, preprocessor=None, dropout=0.0
     )
-    head = load(base, "AutoModelForSequenceClassification").classifier
+    head = load(base, SEQ_CLS).classifier
     weights = [p.detach().numpy() for p in (head.weight, head.bias)]
     task.get_layer("logits").set_weights([weights[0].T, weights[1]])
-    keras_flix.enable_flix(task, FEATURES, targets="all-linear")
-    keras_flix.export_lora(randomize(task), COMBINATION, tmp_path / "lora")
-    auto = "AutoModelForSequenceClassification"
-    assert_same(task, base, auto, tmp_path / "lora")
+    return task
+
+
+@needs_torch
+def test_a_classifier_has_its_head_in_the_base(bases, tmp_path):
+    base = bases("Bert", SEQ_CLS)
+    # The head may have a LoRA, too.
+    for targets in ("all-linear", ["query", "logits"]):
+        task = bert_classifier(base)
+        keras_flix.enable_flix(task, FEATURES, targets=targets, rank=2, train=())
+        directory = tmp_path / str(targets[:3])
+        keras_flix.export_lora(randomize(task), COMBINATION, directory)
+        assert_same(task, base, SEQ_CLS, directory)
+        assert read_config(directory)["task_type"] is None
+
+
+@needs_torch
+@pytest.mark.parametrize(
+    "targets, train, modules",
+    [
+        (None, None, ["classifier"]),
+        # What trains whole and is adapted, too, is merged.
+        (["query", "logits"], None, ["classifier"]),
+        (
+            ["query", ".*_1/self_attention_layer/value"],
+            ["logits", "pooled_dense", ".*_0/.*_dense", ".*_1/.*/value"],
+            [
+                *("pooler.dense", "encoder.layer.0.intermediate.dense"),
+                "encoder.layer.0.output.dense",
+                "encoder.layer.1.attention.self.value",
+                "classifier",
+            ],
+        ),
+    ],
+)
+def test_layers_that_train_whole_are_modules_to_save(
+    targets, train, modules, bases, tmp_path
+):
+    base = bases("Bert", SEQ_CLS)
+    task = bert_classifier(base)
+    keras_flix.enable_flix(task, FEATURES, rank=2, targets=targets, train=train)
+    # Heads too.
+    randomize(task)
+    keras_flix.export_lora(task, COMBINATION, tmp_path / "lora")
+    config = read_config(tmp_path / "lora")
+    expected = {m if m == "classifier" else f"bert.{m}" for m in modules}
+    assert set(config["modules_to_save"]) == expected
+    assert config["task_type"] == "SEQ_CLS"
+    adapted = with_lora(load(base, SEQ_CLS), tmp_path / "lora")
+    ours = keras_outputs(task, **COMBINATION)
+    np.testing.assert_allclose(torch_outputs(adapted), ours, atol=1e-4)
+
+
+@needs_torch
+def test_modules_of_several_layers_that_train_whole(bases, tmp_path):
+    base = bases("GPT2", CAUSAL_LM)
+    model = causal_lm("GPT2", load_keras("GPT2", base))
+    train = [".*_0/self_attention/query", ".*_1/feedforward_output_dense"]
+    keras_flix.enable_flix(model, FEATURES, train=train)
+    keras_flix.export_lora(randomize(model), COMBINATION, tmp_path / "lora")
+    adapted = with_lora(load(base, CAUSAL_LM), tmp_path / "lora")
+    ours = keras_outputs(model, **COMBINATION)
+    np.testing.assert_allclose(torch_outputs(adapted), ours, atol=1e-4)
+
+
+@needs_torch
+@pytest.mark.parametrize(
+    "family, auto, modules",
+    [
+        ("Gemma", CAUSAL_LM, ["model.embed_tokens"]),
+        ("Qwen", CAUSAL_LM, ["model.embed_tokens", "lm_head"]),
+        ("GPT2", CAUSAL_LM, ["transformer.wte"]),
+        ("Llama", "AutoModel", ["embed_tokens"]),
+        ("Bert", "AutoModel", ["embeddings.word_embeddings"]),
+    ],
+)
+def test_rows_of_tokens_are_trainable_token_indices(
+    family, auto, modules, bases, tmp_path
+):
+    base = bases(family, "AutoModel" if family == "Bert" else CAUSAL_LM)
+    model = load_keras(family, base)
+    model = causal_lm(family, model) if auto == CAUSAL_LM else model
+    # Among those of the batch.
+    tokens = np.unique(batch()["token_ids"])[1:8:2].tolist()
+    keras_flix.enable_flix(model, FEATURES, rank=2, trainable_tokens=tokens)
+    keras_flix.export_lora(randomize(model), COMBINATION, tmp_path / "lora")
+    indices = read_config(tmp_path / "lora")["trainable_token_indices"]
+    assert indices == dict.fromkeys(modules, tokens)
+    adapted = with_lora(load(base, auto), tmp_path / "lora")
+    ours = keras_outputs(model, **COMBINATION)
+    np.testing.assert_allclose(torch_outputs(adapted), ours, atol=1e-4)
 
 
 @needs_torch

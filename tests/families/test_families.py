@@ -16,6 +16,7 @@ from helpers.gemma import FEATURES, randomize, to_numpy
 from keras import tree
 
 import keras_flix
+from keras_flix.models.adapted.trained_base import heads
 
 FAMILIES = [
     *decoders.FAMILIES,
@@ -185,7 +186,7 @@ def check_mixed_batch(adapted, alone=True):
 
 
 def check_training_step(adapted, labels=None):
-    """It moves the tables of the values in the batch, and nothing else.
+    """It moves the tables of the values in the batch, a head, and nothing else.
 
     By gradients that are far from zero, so that every layer ran and mattered.
     """
@@ -212,7 +213,9 @@ def check_training_step(adapted, labels=None):
                 assert set(np.flatnonzero(step)) == active[feature], path
                 assert step.max() > MINIMAL_STEP, (path, step)
     for variable in model.weights:
-        if id(variable) not in tables:
+        if id(variable) not in tables and variable.trainable:
+            assert (after[id(variable)] != before[id(variable)]).any(), variable.path
+        elif id(variable) not in tables:
             np.testing.assert_array_equal(
                 after[id(variable)], before[id(variable)], err_msg=variable.path
             )
@@ -352,7 +355,7 @@ def test_refused_targets(family, target):
 
 @pytest.mark.parametrize("task_case", TASK_CASES)
 def test_task(task_case):
-    """The backbone's layers are adapted, and heads are frozen as all else is."""
+    """The backbone's layers are adapted; the heads of classifiers train, too."""
     family, kind = task_case
     own = as_dict(family.inputs(3))
     if kind == "masked_lm":
@@ -364,7 +367,11 @@ def test_task(task_case):
     adapted = Adapted.make(family, task, own, None if family.default else named)
     assert names(adapted.layers) == (family.default or set(named))
     check_mixed_batch(adapted, in_full(family) and not family.mixes_examples)
-    assert not any(v.trainable for v in task.weights if "flix_" not in v.name)
+    besides = [v for v in task.trainable_variables if "flix_" not in v.name]
+    is_classifier = kind.endswith("classifier")
+    head = [v for layer in heads(task) for v in layer.trainable_variables]
+    assert list(map(id, besides)) == list(map(id, head if is_classifier else []))
+    assert bool(besides) == is_classifier
     if not in_full(family):
         return
     *shape, classes = adapted.adapted_outputs()[0].shape

@@ -186,6 +186,14 @@ def test_a_lora_directory_there_and_back(folders, tmp_path, place):
     )
 
 
+def test_the_card_of_a_classifiers_lora(folders, tmp_path):
+    options = {"task_type": "SEQ_CLS", "modules_to_save": ["classifier"]}
+    keras_flix.push_adapters(lora(tmp_path, **options), "hf://me/lora")
+    card = (folders.root / "me/lora/README.md").read_text()
+    assert "LoRA of rank 8 on `q_proj`, `v_proj`, with `classifier` as a whole." in card
+    assert "base = AutoModelForSequenceClassification.from_pretrained('...')" in card
+
+
 @pytest.mark.parametrize("place", ["hf://me/grid", "kaggle://me/grid/keras/small"])
 def test_many_loras_there_and_back(folders, tmp_path, place):
     grid = tmp_path / "grid"

@@ -48,7 +48,7 @@ IN_MODELS = (
     ("adapted", "family_names"),
     ("targets",),
     ("multiplied", "places"),
-    ("trial",),
+    ("trainable_tokens", "trial", "whole_layers"),
     ("disable", "enable", "merge", "optimizers", "sharding", "summary"),
     ("growing", "restore", "share"),
 )

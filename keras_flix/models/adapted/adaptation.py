@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from keras_flix.layers.low_rank_layer import LowRankKernel
     from keras_flix.layers.tables import Tables
+    from keras_flix.layers.token_rows import TokenRows
     from keras_flix.models.adapted.cut_counts import CutTexts
     from keras_flix.models.adapted.learning_rates import Rates
     from keras_flix.models.adapted.thread_lock import Turns
@@ -76,6 +77,7 @@ class Adaptation:
         rows_known: Whether the rows of every adapted layer are known, of which
             examples they are.
         rows: The orders of the rows that the user stated, by path of the layer.
+        token_rows: Embeddings of which some rows train.
         frozen_before: The layers and variables that were frozen before; the same list
             for the model and its backbone.
         added: By feature, the values that were added later; shared likewise.
@@ -105,6 +107,7 @@ class Adaptation:
     no_gradient: str = ""
     rows_known: bool = False
     rows: dict[str, Orders] = dataclasses.field(default_factory=dict)
+    token_rows: list[TokenRows] = dataclasses.field(default_factory=list)
     frozen_before: list[Any] = dataclasses.field(default_factory=list)
     added: dict[str, set[Value]] = dataclasses.field(default_factory=dict)
     rates: Rates | None = None

@@ -37,6 +37,11 @@ class FrozenRows(_compat.Mixin):
         return trained
 
 
+def is_table(variable: Any) -> bool:
+    """Whether a variable holds adapter weights, row by row those of a value."""
+    return getattr(variable, "has_rows_of_values", False)
+
+
 def choose(adaptation: Any, choice: Choice) -> None:
     """Makes all layers of a model, and its optimizers, follow a choice of values."""
     for layer in adaptation.layers.values():

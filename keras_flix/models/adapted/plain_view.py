@@ -124,6 +124,7 @@ class PlainView(_compat.Mixin):
         # Compiling is left to the adapted model, which has other variables.
         base.pop("compile_config", None)
         flags, rates = flags_config(self), adaptation.rates
+        tokens = token_ids(adaptation)
         order = list(adaptation.layers)
         places = {n: [order.index(p) for p in x] for n, x in adaptation.places.items()}
         return {
@@ -145,6 +146,7 @@ class PlainView(_compat.Mixin):
             ),
             **({"flags": flags} if flags else {}),
             **({"rates": rates.get_config()} if rates else {}),
+            **({"tokens": tokens} if tokens else {}),
         }
 
 
@@ -178,6 +180,11 @@ def _rows_by_place(adaptation: Any) -> list[list[str] | None]:
     """`stated_rows` along with the adapted layers; `None` where nothing is stated."""
     stated = stated_rows(adaptation)
     return [stated.get(path) for path in adaptation.layers]
+
+
+def token_ids(adaptation: Any) -> dict[str, list[int]]:
+    """The tokens whose rows train, by the path of their embedding."""
+    return {layer.path: layer.token_ids.tolist() for layer in adaptation.token_rows}
 
 
 def layers_with_kernels(model: Any) -> list[Any]:
@@ -214,7 +221,10 @@ def plain_view(model: Any) -> Iterator[Any]:
     swaps = [(p, type(p), p._adaptation.base_class) for p in model._adaptation.parts]
     swaps += [
         (layer, type(layer), layer.plain_class)
-        for layer in model._adaptation.adapted_layers
+        for layer in [
+            *model._adaptation.adapted_layers,
+            *model._adaptation.token_rows,
+        ]
     ]
     # To other threads, the adapters would be missing meanwhile.
     with model._adaptation.turns.alone():

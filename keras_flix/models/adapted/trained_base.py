@@ -12,6 +12,7 @@ import keras_hub
 
 from keras_flix import _compat
 from keras_flix.layers.holds_tables import HoldsTables
+from keras_flix.layers.token_rows import TokenRows
 from keras_flix.models.adapted.adaptation import is_adapted
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
@@ -38,8 +39,8 @@ def base_variables(model: keras.Model) -> Iterator[BaseVariable]:
     counts: Counter[str] = Counter()
     seen: set[int] = set()
     for layer in [model, *_compat.flatten_layers(model)]:
-        if isinstance(layer, HoldsTables):
-            seen |= {id(v) for v in layer.named_tables().values()}
+        if isinstance(layer, (HoldsTables, TokenRows)):
+            seen |= {id(v) for v in layer.adapter_variables().values()}
         for variable in _compat.own_variables(layer):
             if id(variable) in seen:
                 continue
@@ -68,6 +69,7 @@ def trained_base(model: keras.Model) -> dict[str, keras.Variable]:
     # Of these, the layers' flags are for the adapters.
     adapted = {id(part) for part in model._adaptation.parts}
     adapted |= {id(layer.holder()) for layer in model._adaptation.layers.values()}
+    adapted |= {id(layer) for layer in model._adaptation.token_rows}
     return {
         name: variable
         for name, layer, variable in base_variables(model)
@@ -82,6 +84,16 @@ def _trains(layer: Any, variable: keras.Variable, adapted: bool) -> bool:
     if any([variable is v for v in _compat.by_gradients(layer)]):
         return bool(variable.trainable)
     return not adapted and _compat.is_on(layer)
+
+
+def token_variables(model: keras.Model) -> dict[str, keras.Variable]:
+    """The rows of tokens that train, by path; empty for a plain model."""
+    layers = model._adaptation.token_rows if is_adapted(model) else ()
+    return {
+        f"{layer.path}/{name}": variable
+        for layer in layers
+        for name, variable in layer.adapter_variables().items()
+    }
 
 
 def heads(model: keras.Model) -> list[keras.layers.Layer]:
@@ -133,6 +145,8 @@ class KeepsBaseFrozen(_compat.KeepsFrozen):
         tables = [table.variable for table in adaptation.tables()]
         holders = [layer.holder() for layer in adaptation.layers.values()]
         own = [*adaptation.parts, *holders, *tables]
+        for layer in adaptation.token_rows:
+            own += layer.adapter_flags()
         # A backbone does not switch its task on.
         inside = {id(one) for one in _compat.with_flags(self)}
         return [one for one in own if id(one) in inside]
@@ -184,8 +198,8 @@ def _places(model: Any) -> Iterator[tuple[list[Any], Any]]:
         kind = getattr(layer, "plain_class", type(layer)).__name__
         yield [position, kind], layer
         tables = {}
-        if isinstance(layer, HoldsTables):
-            tables = {id(v): n for n, v in layer.named_tables().items()}
+        if isinstance(layer, (HoldsTables, TokenRows)):
+            tables = {id(v): n for n, v in layer.adapter_variables().items()}
         own = [v for v in _compat.own_variables(layer) if id(v) not in tables]
         keys = {id(v): i for i, v in enumerate(own)} | tables
         for variable in _compat.own_variables(layer):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 from keras_flix.features.feature import Value
 from keras_flix.models.adapted.adaptation import Model
-from keras_flix.models.adapted.frozen_values import choose
+from keras_flix.models.adapted.frozen_values import choose, is_table
 from keras_flix.models.growing.resize import changeable
 from keras_flix.models.growing.schema_changes import checked_feature, checked_values
 
@@ -45,6 +46,10 @@ def set_trainable(model: Model, values: Mapping[str, Sequence[Value]] | None) ->
         ValueError: If a feature or a value is not the model's. The choice is then
             left as it was.
 
+    Warns:
+        UserWarning: If layers train whole besides, such as a classifier's head: that
+            changes what all values compute. `layer.trainable = False` freezes one.
+
     Example:
 
     >>> x = keras.Input((8,), name="x")
@@ -71,4 +76,12 @@ def set_trainable(model: Model, values: Mapping[str, Sequence[Value]] | None) ->
         for name, chosen in values.items()
     }
     choose(adaptation, choice)
+    besides = [v.path for v in model.trainable_variables if not is_table(v)]
+    if besides:
+        warnings.warn(
+            "Values that are frozen compute the same only while nothing else trains. "
+            f"Received: a model in which {besides[:3]} train besides. To freeze these, "
+            "set `layer.trainable = False` on their layers, and compile again.",
+            stacklevel=2,
+        )
     return model

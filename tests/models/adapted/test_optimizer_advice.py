@@ -169,7 +169,9 @@ def test_a_fresh_head_that_is_frozen():
     data["task"] = "a"
 
     def told(change):
-        model = keras_flix.enable_flix(classifier(), {"task": ["a", "b"]}, rank=2)
+        model = keras_flix.enable_flix(
+            classifier(), {"task": ["a", "b"]}, rank=2, train=()
+        )
         change(model.get_layer("logits"))
         model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True))
         with warnings.catch_warnings(record=True) as caught:

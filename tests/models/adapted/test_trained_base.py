@@ -391,6 +391,6 @@ def test_adapters_of_another_head_are_refused(tmp_path):
 def test_a_lora_export_does_not_drop_it(tmp_path):
     backbone = keras_flix.enable_flix(make_backbone(), FEATURES)
     backbone.get_layer("final_normalization").trainable = True
-    with pytest.raises(ValueError, match="'final_normalization/scale'.* trained besi"):
+    with pytest.raises(ValueError, match="'final_normalization/scale', which trained"):
         keras_flix.export_lora(backbone, {"task": "qa"}, tmp_path / "lora")
     assert not list(tmp_path.iterdir())
