@@ -102,8 +102,8 @@ def load_adapters(
     def check(found: Adapters) -> None:
         if is_adapted(model):
             _check_schema(adaptation_of(model).schema, found.schema, found.source)
-            own = _shapes(_adapter_variables(model))
-            _check_tables(own, found.tables, found.source)
+            expected = _shapes(_adapter_variables(model))
+            _check_tables(expected, found)
         else:
             layers.update(_check_layers(model, found))
         embeddings.update(_check_tokens(model, found))
@@ -309,15 +309,11 @@ def _update(own: Feature | None, saved: Feature | None, path: Any) -> str:
     )
 
 
-def _check_tables(
-    expected: dict[str, tuple[int, ...]],
-    tensors: Mapping[str, np.ndarray],
-    path: Any,
-) -> None:
-    for name, own, found in unlike(expected, _shapes(tensors)):
+def _check_tables(expected: dict[str, tuple[int, ...]], adapters: Adapters) -> None:
+    for name, own, found in unlike(expected, _shapes(adapters.tables)):
         raise ValueError(
             "The adapter weights of a file must fit those of the model. At "
-            f"{name!r}, expected: shape {own}. Received: {found} in {str(path)!r}. Use "
+            f"{name!r}, expected: shape {own}. Received: {found} in {adapters.source!r}. Use "
             "the base model and the targets it was trained with."
         )
 
@@ -347,5 +343,5 @@ def _check_layers(model: keras.Model, adapters: Adapters) -> dict[str, Any]:
             count, rank = len(feature.values), max(feature.ranks)
             shapes = (count, d_in, rank), (count, rank, d_out)
             expected |= zip(table_names(name, feature.name), shapes)
-    _check_tables(expected, adapters.tables, adapters.source)
+    _check_tables(expected, adapters)
     return {name: by_path[name] for name in adapters.layers}

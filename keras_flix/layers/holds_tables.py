@@ -10,7 +10,7 @@ import keras
 from keras_flix import _compat
 
 if TYPE_CHECKING:
-    from keras_flix.layers.low_rank_layer import LowRankKernel
+    from keras_flix.layers.low_rank_kernel import LowRankKernel
 
 
 class HoldsTables(_compat.BaseVariablesCheck, _compat.KeepsFrozen):

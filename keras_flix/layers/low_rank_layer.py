@@ -1,4 +1,4 @@
-"""What `FlixEinsumDense`, `FlixDense` and kernels of experts share."""
+"""What `FlixEinsumDense` and `FlixDense` share."""
 
 from __future__ import annotations
 
@@ -6,202 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops, tree
 
 from keras_flix import _compat
-from keras_flix.features.feature import Feature
 from keras_flix.features.input_entries import layer_ids
 from keras_flix.features.schema import Dropouts, Features, FeatureSchema, Ranks
 from keras_flix.features.targets import check_no_targets
 from keras_flix.features.tensor_ids import Tensor
-from keras_flix.layers.active_scope import Routing, current_routing, is_off
+from keras_flix.layers.active_scope import current_routing, is_off
 from keras_flix.layers.checks import (
     check_backend,
     check_ranks,
-    check_runs_once,
-    check_same_split,
-    layer_equation,
-    matrix_shape,
-    no_features,
     two_loras,
 )
-from keras_flix.layers.einsum_split import flatten_kernel
 from keras_flix.layers.holds_tables import HoldsTables
-from keras_flix.layers.low_rank_update import (
-    ActiveValues,
-    combined_matrix,
-    low_rank_update,
-)
+from keras_flix.layers.low_rank_kernel import LowRankKernel
 from keras_flix.layers.quantized import QuantizedCall
-from keras_flix.layers.row_orders import EACH_ROW, SHARED, Orders, by_example
-from keras_flix.layers.tables import Constant, Tables, initial_a
-
-
-class LowRankKernel(_compat.Mixin):
-    """What adapted layers and adapted kernels of experts share."""
-
-    _tables: Tables
-    equation: str
-    row_orders: Orders | None = None
-    """The orders of the rows in calls without `features=`; `None` if unknown."""
-
-    # A method: Keras' files follow all attributes and properties that are layers.
-    def holder(self) -> Any:
-        """The layer that has the kernel and the tables among its variables."""
-        return self
-
-    @property
-    def kernel_shape(self) -> tuple[int, ...]:
-        """The logical shape of the whole kernel."""
-        return self._tables.kernel_shape
-
-    @property
-    def features(self) -> FeatureSchema:
-        """The schema of the layer's features."""
-        return self._tables.schema
-
-    def add_tables(self, feature: Feature, seed: int, key: str) -> None:
-        """Creates `A` and `B` of a feature; `B` starts at zero."""
-        d_in, d_out = matrix_shape(self)
-        count, rank = len(feature.values), max(feature.ranks)
-        a = initial_a(feature.ranks, d_in, (seed, f"{key}/{feature.name}"))
-        with _compat.unlocked(self.holder()):
-            self._tables.variables[feature.name] = tuple(
-                _compat.add_table(
-                    self.holder(),
-                    name=f"flix_{feature.name}_{part}",
-                    shape=table_shape,
-                    initializer=initializer,
-                    key=key,
-                )
-                for part, table_shape, initializer in (
-                    ("a", (count, d_in, rank), Constant(a)),
-                    ("b", (count, rank, d_out), "zeros"),
-                )
-            )
-
-    def add_update(self, product: Tensor, equation: str, inputs: Tensor) -> Tensor:
-        """The product with the kernel, where another layer computes it by itself."""
-        delta = self.low_rank_output(inputs, equation=equation)
-        return product if delta is None else product + delta
-
-    def low_rank_output(
-        self,
-        inputs: Tensor,
-        features: Mapping[str, Any] | None = None,
-        training: bool | None = None,
-        equation: str | None = None,
-    ) -> Tensor | None:
-        """What the active values add to the layer's linear output.
-
-        Args:
-            inputs: The layer's input, its rows in one of the `row_orders`.
-            features: Values or ids by feature, each one for all rows or one per
-                row; or `None` to take those of the model's current input.
-            training: Whether feature dropout applies.
-            equation: What the kernel's product with `inputs` is; `None` for the
-                layer's own.
-
-        Returns:
-            A tensor of the linear output's shape, or `None` where the
-            adapters are switched off.
-        """
-        routing = self._routing(ops.shape(inputs)[0], features, training)
-        active = routing.active
-        if active is None:
-            return None
-        flat = flatten_kernel(
-            equation or self.equation, len(inputs.shape), self._tables.kernel_shape
-        )
-        if equation is not None:
-            check_same_split(flat, *layer_equation(self))
-        if flat.input_axes is not None:
-            inputs = ops.transpose(inputs, flat.input_axes)
-        batch = batch_of(active)
-        orders = routing.orders or self.row_orders
-        if batch is not None and SHARED in (orders or ()) and inputs.shape[0] == 1:
-            # Each example's update makes something else of it.
-            inputs = ops.broadcast_to(inputs, (batch, *ops.shape(inputs)[1:]))
-        positions = ops.shape(inputs)[: flat.split.num_positions]
-        shape = by_example(positions, batch, orders, routing.generates, self.path)
-        x = ops.reshape(inputs, (*shape, flat.d_in))
-        delta = low_rank_update(
-            x,
-            self._tables.by_feature(),
-            active,
-            routing.gathered.get(id(self)),
-            routing.row_scope,
-        )
-        delta = ops.reshape(delta, (*positions, *flat.output_sizes))
-        if flat.output_axes is not None:
-            delta = ops.transpose(delta, flat.output_axes)
-        return delta
-
-    def _routing(
-        self,
-        rows: Tensor,
-        features: Mapping[str, Any] | None = None,
-        training: bool | None = None,
-    ) -> Routing:
-        """The routing of a call for so many rows."""
-        schema = self._tables.schema
-        if is_off(self):
-            if current_routing(schema) is None:
-                check_runs_once(self, self.kernel)
-            return Routing(schema, None)
-        routing = None
-        around = current_routing(schema)
-        if features is None:
-            routing = around
-            self._check_known(around)
-        if routing is None:
-            ids = layer_ids(schema, features or {}, rows)
-            routing = Routing.from_ids(
-                schema,
-                ids,
-                batch_size=rows,
-                dropout_seed=self._dropout_seed if training else None,
-                trained=self._tables.trained(),
-                orders=EACH_ROW,
-            )
-        for running in (routing, around):
-            if running is not None:
-                running.ran.add(id(self))
-        return routing
-
-    def _check_known(self, around: Routing | None) -> None:
-        """Raises where the features of a call without `features=` are not known."""
-        if around is None and self.features.routed:
-            raise ValueError(no_features(self, [f.name for f in self.features.routed]))
-
-    def kernel_delta(self, combination: Mapping[str, Any]) -> Tensor:
-        """The update of one combination of values.
-
-        Args:
-            combination: One value (or id) per feature, such as
-                `{"task": "qa", "language": "sw"}`; `None` is absent.
-
-        Returns:
-            A float32 tensor of the kernel's shape.
-        """
-        return self.delta_of_ids(self.features.encode_one(combination))
-
-    def delta_of_ids(self, ids: Mapping[str, Any]) -> Tensor:
-        """`kernel_delta` of encoded values: ids of a batch of one, by feature."""
-        shape = self._tables.kernel_shape
-        flat = flatten_kernel(*layer_equation(self), shape)
-        matrix = combined_matrix(self._tables.by_feature(), ids, flat.d_in)
-        axes = flat.split.kernel_axes
-        unfolded = ops.reshape(matrix, [shape[axis] for axis in axes])
-        return ops.transpose(unfolded, flat.split.unflatten_axes())
-
-    def kernel_norm(self) -> float:
-        """The Frobenius norm of the base's kernel; NaN if it is not in floats."""
-        if self.quantization_mode is not None:
-            return float("nan")
-        kernel = _compat.to_host(ops.cast(self.kernel, "float32"))
-        return float(np.linalg.norm(kernel.astype("float64")))
+from keras_flix.layers.tables import Tables
 
 
 class LowRankLayer(LowRankKernel, QuantizedCall, HoldsTables):
@@ -349,10 +170,3 @@ class LowRankLayer(LowRankKernel, QuantizedCall, HoldsTables):
         if isinstance(config.get("features"), Mapping):
             config["features"] = FeatureSchema.from_config(config["features"])
         return super().from_config(config)
-
-
-def batch_of(active: Mapping[str, ActiveValues]) -> Tensor | None:
-    """The number of examples; `None` if all rows use the same tables."""
-    for values in active.values():
-        return ops.shape(values.rows)[0]
-    return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,22 +9,21 @@ import keras
 import keras_hub
 
 from keras_flix import _compat
-from keras_flix.features.input_entries import TEXT_KEYS
 from keras_flix.features.schema import Dropouts, Features, FeatureSchema, Ranks
 from keras_flix.layers import FlixDense, FlixEinsumDense
 from keras_flix.layers.active_scope import carry_routing
-from keras_flix.layers.checks import check_backend, check_ranks
+from keras_flix.layers.checks import check_ranks
 from keras_flix.layers.expert_kernel import ExpertKernel
-from keras_flix.layers.holds_tables import HoldsTables
 from keras_flix.layers.low_rank_layer import LowRankLayer
-from keras_flix.layers.quantized import check_quantized_layers, rounded_logits
+from keras_flix.layers.quantized import rounded_logits
 from keras_flix.layers.row_orders import Orders
 from keras_flix.layers.token_rows import TokenRows
-from keras_flix.models.adapted.adaptation import Adaptation, Model, is_adapted
-from keras_flix.models.adapted.devices import check_devices, creation_scope
+from keras_flix.models.adapted.adaptation import Adaptation, Model
+from keras_flix.models.adapted.devices import creation_scope
 from keras_flix.models.adapted.model import routed_class
 from keras_flix.models.adapted.own_state import warn_of_own_state
 from keras_flix.models.adapted.thread_lock import Turns
+from keras_flix.models.model_checks import check_stock, checked_seed, checked_walk
 from keras_flix.models.multiplied import (
     chosen_experts,
     multiply_adapted,
@@ -139,7 +137,7 @@ def enable_flix(
     (3, 4)
     """
     schema = FeatureSchema(features).resolve(rank, dropout, alpha, scale)
-    walk = _checked_walk(model, schema)
+    walk = checked_walk(model, schema)
     kernels = chosen_experts(experts, walk)
     layers, places = find_places(model, schema, targets, walk, kernels)
     whole = find_whole_layers(model, train, walk)
@@ -176,20 +174,20 @@ def adapt_layers(
 ) -> Model:
     """`enable_flix` for layers that are known, with a schema that is resolved.
 
-    `walk` is what `_checked_walk` gave, if it has run; `rows` the orders that are
+    `walk` is what `checked_walk` gave, if it has run; `rows` the orders that are
     stated, by path; `places` where features are, if not in all layers; `whole` the
     layers that train besides; `tokens` embeddings, with the tokens whose rows do.
     """
     schema = schema.resolve(alpha=alpha, scale=scale)
     seed = checked_seed(seed)
-    walk = _checked_walk(model, schema) if walk is None else walk
+    walk = checked_walk(model, schema) if walk is None else walk
     inner = [layer for layer, _ in walk]
     names = {
         key: [n for n in schema.names if key in (places or {}).get(n, layers)]
         for key in layers
     }
     for key, layer in layers.items():
-        _check_stock(layer)
+        check_stock(layer)
         check_ranks(layer, [schema[name] for name in names[key]])
     known = known_orders(model, schema, walk)
     orders: dict[str, Orders | None] = dict.fromkeys(layers, known)
@@ -254,18 +252,6 @@ def adapt_layers(
     return model
 
 
-def checked_seed(seed: Any) -> int:
-    """The seed as an integer, drawn if `None`; raises for what is no seed."""
-    if seed is None:
-        return _compat.fresh_seed()
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
-        raise ValueError(
-            "`seed` must be a non-negative integer or None. Received: "
-            f"seed={seed!r}. None draws one."
-        )
-    return int(seed)
-
-
 def _parts(model: keras.Model) -> list[keras.Model]:
     """The model and its backbone, which people also call on its own."""
     backbone = getattr(model, "backbone", None)
@@ -302,56 +288,3 @@ def route(model: keras.Model, adaptation: Adaptation) -> None:
         # model's already, and tracking them twice would rename their paths.
         object.__setattr__(model, "_adaptation", adaptation)
     _compat.reset_parameters(model)
-
-
-def _checked_walk(model: Any, schema: FeatureSchema) -> list[Placed]:
-    """All layers of a model; raises for one that cannot be adapted."""
-    check_backend()
-    if not isinstance(model, keras.Model):
-        raise ValueError(
-            "`model` must be a keras.Model. Received: an object of type "
-            f"{type(model).__name__}. For a single layer, use FlixEinsumDense or "
-            "FlixDense."
-        )
-    walk = _compat.layers_with_parents(model)
-    inner = [layer for layer, _ in walk]
-    if is_adapted(model) or any(isinstance(layer, HoldsTables) for layer in inner):
-        raise ValueError(
-            "A model can be adapted once. Received: a model that `enable_flix` has "
-            "adapted already, or one over layers of such a model. Start from a fresh "
-            "model, or use `merge_features(model, ...)`, which returns a plain one; "
-            "another model over adapted layers takes their features by "
-            "`share_features(model, other)`."
-        )
-    if not model.built:
-        raise ValueError(
-            "`model` must be built, since adapters take their shapes from its "
-            f"kernels. Received: an unbuilt {type(model).__name__}. Call it on a "
-            "batch first."
-        )
-    check_quantized_layers(inner)
-    check_devices(model, inner)
-    check_names(model, schema)
-    return walk
-
-
-def check_names(model: keras.Model, schema: FeatureSchema) -> None:
-    """Raises if a feature is called like one of the model's own inputs."""
-    names = _compat.input_names(model)
-    if isinstance(model, keras_hub.models.Task):
-        names = [*names, *TEXT_KEYS]
-    taken = [f.name for f in schema.routed if {f.name, f.ids_key} & set(names)]
-    if taken:
-        raise ValueError(
-            "A feature must not be called like one of the model's own inputs "
-            f"{names}. Received: feature {taken[0]!r}. Rename the feature."
-        )
-
-
-def _check_stock(layer: Any) -> None:
-    if getattr(layer, "lora_enabled", False):
-        raise ValueError(
-            "A target must not have a LoRA of Keras' own. Received: layer "
-            f"{layer.path!r}, on which `enable_lora` was called. Start from a "
-            "model without it; FLix with one always-on feature is a LoRA."
-        )

@@ -13,7 +13,8 @@ from keras_flix.layers.active_scope import carry_routing
 from keras_flix.layers.holds_tables import HoldsTables
 from keras_flix.models.adapted.adaptation import Model, adaptation_of, is_adapted
 from keras_flix.models.adapted.devices import check_devices
-from keras_flix.models.enable import check_names, hold_dropout_seed, route
+from keras_flix.models.enable import hold_dropout_seed, route
+from keras_flix.models.model_checks import check_names
 
 
 def share_features(model: keras.Model, other: Model) -> Model:

@@ -11,9 +11,9 @@ import keras
 from keras_flix import _compat
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.layers.row_orders import KERAS_HUB, Orders
+from keras_flix.models.adapted.probe_batches import Probe
 from keras_flix.models.adapted.row_probe import (
     LENGTHS,
-    Probe,
     find_orders,
     unclear_rows,
     watched,

@@ -47,7 +47,7 @@ FLOORS = (
 IN_MODELS = (
     ("adapted", "family_names"),
     ("targets",),
-    ("multiplied", "places"),
+    ("model_checks", "multiplied", "places"),
     ("trainable_tokens", "trial", "whole_layers"),
     ("disable", "enable", "merge", "optimizers", "sharding", "summary"),
     ("growing", "restore", "share"),

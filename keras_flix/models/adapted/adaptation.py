@@ -16,7 +16,7 @@ from keras_flix.layers.row_orders import Orders
 if TYPE_CHECKING:
     import keras
 
-    from keras_flix.layers.low_rank_layer import LowRankKernel
+    from keras_flix.layers.low_rank_kernel import LowRankKernel
     from keras_flix.layers.tables import Tables
     from keras_flix.layers.token_rows import TokenRows
     from keras_flix.models.adapted.cut_counts import CutTexts

@@ -12,9 +12,9 @@ from keras_flix import _compat
 from keras_flix.features.host_values import host_value
 from keras_flix.features.input_entries import leading_size, split_entries
 from keras_flix.layers.active_scope import Routing, routing_scope
+from keras_flix.models.adapted.probe_batches import Probe
 from keras_flix.models.adapted.row_probe import (
     LENGTHS,
-    Probe,
     find_orders,
     unclear_rows,
 )

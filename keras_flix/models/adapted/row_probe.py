@@ -10,8 +10,6 @@ whose layers do something else in training are tried in training, too.
 from __future__ import annotations
 
 import contextlib
-import itertools
-import math
 import threading
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,13 +17,19 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from keras import ops, tree
+from keras import ops
 
 from keras_flix import _compat
 from keras_flix.features.host_values import tell_value, values_at_hand
 from keras_flix.layers.checks import check_product
 from keras_flix.layers.expert_kernel import ExpertKernel
 from keras_flix.layers.row_orders import BATCH, REPEAT, SHARED, TILE, Orders
+from keras_flix.models.adapted.probe_batches import (
+    Probe,
+    change_codes,
+    changed_batch,
+    shorter,
+)
 
 LENGTHS = (5, 6, 4)
 """Of batches to try: none that other axes of unknown length have, see `sized`."""
@@ -33,27 +37,6 @@ LENGTHS = (5, 6, 4)
 Calls = list["list[np.ndarray] | None"]
 """What a layer was given, by call; `None` where that cannot be seen."""
 Runs = Mapping[str, Calls]
-
-
-class Probe(NamedTuple):
-    """How a model is tried.
-
-    Attributes:
-        call: Runs the model on inputs; takes `training`.
-        inputs: A structure of `keras.KerasTensor`, which stand for the tensors, and of
-            what else the model takes.
-        length: The batch's; leading axes of this length are the batch's.
-        sure: Whether the dtypes, and that length, are known to be the model's.
-        trains: Whether training may be something else, see `heeds_training`.
-        readers: The layers that multiply by kernels themselves, by path of the latter.
-    """
-
-    call: Callable[..., Any]
-    inputs: Any
-    length: int
-    sure: bool
-    trains: bool
-    readers: Mapping[str, Any] = types.MappingProxyType({})
 
 
 class Found(NamedTuple):
@@ -179,10 +162,10 @@ def _count_odd(found: Mapping[str, Found]) -> int:
 def _tried(
     probe: Probe, layers: Mapping[str, Any], filling: Any, training: bool
 ) -> dict[str, Found]:
-    codes = _codes(probe.length)
+    codes = change_codes(probe.length)
 
     def run(one: Probe, changed: Sequence[int] = ()) -> Runs:
-        return _run(one, layers, _batch(one, changed, filling), training)
+        return _run(one, layers, changed_batch(one, changed, filling), training)
 
     base = run(probe)
     runs = []
@@ -200,7 +183,7 @@ def _tried(
             if rows is not None and rows == [None] * probe.length:
                 # As the zeros that a recurrent layer begins with.
                 with contextlib.suppress(Exception):
-                    again = run(_shorter(probe))[path][place]
+                    again = run(shorter(probe))[path][place]
                     if again and len(again[0]) == probe.length - 1:
                         order = BATCH
             if order is None:
@@ -220,60 +203,6 @@ def _alike(calls: Calls, others: Calls) -> bool:
     """Whether a layer was given the same in two runs on the same batch."""
     rows = [[None] if a is None else _owners(a, [b], {}) for a, b in zip(calls, others)]
     return len(calls) == len(others) and all(x and set(x) <= {None} for x in rows)
-
-
-def _codes(length: int) -> list[tuple[int, ...]]:
-    """In which runs each example is changed: equally many, so none holds another."""
-    runs = next(m for m in itertools.count(1) if math.comb(m, max(m // 2, 1)) >= length)
-    return list(itertools.combinations(range(runs), max(runs // 2, 1)))[:length]
-
-
-def _batch(probe: Probe, changed: Sequence[int], filling: Any) -> Any:
-    """Random inputs, those of some examples changed."""
-
-    def values(x: Any) -> Any:
-        if not isinstance(x, keras.KerasTensor):
-            return x
-        if x.dtype == "string":
-            texts = np.full(x.shape, "", object)
-            if len(x.shape) and x.shape[0] == probe.length:
-                texts[list(changed)] = "changed"
-            return ops.convert_to_tensor(texts.astype(str))
-        whole = filling == "int32"
-        # Where dtypes are the model's own, whole numbers of a float dtype.
-        dtype = "int32" if whole and not probe.sure else x.dtype
-        draw = np.random.default_rng([len(x.shape), math.prod(x.shape)])
-        is_float = "float" in dtype and not whole
-        value = draw.normal(size=x.shape) if is_float else draw.integers(0, 2, x.shape)
-        if not is_float and len(x.shape):
-            # Ids of any vocabulary, and not in the order of their size.
-            value.reshape(len(value), -1)[:, :1] = (
-                np.arange(len(value))[:, None] % 2 == 0
-            )
-        if len(x.shape) and x.shape[0] == probe.length:
-            for i in changed:
-                if not is_float:
-                    value[i] = 1 - value[i]
-                elif filling is None:
-                    value[i] = draw.normal(size=x.shape[1:])
-                else:
-                    value[i] = filling
-        return ops.convert_to_tensor(value, dtype)
-
-    return tree.map_structure(values, probe.inputs)
-
-
-def _shorter(probe: Probe) -> Probe:
-    """The probe of a batch with an example less."""
-    less = probe.length - 1
-
-    def resized(x: Any) -> Any:
-        if not isinstance(x, keras.KerasTensor) or x.shape[:1] != (probe.length,):
-            return x
-        return keras.KerasTensor((less, *x.shape[1:]), dtype=x.dtype)
-
-    inputs = tree.map_structure(resized, probe.inputs)
-    return Probe(probe.call, inputs, less, probe.sure, probe.trains, probe.readers)
 
 
 def _run(probe: Probe, layers: Mapping[str, Any], inputs: Any, training: bool) -> Runs:

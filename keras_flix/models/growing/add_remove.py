@@ -10,7 +10,6 @@ from keras_flix.features.feature import Feature, Value
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.layers.checks import check_ranks
 from keras_flix.models.adapted.adaptation import Model
-from keras_flix.models.enable import check_names, checked_seed
 from keras_flix.models.growing.resize import (
     Start,
     add_feature_tables,
@@ -27,6 +26,7 @@ from keras_flix.models.growing.schema_changes import (
     with_values,
     without_values,
 )
+from keras_flix.models.model_checks import check_names, checked_seed
 from keras_flix.models.places import places_among
 
 
