@@ -27,7 +27,7 @@ def write(file: pathlib.Path, seed: int = 0) -> pathlib.Path:
     """
     import gguf
 
-    tokens = [*SPECIAL, *byte_tokens()]
+    tokens = [*SPECIAL, *byte_tokens(), "th", "er"]
     writer = gguf.GGUFWriter(str(file), "llama")
     writer.add_block_count(BLOCKS)
     writer.add_context_length(256)
@@ -42,7 +42,7 @@ def write(file: pathlib.Path, seed: int = 0) -> pathlib.Path:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
-    writer.add_token_types([3] * len(SPECIAL) + [1] * 256)
+    writer.add_token_types([3] * len(SPECIAL) + [1] * 258)
     writer.add_token_merges(["t h", "e r"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
