@@ -1,5 +1,6 @@
 """The real base: its conversion, its fast training, its trials that resume."""
 
+import doctest
 import importlib
 import json
 import types
@@ -97,12 +98,14 @@ def folder(file):
 @pytest.fixture
 def tiny(folder, monkeypatch):
     """Everything that trials read is tiny."""
-    monkeypatch.setattr(trial, "mix_of", lambda *size: make_mix())
+    for module in (trial, evidence):
+        monkeypatch.setattr(module, "mix_of", lambda *size: make_mix())
     for module in (sequences, training):
         monkeypatch.setattr(module, "LENGTH", 96)
     return folder
 
 
+@pytest.mark.slow
 def test_the_conversion_computes_what_transformers_does_of_the_file(file):
     pytest.importorskip("transformers")
     model = base.build(gguf_file.read(file))
@@ -263,6 +266,7 @@ def test_the_plan_goes_on_until_the_best_rate_lies_between_others(best):
     assert {one.learning_rate for one in seeded} == {best}
 
 
+@pytest.mark.slow
 def test_a_trial_trains_scores_and_goes_on_where_it_was_stopped(tiny, tmp_path):
     arm = evidence_arms.Arm("flix", FLIX, dropout={"task": 0.5}, targets="all-linear")
     one = trial.Trial(arm, 3e-2, steps=36, batch_size=4, dtype="float32")
@@ -294,6 +298,7 @@ def test_a_trial_trains_scores_and_goes_on_where_it_was_stopped(tiny, tmp_path):
         assert again[name] == whole[name]
 
 
+@pytest.mark.slow
 def test_the_command_runs_what_is_missing(tiny, tmp_path, monkeypatch, capsys):
     arm = evidence_arms.Arm("lora", {"shared": 2})
     trials = [
@@ -323,6 +328,11 @@ def test_the_command_runs_what_is_missing(tiny, tmp_path, monkeypatch, capsys):
     command("--only", "lora")
     assert store.path(plan.SIZE, trials[1].key).exists()
     assert files[0].read_bytes() == before
+    # Another mixture is no part of the same table.
+    result["mixture"]["digest"] = "0123456789abcdef"
+    files[0].write_text(json.dumps(result))
+    with pytest.raises(ValueError, match="of mixture 0123456789ab, where this .* tiny"):
+        command()
 
 
 def test_stored_results_are_of_the_trials_that_they_name():
@@ -331,3 +341,7 @@ def test_stored_results_are_of_the_trials_that_they_name():
         assert trial.Trial.from_config(result["trial"]).key == file.stem
         assert {"commit", "versions", "cpu"} <= set(result["environment"])
         assert result["base"]["weights_sha256"] and result["mixture"]["digest"]
+
+
+def test_the_examples_of_the_conversion_run():
+    assert doctest.testmod(gguf_file) == (0, 1)

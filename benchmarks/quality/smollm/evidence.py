@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.quality import store
 from benchmarks.quality.smollm import base, plan
-from benchmarks.quality.smollm.trial import Trial, run
+from benchmarks.quality.smollm.trial import Trial, mix_of, run
 from benchmarks.shared.environment import write_result
 
 
@@ -34,6 +34,26 @@ def run_and_store(trial: Trial, folder: pathlib.Path) -> dict[str, Any]:
     result = run(trial, folder, saved)
     write_result(store.path(plan.SIZE, trial.key), result)
     return result
+
+
+def check_same(trial: Trial, result: dict[str, Any], folder: pathlib.Path) -> None:
+    """Raises where a stored result is of another base or mixture than runs now."""
+    mix = mix_of(trial.tasks, trial.languages, trial.examples)
+    for name, own, stored in (
+        ("mixture", mix.digest, result["mixture"]["digest"]),
+        (
+            "base",
+            base.source_of(folder)["weights_sha256"],
+            result["base"]["weights_sha256"],
+        ),
+    ):
+        if own != stored:
+            raise ValueError(
+                f"All trials of a folder must have the same {name}. Received: "
+                f"{trial.key} of {name} {stored[:12]}, where this one is {own[:12]}. "
+                "Install the package versions that it names, or pass --results with "
+                "another folder."
+            )
 
 
 def told(trial: Trial, result: dict[str, Any] | None) -> str:
@@ -65,7 +85,9 @@ def main() -> None:
         result = load(trial)
         if options.list:
             print(told(trial, result))
-        elif result is None and done != options.count:
+        elif result is not None:
+            check_same(trial, result, options.base)
+        elif done != options.count:
             begin = time.time()
             print(told(trial, None), flush=True)
             result = run_and_store(trial, options.base)

@@ -22,7 +22,7 @@ from keras_flix.layers.active_scope import Routing
 from keras_flix.layers.low_rank_update import FeatureTables, low_rank_update
 from keras_flix.models.adapted.adaptation import adaptation_of
 
-Layers = Sequence[Any]
+Layers = tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Ragged:
     shape: tuple[int, int]
 
     @classmethod
-    def of(cls, sequences: Sequence[Sequence[int]]) -> Ragged:
+    def of(cls, sequences: Sequence[np.ndarray]) -> Ragged:
         """The batch of token sequences."""
         longest = max(map(len, sequences))
         lengths = np.array([len(sequence) for sequence in sequences])
@@ -181,11 +181,11 @@ class Block:
 
     def _side_by_side(self, layers: Layers) -> torch.Tensor:
         """The kernels of layers with the same input, `(outputs, inputs)`."""
-        width = {self.output: -1}.get(tuple(layers), None)
         kernels = [_frozen(layer.kernel) for layer in layers]
-        first = kernels[0]
-        d_in = first.shape[0] if width is None else first.shape[:-1].numel()
-        flat = [kernel.reshape(d_in, -1).t() for kernel in kernels]
+        # That of the output is `(heads, head_dim, width)`, others begin with the width.
+        d_in = -1 if layers == self.output else len(kernels[0])
+        ends = kernels[0].shape[-1:] if layers == self.output else (-1,)
+        flat = [kernel.reshape(d_in, *ends).t() for kernel in kernels]
         return torch.cat(flat).contiguous().to(self.model.dtype)
 
     def __call__(
@@ -217,7 +217,7 @@ class Block:
                 continue
             # What all examples share needs no look-up, and so no padding.
             rows = x[None] if shared else batch.padded(x)
-            active = {} if shared else routing.active
+            active = {} if shared else routing.active or {}
             deltas = [low_rank_update(rows, one, active) for one in tables]
             delta = deltas[0] if len(deltas) == 1 else torch.cat(deltas, dim=-1)
             y = y + (delta[0] if shared else batch.packed(delta))
@@ -299,7 +299,7 @@ def _tables(layer: Any, routing: Routing, shared: bool) -> list[FeatureTables]:
         table
         for table in layer._tables.by_feature()
         # A shared one may be dropped, and then differs by example.
-        if (table.name not in routing.active) == shared
+        if (table.name not in (routing.active or {})) == shared
     ]
 
 

@@ -89,8 +89,9 @@ class Training:
                 table.copy_(saved)
         self.adam.adam.load_state_dict(state["adam"])
         self.adam.done, self.losses = state["done"], state["losses"]
-        if state["dropout"] is not None:
-            self.model.adaptation.dropout_seed.state.assign(state["dropout"])
+        seed = self.model.adaptation.dropout_seed
+        if seed is not None:
+            seed.state.assign(state["dropout"])
         return state
 
 
