@@ -24,13 +24,13 @@ base, evidence, fast_llama, gguf_file, plan, sequences, training, trial = (
     importlib.import_module(f"benchmarks.quality.smollm.{name}")
     for name in (
         "base",
-        "evidence",
+        "real_evidence",
         "fast_llama",
         "gguf_file",
-        "plan",
+        "real_plan",
         "sequences",
         "training",
-        "trial",
+        "real_trial",
     )
 )
 evidence_arms, store = (
@@ -311,7 +311,7 @@ def test_the_command_runs_what_is_missing(tiny, tmp_path, monkeypatch, capsys):
 
     def command(*options):
         results = ["--base", str(tiny), "--results", str(tmp_path)]
-        monkeypatch.setattr("sys.argv", ["evidence", *results, *options])
+        monkeypatch.setattr("sys.argv", ["real_evidence", *results, *options])
         evidence.main()
         return capsys.readouterr().out
 

@@ -1,7 +1,7 @@
 """Runs the trials on the real base, one after the other, each into a JSON file.
 
-    python -m benchmarks.quality.smollm.evidence --list
-    python -m benchmarks.quality.smollm.evidence --only lora_12 flix_shared
+    python -m benchmarks.quality.smollm.real_evidence --list
+    python -m benchmarks.quality.smollm.real_evidence --only lora_12 flix_shared
 
 Stopped at any time, it goes on with what is missing; within a trial, from the last
 sixth of its steps.
@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from benchmarks.quality import store
-from benchmarks.quality.smollm import base, plan
-from benchmarks.quality.smollm.trial import Trial, mix_of, run
+from benchmarks.quality.smollm import base, real_plan as plan
+from benchmarks.quality.smollm.real_trial import Trial, mix_of, run
 from benchmarks.shared.environment import write_result
 
 

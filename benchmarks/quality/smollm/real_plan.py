@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from benchmarks.quality.evidence_arms import Arm
-from benchmarks.quality.smollm.trial import Trial
+from benchmarks.quality.smollm.real_trial import Trial
 
 SIZE = "smollm_cpu"
 """Folder of the results."""
