@@ -70,6 +70,7 @@ class KerasAdam:
         steps: Number of steps.
         warmup: How many of them are warm-up.
         clip: Highest global norm of the gradients.
+        fused: Whether PyTorch takes a step in one operation, which is faster.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class KerasAdam:
         steps: int,
         warmup: int,
         clip: float,
+        fused: bool = False,
     ) -> None:
         self.parameters = list(parameters)
         self.rate = functools.partial(
@@ -87,7 +89,9 @@ class KerasAdam:
         )
         self.clip = clip
         self.done = 0
-        self.adam = optional("torch").optim.Adam(self.parameters, betas=BETAS)
+        self.adam = optional("torch").optim.Adam(
+            self.parameters, betas=BETAS, fused=fused
+        )
 
     def step(self, loss: Any) -> None:
         """Takes one step down the gradients of a loss."""
@@ -109,5 +113,6 @@ class KerasAdam:
         norms = torch.stack([torch.linalg.vector_norm(g) for g in gradients])
         norm = torch.linalg.vector_norm(norms)
         scale = self.clip / torch.clamp(norm, min=self.clip)
-        for gradient in gradients:
-            gradient.mul_(scale)
+        if scale < 1.0:
+            for gradient in gradients:
+                gradient.mul_(scale)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import time
 from typing import Any
 
@@ -13,7 +11,7 @@ import keras_hub
 import numpy as np
 
 import keras_flix
-from benchmarks.quality import cldr_mix, evidence_arms
+from benchmarks.quality import cldr_mix, evidence_arms, keys
 from keras_flix import text_metrics
 from keras_flix.evaluation import forced_exact_match
 
@@ -59,31 +57,13 @@ class Trial:
         return cls(**config)
 
     def config(self) -> dict[str, Any]:
-        """The trial as JSON types, without what is as usual.
-
-        So a trial's key stays what it was when trials learn something new.
-        """
-        return _unusual(self)
+        """The trial as JSON types, without what is as usual."""
+        return keys.unusual(self)
 
     @property
     def key(self) -> str:
         """A file name: the arm, and a digest of all that fixes the trial."""
-        text = json.dumps(self.config(), sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-        return f"{self.arm.name}-{digest}"
-
-
-def _unusual(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass that differ from their defaults."""
-    found = {}
-    for field in dataclasses.fields(value):
-        default = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        one = getattr(value, field.name)
-        if one != default:
-            found[field.name] = _unusual(one) if dataclasses.is_dataclass(one) else one
-    return found
+        return keys.key_of(self.arm.name, self.config())
 
 
 def inputs(
