@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.quality import cldr_mix, plan, store
 from benchmarks.quality.evidence_arms import Arm
-from benchmarks.quality.trial import Cells
+from benchmarks.quality.scoring import Cells
 from keras_flix.evaluation.bootstrap import Comparison, paired_bootstrap
 
 KIND_TITLES = {
@@ -307,11 +307,17 @@ README = Path(__file__).parent / "README.md"
 BLOCK = re.compile(r"(<!-- table: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def write() -> None:
-    """Writes the tables into the README, between their markers."""
+def write(others: Mapping[str, Mapping[str, Callable[[], str]]]) -> None:
+    """Writes the tables into the README, between their markers.
+
+    Args:
+        others: By size, then by name: tables that are not those of a `plan.Size`.
+    """
 
     def filled(match: re.Match[str]) -> str:
         begin, size, name, end = match.groups()
+        if size in others:
+            return f"{begin}{others[size][name]()}{end}"
         return f"{begin}{table(plan.SIZES[size], name)}{end}"
 
     README.write_text(BLOCK.sub(filled, README.read_text()))

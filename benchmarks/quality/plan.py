@@ -86,6 +86,11 @@ def arms_of(size: Size) -> dict[str, Arm]:
         # the base's narrowest kernel.
         Arm("lora_params", {"shared": min(tables, 64)}),
         *(Arm(f"lora_{rank}", {"shared": rank}) for rank in (2, 12, 24)),
+        # LoRA is tuned over what it adapts, too.
+        *(
+            Arm(f"lora_{rank}_attention", {"shared": rank}, targets=None)
+            for rank in (3 * r, 24)
+        ),
         Arm("lora_per_cell", {"cell": 3 * r}),
         Arm("arithmetic", {"task": r, "language": 2 * r}, apart=True),
         Arm("shuffled", flix, labels="shuffled"),

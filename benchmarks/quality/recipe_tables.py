@@ -1,0 +1,182 @@
+"""Tables of the search for a recipe, from the stored results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.quality import cldr_mix, hierarchical, recipes
+from benchmarks.quality.evidence_tables import KIND_TITLES, markdown
+from benchmarks.quality.trial import Trial
+
+Results = dict[int, dict[str, Any]]
+"""By seed."""
+
+KINDS = ("seen", "few_shot", "held_out")
+TARGETS = {None: "attention", "all-linear": "all linear"}
+BASELINE = "lora"
+SEEDS = 20
+
+
+def results_of(trial: Callable[[int], Trial]) -> Results:
+    """The stored results of all seeds of a trial."""
+    found = {seed: recipes.known(trial(seed)) for seed in range(SEEDS)}
+    return {seed: result for seed, result in found.items() if result is not None}
+
+
+def cells(result: dict[str, Any], metric: str, kind: str) -> dict[str, float]:
+    """The cells of one kind."""
+    found = result["nats"] if metric == "nats" else result["scores"]["true"]
+    return {
+        name: value
+        for name, value in found.items()
+        if cldr_mix.kind_of(*name.split("/")) == kind
+    }
+
+
+def mean(results: Iterable[dict[str, Any]], metric: str, kind: str) -> float:
+    """The mean over seeds and cells."""
+    values = [list(cells(result, metric, kind).values()) for result in results]
+    return float(np.mean(values))
+
+
+def columns(results: Results) -> list[str]:
+    """Exact match in cells of each kind, and the nats of two."""
+    found = results.values()
+    return [
+        *(f"{mean(found, 'exact', kind):.1f}" for kind in KINDS),
+        *(f"{mean(found, 'nats', kind):.2f}" for kind in ("seen", "held_out")),
+    ]
+
+
+COLUMNS = [*(KIND_TITLES[kind] for kind in KINDS), "nats, seen", "nats, held-out"]
+
+
+def differences(ours: Results, theirs: Results) -> list[str]:
+    """Ours minus theirs in held-out cells: exact match, and nats."""
+    if not ours.keys() & theirs.keys():
+        return ["", ""]
+    found = [
+        hierarchical.compare(
+            {seed: cells(r, metric, "held_out") for seed, r in ours.items()},
+            {seed: cells(r, metric, "held_out") for seed, r in theirs.items()},
+        )
+        for metric in ("exact", "nats")
+    ]
+    nats = found[1]
+    return [
+        str(found[0]),
+        f"{nats.difference:+.2f} [{nats.low:+.2f}, {nats.high:+.2f}]",
+    ]
+
+
+def seeds_of(results: Results) -> str:
+    """How many seeds; one is a lead only."""
+    return f"{len(results)}" if len(results) > 1 else "1 (a lead)"
+
+
+def of_arm(name: str, setting: recipes.Setting) -> Results:
+    """The results of an arm in one setting."""
+    return results_of(lambda seed: recipes.trial_of(name, setting, seed))
+
+
+def setting_columns(name: str, setting: recipes.Setting) -> list[str]:
+    """Targets, learning rate, active rank."""
+    rank = sum(recipes.RANKS[name].values()) * setting.times
+    return [TARGETS[setting.targets], f"{setting.rate:g}", f"{rank}"]
+
+
+def arms() -> str:
+    """All arms in their best setting, with differences from the best LoRA."""
+    best = {name: recipes.tuned(name) for name in recipes.RANKS}
+    if best[BASELINE] is None:
+        return ""
+    baseline = of_arm(BASELINE, best[BASELINE])
+    rows = []
+    for name, setting in best.items():
+        if setting is None:
+            continue
+        results = of_arm(name, setting)
+        rows.append(
+            [
+                f"`{name}`",
+                *setting_columns(name, setting),
+                f"{results[0]['trainable_parameters']:,}",
+                seeds_of(results),
+                *columns(results),
+                *(["", ""] if name == BASELINE else differences(results, baseline)),
+            ]
+        )
+    head = ["arm", "targets", "rate", "active rank", "trained parameters", "seeds"]
+    head += [*COLUMNS, f"held-out, minus `{BASELINE}`"]
+    return markdown([*head, f"nats, held-out, minus `{BASELINE}`"], rows)
+
+
+def searches() -> str:
+    """Every setting that was tried."""
+    rows = []
+    for name in recipes.RANKS:
+        best = recipes.tuned(name)
+        for setting in recipes.search(name):
+            result = recipes.known(recipes.trial_of(name, setting))
+            if result is not None:
+                row = [f"`{name}`", *setting_columns(name, setting)]
+                row += [f"{result['validation_nats']:.3f}"]
+                row += [f"{result['validation_held_out_nats']:.3f}"]
+                row += [*columns({0: result})[:3], "best" if setting == best else ""]
+                rows.append(row)
+    head = ["arm", "targets", "rate", "active rank", "validation nats, seen"]
+    head += ["validation nats, held-out", *COLUMNS[:3], ""]
+    return markdown(head, rows)
+
+
+def tried() -> str:
+    """All recipes, with differences from the same arm and from the best LoRA."""
+    best = {name: recipes.tuned(name) for name in recipes.RECIPES}
+    if best[BASELINE] is None:
+        return ""
+    baseline = of_arm(BASELINE, best[BASELINE])
+    rows = []
+    for name, entries in recipes.RECIPES.items():
+        setting = best[name]
+        if setting is None:
+            continue
+        plain = of_arm(name, setting)
+        rows.append([f"`{name}`", "", seeds_of(plain), *columns(plain), "", "", ""])
+        for recipe in entries:
+            results = results_of(
+                lambda seed, recipe=recipe, name=name, setting=setting: (
+                    recipes.recipe_trial(name, recipe, setting, seed)
+                )
+            )
+            if results:
+                row = [f"`{name}`", recipe, seeds_of(results), *columns(results)]
+                row += differences(results, plain)
+                row += differences(results, baseline)[1:]
+                rows.append(row)
+    head = ["arm", "recipe", "seeds", *COLUMNS, "held-out, minus without"]
+    head += ["nats, held-out, minus without", f"nats, held-out, minus `{BASELINE}`"]
+    return markdown(head, rows)
+
+
+def base() -> str:
+    """What the bases answer untrained."""
+    record = json.loads(
+        Path(cldr_mix.base_folder(recipes.BASE), "instructed.json").read_text()
+    )
+    rows = [
+        [
+            f"`{name}`",
+            *(f"{found[kind]['exact_match']:.1f}" for kind in KINDS),
+            *(f"{found[kind]['nats']:.2f}" for kind in ("seen", "held_out")),
+        ]
+        for name, found in record["untrained"].items()
+    ]
+    return markdown(["base", *COLUMNS], rows)
+
+
+TABLES = {"base": base, "arms": arms, "searches": searches, "recipes": tried}
