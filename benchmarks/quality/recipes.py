@@ -25,15 +25,13 @@ from benchmarks.quality.trial import Trial  # noqa: E402
 
 SIZE, BASE = "standin", "base_instructed"
 STEPS, BATCH = 120, 32
-BUDGET = 6
+BUDGET = 5
 """Trials for each arm."""
 
 RANKS: dict[str, dict[str, int]] = {
     "lora": {"shared": 6},
     "flix_shared": {"task": 2, "language": 2, "shared": 2},
     "task_shared": {"task": 3, "shared": 3},
-    "flix": {"task": 2, "language": 4},
-    "task_only": {"task": 6},
 }
 """Where the search of each arm begins: an active rank of 6."""
 
@@ -94,8 +92,7 @@ def search(name: str, known: Known = known) -> list[Setting]:
     """The settings that an arm is tried with, as far as results tell by now.
 
     First the targets; then the rate, doubled, and on in the direction that is
-    better; then the ranks, doubled, and doubled again or, if that was no better, the
-    other targets once more, at the best rate.
+    better; then the ranks, four times as high.
 
     Returns:
         Settings in order, of which all but the last have a result: `BUDGET` when the
@@ -116,14 +113,7 @@ def search(name: str, known: Known = known) -> list[Setting]:
                 better = best.rate > FIRST_RATE
                 rate = FIRST_RATE * 4 if better else FIRST_RATE / 2
                 return dataclasses.replace(best, rate=rate)
-            case 4:
-                return dataclasses.replace(best, times=2)
-        if best.times == 2:
-            return dataclasses.replace(best, times=4)
-        other = "all-linear" if best.targets is None else None
-        again = dataclasses.replace(best, targets=other)
-        # At the first rate, the other targets were tried: those, with more rank.
-        return dataclasses.replace(again, times=2) if again in tried else again
+        return dataclasses.replace(best, times=4)
 
     while len(tried) < BUDGET:
         tried.append(next_setting())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -13,42 +14,59 @@ from benchmarks.quality import evidence_arms
 def optimizer(
     learning_rate: float, steps: int, arm: evidence_arms.Arm | None = None
 ) -> keras.optimizers.Optimizer:
-    """Adam with warm-up and cosine decay, clipped by the global norm."""
+    """Adam with warm-up and cosine decay, clipped by the global norm.
+
+    Args:
+        learning_rate: The peak.
+        steps: Of training, a tenth of them warm-up.
+        arm: With the options of its recipe; `None` for plain Adam.
+    """
     warmup = max(steps // 10, 1)
-    schedule = keras.optimizers.schedules.CosineDecay(
+    course = keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0,
-        warmup_target=learning_rate,
+        warmup_target=1.0,
         warmup_steps=warmup,
         decay_steps=max(steps - warmup, 1),
     )
-    if arm is None:
-        return keras.optimizers.Adam(schedule, global_clipnorm=1.0)
-    return RecipeAdam(arm.b_rate, schedule, arm.decay, arm.ema)
+    arm = arm or evidence_arms.Arm("", {})
+    return RecipeAdam(learning_rate, course, arm.b_rate, arm.decay, arm.ema)
 
 
 class RecipeAdam(keras.optimizers.Adam):
-    """Adam as ever, with the options of a recipe.
+    """Adam as ever, clipped by the global norm, with the options of a recipe.
+
+    The peak is a variable and no part of the schedule, so that trials of all rates
+    share a compiled step.
 
     Args:
+        peak: The highest learning rate.
+        course: The part of it at each step.
         b_rate: Factor of the learning rate of every `B`.
-        schedule: The learning rate of the others.
         decay: Weight decay.
         ema: Momentum of the average of weights.
     """
 
-    def __init__(self, b_rate: float, schedule: Any, decay: float, ema: float) -> None:
+    def __init__(
+        self,
+        peak: float,
+        course: Callable[[Any], Any],
+        b_rate: float = 1.0,
+        decay: float = 0.0,
+        ema: float = 0.0,
+    ) -> None:
         super().__init__(
-            schedule,
+            peak,
             global_clipnorm=1.0,
             weight_decay=decay or None,
             use_ema=ema > 0,
             ema_momentum=ema or 0.99,
         )
-        self.b_rate = b_rate
+        self.course, self.b_rate = course, b_rate
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         factor = self.b_rate if variable.name.endswith("_b") else 1.0
-        super().update_step(gradient, variable, learning_rate * factor)
+        rate = learning_rate * self.course(self.iterations) * factor
+        super().update_step(gradient, variable, rate)
 
 
 class LossesOfSteps(keras.callbacks.Callback):
