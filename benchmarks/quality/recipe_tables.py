@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality import cldr_mix, hierarchical, recipes
-from benchmarks.quality.evidence_tables import KIND_TITLES, markdown
+from benchmarks.quality.evidence_tables import KIND_TITLES, TARGETS, markdown, seeds_of
 from benchmarks.quality.trial import Trial
 
 Results = dict[int, dict[str, Any]]
 """By seed."""
 
 KINDS = ("seen", "few_shot", "held_out")
-TARGETS = {None: "attention", "all-linear": "all linear"}
 BASELINE = "lora"
 SEEDS = 20
 
@@ -72,11 +71,6 @@ def differences(ours: Results, theirs: Results) -> list[str]:
         str(found[0]),
         f"{nats.difference:+.2f} [{nats.low:+.2f}, {nats.high:+.2f}]",
     ]
-
-
-def seeds_of(results: Results) -> str:
-    """How many seeds; one is a lead only."""
-    return f"{len(results)}" if len(results) > 1 else "1 (a lead)"
 
 
 def of_arm(name: str, setting: recipes.Setting) -> Results:

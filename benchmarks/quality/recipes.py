@@ -32,6 +32,7 @@ RANKS: dict[str, dict[str, int]] = {
     "lora": {"shared": 6},
     "flix_shared": {"task": 2, "language": 2, "shared": 2},
     "task_shared": {"task": 3, "shared": 3},
+    "flix": {"task": 2, "language": 4},
 }
 """Where the search of each arm begins: an active rank of 6."""
 

@@ -114,19 +114,24 @@ def test_searches_take_turns(monkeypatch):
         assert max(counts.values()) - min(counts.values()) <= 1
 
 
-def test_what_is_measured_is_what_the_library_says():
+def test_what_is_measured_is_what_the_logits_say(monkeypatch):
     test = cldr_mix.test_examples(SMOKE.data, SMOKE.base)
+    # Of two lengths, so that the first batch is not full and the order changes.
+    used = -(-test["padding_mask"].sum(axis=1) // 8)
+    rows = [*np.flatnonzero(used == used.max())[:3], *np.flatnonzero(used == used[0])]
+    test = {name: np.asarray(value)[rows[:7]] for name, value in test.items()}
     trial = plan.trial_of(SMOKE, plan.arms_of(SMOKE)["flix_shared"], 6e-3)
     model, schema = trials.adapted(trial)
     for variable in model.trainable_variables:
         variable.assign(keras.random.normal(variable.shape, stddev=0.02, seed=1))
     ids = trial.arm.ids(schema, test)
+    monkeypatch.setattr(scoring, "ROWS", 4)
     hits, nats = scoring.measured(model, test, ids)
-    by_cell = scoring.by_cell(test["name"], 100.0 * hits)
-    assert by_cell == scoring.scores(model, test, ids)
     x, y, weight = scoring.inputs(test, ids)
     model.preprocessor = None
-    logits = np.asarray(model.predict(x, batch_size=64, verbose=0), "float64")
+    logits = np.asarray(model.predict_on_batch(x), "float64")
+    right = (logits.argmax(axis=-1) == y) | (weight == 0)
+    np.testing.assert_array_equal(hits, right.all(axis=1))
     logits -= logits.max(axis=-1, keepdims=True)
     logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     loss = -np.take_along_axis(logits, y[..., None], axis=-1)[..., 0]
