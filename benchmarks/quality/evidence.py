@@ -20,6 +20,7 @@ from benchmarks.quality import (  # noqa: E402
     evidence_figures,
     evidence_tables,
     plan,
+    recipe_figures,
     recipe_tables,
     recipes,
     scheduler,
@@ -65,6 +66,7 @@ def main() -> None:
     if options.report:
         evidence_tables.write({recipes.SIZE: recipe_tables.TABLES})
         evidence_figures.write(plan.SIZES["cpu"])
+        recipe_figures.write()
 
 
 if __name__ == "__main__":

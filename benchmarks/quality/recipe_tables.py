@@ -55,22 +55,21 @@ def columns(results: Results) -> list[str]:
 COLUMNS = [*(KIND_TITLES[kind] for kind in KINDS), "nats, seen", "nats, held-out"]
 
 
+def by_seed(results: Results, metric: str) -> hierarchical.Scores:
+    """Scores in held-out cells."""
+    return {seed: cells(result, metric, "held_out") for seed, result in results.items()}
+
+
 def differences(ours: Results, theirs: Results) -> list[str]:
     """Ours minus theirs in held-out cells: exact match, and nats."""
     if not ours.keys() & theirs.keys():
         return ["", ""]
-    found = [
-        hierarchical.compare(
-            {seed: cells(r, metric, "held_out") for seed, r in ours.items()},
-            {seed: cells(r, metric, "held_out") for seed, r in theirs.items()},
-        )
+    exact, nats = (
+        hierarchical.compare(by_seed(ours, metric), by_seed(theirs, metric))
         for metric in ("exact", "nats")
-    ]
-    nats = found[1]
-    return [
-        str(found[0]),
-        f"{nats.difference:+.2f} [{nats.low:+.2f}, {nats.high:+.2f}]",
-    ]
+    )
+    between = f"[{nats.low:+.2f}, {nats.high:+.2f}]"
+    return [str(exact), f"{nats.difference:+.2f} {between}"]
 
 
 def of_arm(name: str, setting: recipes.Setting) -> Results:
@@ -128,30 +127,42 @@ def searches() -> str:
     return markdown(head, rows)
 
 
-def tried() -> str:
-    """All recipes, with differences from the same arm and from the best LoRA."""
-    best = {name: recipes.tuned(name) for name in recipes.RECIPES}
-    if best[BASELINE] is None:
-        return ""
-    baseline = of_arm(BASELINE, best[BASELINE])
-    rows = []
-    for name, entries in recipes.RECIPES.items():
-        setting = best[name]
+def all_results() -> list[tuple[str, str, Results]]:
+    """Arm, recipe and results: the best LoRA first, every arm before its recipes."""
+    best = {name: recipes.tuned(name) for name in recipes.RANKS}
+    found = []
+    for name, setting in best.items():
         if setting is None:
             continue
-        plain = of_arm(name, setting)
-        rows.append([f"`{name}`", "", seeds_of(plain), *columns(plain), "", "", ""])
-        for recipe in entries:
-            results = results_of(
-                lambda seed, recipe=recipe, name=name, setting=setting: (
-                    recipes.recipe_trial(name, recipe, setting, seed)
-                )
-            )
-            if results:
-                row = [f"`{name}`", recipe, seeds_of(results), *columns(results)]
-                row += differences(results, plain)
-                row += differences(results, baseline)[1:]
-                rows.append(row)
+        found.append((name, "", of_arm(name, setting)))
+        for recipe in recipes.RECIPES.get(name, ()):
+
+            def trial(
+                seed: int,
+                name: str = name,
+                recipe: str = recipe,
+                setting: recipes.Setting = setting,
+            ) -> Trial:
+                return recipes.recipe_trial(name, recipe, setting, seed)
+
+            found.append((name, recipe, results_of(trial)))
+    return [entry for entry in found if entry[2]]
+
+
+def tried() -> str:
+    """All recipes, with differences from the same arm and from the best LoRA."""
+    rows: list[list[str]] = []
+    found = all_results()
+    plain = {name: results for name, recipe, results in found if not recipe}
+    for name, recipe, results in found:
+        row = [f"`{name}`", recipe, seeds_of(results), *columns(results)]
+        row += differences(results, plain[name]) if recipe else ["", ""]
+        row += (
+            [""]
+            if name == BASELINE and not recipe
+            else differences(results, plain[BASELINE])[1:]
+        )
+        rows.append(row)
     head = ["arm", "recipe", "seeds", *COLUMNS, "held-out, minus without"]
     head += ["nats, held-out, minus without", f"nats, held-out, minus `{BASELINE}`"]
     return markdown(head, rows)

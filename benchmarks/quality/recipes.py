@@ -25,14 +25,13 @@ from benchmarks.quality.trial import Trial  # noqa: E402
 
 SIZE, BASE = "standin", "base_instructed"
 STEPS, BATCH = 120, 32
-BUDGET = 5
+BUDGET = 6
 """Trials for each arm."""
 
 RANKS: dict[str, dict[str, int]] = {
     "lora": {"shared": 6},
     "flix_shared": {"task": 2, "language": 2, "shared": 2},
     "task_shared": {"task": 3, "shared": 3},
-    "flix": {"task": 2, "language": 4},
 }
 """Where the search of each arm begins: an active rank of 6."""
 
@@ -93,7 +92,7 @@ def search(name: str, known: Known = known) -> list[Setting]:
     """The settings that an arm is tried with, as far as results tell by now.
 
     First the targets; then the rate, doubled, and on in the direction that is
-    better; then the ranks, four times as high.
+    better; then the ranks, four times as high, at the best rate and at half of it.
 
     Returns:
         Settings in order, of which all but the last have a result: `BUDGET` when the
@@ -114,7 +113,10 @@ def search(name: str, known: Known = known) -> list[Setting]:
                 better = best.rate > FIRST_RATE
                 rate = FIRST_RATE * 4 if better else FIRST_RATE / 2
                 return dataclasses.replace(best, rate=rate)
-        return dataclasses.replace(best, times=4)
+            case 4:
+                return dataclasses.replace(best, times=4)
+        rate = tried[4].rate / 2
+        return dataclasses.replace(tried[4], rate=rate)
 
     while len(tried) < BUDGET:
         tried.append(next_setting())
@@ -132,6 +134,14 @@ def tuned(name: str, known: Known = known) -> Setting | None:
 
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "task_shared": {
+        "dropout 0.1": {"dropout": {"task": 0.1}},
+        "dropout 0.3": {"dropout": {"task": 0.3}},
+        "B learns 4 times as fast": {"b_rate": 4.0},
+        "weight decay 0.1": {"decay": 0.1},
+        "average of weights": {"ema": 0.95},
+        "early stopping": {"stop": True},
+    },
     "flix_shared": {
         "dropout 0.1": {"dropout": {"task": 0.1, "language": 0.1}},
         "dropout 0.3": {"dropout": {"task": 0.3, "language": 0.3}},
@@ -143,10 +153,6 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "language in the outer blocks, task in the middle": {
             "blocks": {"language": [0, 2], "task": [1]}
         },
-        "B learns 4 times as fast": {"b_rate": 4.0},
-        "weight decay 0.1": {"decay": 0.1},
-        "average of weights": {"ema": 0.95},
-        "early stopping": {"stop": True},
     },
     "lora": {
         "B learns 4 times as fast": {"b_rate": 4.0},
