@@ -83,17 +83,17 @@ def setting_columns(name: str, setting: recipes.Setting) -> list[str]:
     return [TARGETS[setting.targets], f"{setting.rate:g}", f"{rank}"]
 
 
-def arms() -> str:
+def arms(by: str = recipes.SEEN) -> str:
     """All arms in their best setting, with differences from the best LoRA."""
-    best = {name: recipes.tuned(name) for name in recipes.RANKS}
-    if best[BASELINE] is None:
+    best = {name: recipes.tuned(name, by=by) for name in recipes.RANKS}
+    chosen = {name: setting for name, setting in best.items() if setting is not None}
+    if BASELINE not in chosen:
         return ""
-    baseline = of_arm(BASELINE, best[BASELINE])
+    baseline = of_arm(BASELINE, chosen[BASELINE])
     rows = []
-    for name, setting in best.items():
-        if setting is None:
-            continue
+    for name, setting in chosen.items():
         results = of_arm(name, setting)
+        apart = ["", ""] if name == BASELINE else differences(results, baseline)
         rows.append(
             [
                 f"`{name}`",
@@ -101,12 +101,17 @@ def arms() -> str:
                 f"{results[0]['trainable_parameters']:,}",
                 seeds_of(results),
                 *columns(results),
-                *(["", ""] if name == BASELINE else differences(results, baseline)),
+                *apart,
             ]
         )
     head = ["arm", "targets", "rate", "active rank", "trained parameters", "seeds"]
     head += [*COLUMNS, f"held-out, minus `{BASELINE}`"]
     return markdown([*head, f"nats, held-out, minus `{BASELINE}`"], rows)
+
+
+def arms_by_held_out() -> str:
+    """The same trials, chosen by validation examples of held-out cells."""
+    return arms(recipes.HELD_OUT)
 
 
 def searches() -> str:
@@ -184,4 +189,10 @@ def base() -> str:
     return markdown(["base", *COLUMNS], rows)
 
 
-TABLES = {"base": base, "arms": arms, "searches": searches, "recipes": tried}
+TABLES = {
+    "base": base,
+    "arms": arms,
+    "arms_by_held_out": arms_by_held_out,
+    "searches": searches,
+    "recipes": tried,
+}

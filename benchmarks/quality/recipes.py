@@ -78,12 +78,18 @@ def trial_of(name: str, setting: Setting, seed: int = 0, **changes: Any) -> Tria
     )
 
 
-def best_of(name: str, tried: list[Setting], known: Known = known) -> Setting:
-    """The setting with the fewest nats per answer on seen validation examples."""
+SEEN, HELD_OUT = "validation_nats", "validation_held_out_nats"
+"""What a setting can be chosen by: both in nats per answer."""
+
+
+def best_of(
+    name: str, tried: list[Setting], known: Known = known, by: str = SEEN
+) -> Setting:
+    """The setting with the fewest nats per answer on validation examples."""
 
     def nats(setting: Setting) -> float:
         result = known(trial_of(name, setting))
-        return float("inf") if result is None else result["validation_nats"]
+        return float("inf") if result is None else result[by]
 
     return min(tried, key=nats)
 
@@ -125,12 +131,19 @@ def search(name: str, known: Known = known) -> list[Setting]:
     return tried
 
 
-def tuned(name: str, known: Known = known) -> Setting | None:
-    """The best setting of an arm, `None` until its search is over."""
+def tuned(name: str, known: Known = known, by: str = SEEN) -> Setting | None:
+    """The best setting of an arm, `None` until its search is over.
+
+    Args:
+        name: Of the arm.
+        known: What looks up results.
+        by: `SEEN`, or `HELD_OUT`, to choose among the same trials by validation
+            examples of held-out cells.
+    """
     tried = search(name, known)
     if len(tried) < BUDGET or known(trial_of(name, tried[-1])) is None:
         return None
-    return best_of(name, tried, known)
+    return best_of(name, tried, known, by)
 
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
