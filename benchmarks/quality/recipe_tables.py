@@ -55,21 +55,42 @@ def columns(results: Results) -> list[str]:
 COLUMNS = [*(KIND_TITLES[kind] for kind in KINDS), "nats, seen", "nats, held-out"]
 
 
-def by_seed(results: Results, metric: str) -> hierarchical.Scores:
-    """Scores in held-out cells."""
-    return {seed: cells(result, metric, "held_out") for seed, result in results.items()}
+def by_seed(
+    results: Results, metric: str, kind: str = "held_out"
+) -> hierarchical.Scores:
+    """Scores in cells of one kind."""
+    return {seed: cells(result, metric, kind) for seed, result in results.items()}
+
+
+def difference(ours: Results, theirs: Results, metric: str, kind: str) -> str:
+    """Ours minus theirs, with an interval; empty without a common seed."""
+    if not ours.keys() & theirs.keys():
+        return ""
+    one = hierarchical.compare(
+        by_seed(ours, metric, kind), by_seed(theirs, metric, kind)
+    )
+    if metric == "exact":
+        return str(one)
+    return f"{one.difference:+.2f} [{one.low:+.2f}, {one.high:+.2f}]"
+
+
+DIFFERENCES = (
+    ("exact", "seen"),
+    ("exact", "few_shot"),
+    ("exact", "held_out"),
+    ("nats", "held_out"),
+)
 
 
 def differences(ours: Results, theirs: Results) -> list[str]:
-    """Ours minus theirs in held-out cells: exact match, and nats."""
-    if not ours.keys() & theirs.keys():
-        return ["", ""]
-    exact, nats = (
-        hierarchical.compare(by_seed(ours, metric), by_seed(theirs, metric))
-        for metric in ("exact", "nats")
-    )
-    between = f"[{nats.low:+.2f}, {nats.high:+.2f}]"
-    return [str(exact), f"{nats.difference:+.2f} {between}"]
+    """Ours minus theirs: exact match by kind of cell, and nats."""
+    return [difference(ours, theirs, *entry) for entry in DIFFERENCES]
+
+
+def titles(against: str) -> list[str]:
+    """Of the columns of `differences`."""
+    kinds = [KIND_TITLES[kind] for kind in KINDS]
+    return [f"{what}, {against}" for what in (*kinds, "nats, held-out")]
 
 
 def of_arm(name: str, setting: recipes.Setting) -> Results:
@@ -93,7 +114,9 @@ def arms(by: str = recipes.SEEN) -> str:
     rows = []
     for name, setting in chosen.items():
         results = of_arm(name, setting)
-        apart = ["", ""] if name == BASELINE else differences(results, baseline)
+        apart = [""] * len(DIFFERENCES)
+        if name != BASELINE:
+            apart = differences(results, baseline)
         rows.append(
             [
                 f"`{name}`",
@@ -105,8 +128,7 @@ def arms(by: str = recipes.SEEN) -> str:
             ]
         )
     head = ["arm", "targets", "rate", "active rank", "trained parameters", "seeds"]
-    head += [*COLUMNS, f"held-out, minus `{BASELINE}`"]
-    return markdown([*head, f"nats, held-out, minus `{BASELINE}`"], rows)
+    return markdown([*head, *COLUMNS, *titles(f"minus `{BASELINE}`")], rows)
 
 
 def arms_by_held_out() -> str:
@@ -161,16 +183,14 @@ def tried() -> str:
     plain = {name: results for name, recipe, results in found if not recipe}
     for name, recipe, results in found:
         row = [f"`{name}`", recipe, seeds_of(results), *columns(results)]
-        row += differences(results, plain[name]) if recipe else ["", ""]
-        row += (
-            [""]
-            if name == BASELINE and not recipe
-            else differences(results, plain[BASELINE])[1:]
-        )
+        row += differences(results, plain[name]) if recipe else [""] * 4
+        same = name == BASELINE and not recipe
+        row += [
+            "" if same else difference(results, plain[BASELINE], "nats", "held_out")
+        ]
         rows.append(row)
-    head = ["arm", "recipe", "seeds", *COLUMNS, "held-out, minus without"]
-    head += ["nats, held-out, minus without", f"nats, held-out, minus `{BASELINE}`"]
-    return markdown(head, rows)
+    head = ["arm", "recipe", "seeds", *COLUMNS, *titles("minus without")]
+    return markdown([*head, f"nats, held-out, minus `{BASELINE}`"], rows)
 
 
 def base() -> str:
