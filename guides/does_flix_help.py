@@ -19,10 +19,8 @@
 #
 # **In short**, on this mixture and this small base:
 #
-# - FLix learns the whole mixture several times faster than a LoRA on the same layers,
-#   of the same compute, of the same number of parameters, or of any other rank tried. A
-#   LoRA of the attention projections alone is the best one: FLix is ahead of it by five
-#   points on unseen pairs, with one seed.
+# - FLix learns the whole mixture several times faster than a LoRA of the same compute,
+#   of the same number of parameters, or of any other rank or targets that were tried.
 # - That is on a base that has never seen a prompt. On the same base, taught to follow
 #   prompts first, FLix is ahead of an equally tuned LoRA on what it has seen, most of
 #   all where that is three examples, and level with it on unseen pairs.
@@ -241,9 +239,9 @@ show("targets")
 #
 # Attention projections alone (the library's default, and what LoRA usually adapts) lose
 # FLix one or two points against all linear layers, with less than half of the
-# parameters. On this base they are better than all linear layers for LoRA, so the first
-# table has that LoRA with a rate of its own; on the base that follows its prompts, all
-# linear layers are better for every arm.
+# parameters. For LoRA they look better than all linear layers with this one seed, and
+# were not with three: the first table has that LoRA with a rate of its own. On the base
+# that follows its prompts, all linear layers are better for every arm.
 #
 # ## Scale and initial values
 

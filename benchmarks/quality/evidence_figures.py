@@ -65,7 +65,8 @@ def headline(size: plan.Size) -> Any:
         ],
         [evidence_tables.means(results) for results in found.values()],
     )
-    axes.tick_params(axis="x", rotation=40)
+    for label in axes.get_xticklabels():
+        label.set(rotation=40, ha="right", rotation_mode="anchor")
     _lead(figure, "*")
     return figure
 

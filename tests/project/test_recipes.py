@@ -127,6 +127,8 @@ def test_what_is_measured_is_what_the_logits_say(monkeypatch):
     model, schema = trials.adapted(trial)
     for variable in model.trainable_variables:
         variable.assign(keras.random.normal(variable.shape, stddev=0.02, seed=1))
+    # Three lengths would be three compilations.
+    model.compile(run_eagerly=True)
     ids = trial.arm.ids(schema, test)
     monkeypatch.setattr(scoring, "ROWS", 4)
     hits, nats = scoring.measured(model, test, ids)
