@@ -1,7 +1,4 @@
-"""The search for a recipe, on a small base that follows its prompts.
-
-    python -m benchmarks.quality.recipes            # runs what is missing, prints
-    python -m benchmarks.quality.recipes --seeds 3  # the finalists with more seeds
+"""Which trials the search for a recipe is made of; `recipe_search` runs them.
 
 Every arm has the same budget: `BUDGET` trials over targets, learning rate and rank,
 of which the one with the fewest nats per answer on validation examples of *seen* cells
@@ -10,18 +7,14 @@ counts. Trials lie beside those of `evidence`, in `standin/`, and resume as thos
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import os
 from collections.abc import Callable
 from typing import Any
 
-os.environ.setdefault("KERAS_BACKEND", "jax")
-
-from benchmarks.quality import scheduler, store  # noqa: E402
-from benchmarks.quality.cldr_mix import Data  # noqa: E402
-from benchmarks.quality.evidence_arms import Arm  # noqa: E402
-from benchmarks.quality.trial import Trial  # noqa: E402
+from benchmarks.quality import store
+from benchmarks.quality.cldr_mix import Data
+from benchmarks.quality.evidence_arms import Arm
+from benchmarks.quality.trial import Trial
 
 SIZE, BASE = "standin", "base_instructed"
 STEPS, BATCH = 120, 32
@@ -216,25 +209,3 @@ def missing(seeds: int = 1, recipes: bool = True) -> list[Trial]:
             if name in best
         ]
     return [trial for trial in found if known(trial) is None]
-
-
-def main() -> None:
-    """Runs what is missing, then prints the tables."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=1, help="of the finalists")
-    parser.add_argument("--no-recipes", action="store_true")
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--results", help="another folder of results")
-    options = parser.parse_args()
-    if options.results:
-        store.use(options.results)
-    while trials := missing(options.seeds, not options.no_recipes):
-        scheduler.run_all(trials[: options.workers], SIZE, options.workers)
-    from benchmarks.quality import recipe_tables
-
-    for table in recipe_tables.TABLES.values():
-        print(table())
-
-
-if __name__ == "__main__":
-    main()

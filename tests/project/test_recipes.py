@@ -117,6 +117,7 @@ def test_searches_take_turns(monkeypatch):
         assert max(counts.values()) - min(counts.values()) <= 1
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_what_the_logits_say(monkeypatch):
     test = cldr_mix.test_examples(SMOKE.data, SMOKE.base)
     # Of two lengths, so that the first batch is not full and the order changes.
