@@ -231,11 +231,24 @@ def validation_examples(data: Data, base: str) -> dict[str, Any]:
 
 
 @functools.cache
-def test_examples(data: Data, base: str) -> dict[str, Any]:
-    """The test examples of all cells, new languages included."""
+def held_out_validation(data: Data, base: str) -> dict[str, Any]:
+    """Validation examples of held-out cells: what a practitioner may have a few of."""
+    cells = {
+        (task, language): data.validation_per_cell
+        for task in data.chosen_tasks
+        for language in data.chosen_languages
+        if kind_of(task, language) == "held_out"
+    }
+    return Mixture(datasets(cells, "validation", base)).inputs()
+
+
+@functools.cache
+def test_examples(data: Data, base: str, new_languages: bool = True) -> dict[str, Any]:
+    """The test examples of all cells, with those of new languages or without."""
+    new = NEW_LANGUAGES if new_languages else ()
     cells = {
         (task, language): data.test_per_cell
         for task in data.chosen_tasks
-        for language in (*data.chosen_languages, *NEW_LANGUAGES)
+        for language in (*data.chosen_languages, *new)
     }
     return Mixture(datasets(cells, "test", base)).inputs()

@@ -20,6 +20,9 @@ from benchmarks.quality import (  # noqa: E402
     evidence_figures,
     evidence_tables,
     plan,
+    recipe_figures,
+    recipe_tables,
+    recipes,
     scheduler,
     store,
 )
@@ -61,8 +64,9 @@ def main() -> None:
             scheduler.run_all(trials, size.name, options.workers)
         print(evidence_tables.table(size, table))
     if options.report:
-        evidence_tables.write()
+        evidence_tables.write({recipes.SIZE: recipe_tables.TABLES})
         evidence_figures.write(plan.SIZES["cpu"])
+        recipe_figures.write()
 
 
 if __name__ == "__main__":

@@ -30,6 +30,13 @@ class Arm:
         apart: Whether each axis is trained in a model of its own, and their
             updates are added afterwards.
         outside: Trains PEFT's `"lora"` or `"poly"` instead of this library.
+        b_rate: How much faster than `A` every `B` learns (LoRA+).
+        decay: Weight decay of the tables, decoupled from Adam.
+        ema: Momentum of the average of the weights over the steps, which is scored
+            instead of the last weights; 0 for none.
+        blocks: By axis, the transformer blocks that it adapts; all where left out.
+        stop: Whether the weights are those of the tenth of training after which
+            *held-out* validation examples were answered best, instead of the last.
     """
 
     name: str
@@ -43,6 +50,11 @@ class Arm:
     labels: str = "true"
     apart: bool = False
     outside: str | None = None
+    b_rate: float = 1.0
+    decay: float = 0.0
+    ema: float = 0.0
+    blocks: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    stop: bool = False
 
     def axes(self) -> list[str]:
         """The features that the data states."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.quality import cldr_mix, plan, store
+from benchmarks.quality import cldr_mix, hierarchical, plan, store
 from benchmarks.quality.evidence_arms import Arm
-from benchmarks.quality.trial import Cells
-from keras_flix.evaluation.bootstrap import Comparison, paired_bootstrap
+from benchmarks.quality.scoring import Cells
+from keras_flix.evaluation.bootstrap import Comparison
 
 KIND_TITLES = {
     "seen": "seen",
@@ -69,19 +69,36 @@ def results_of(
 
 
 def compare(
-    ours: list[dict[str, Any]], theirs: list[dict[str, Any]], kind: str
+    ours: list[dict[str, Any]],
+    theirs: list[dict[str, Any]],
+    kind: str,
+    seeds: Collection[int] | None = None,
 ) -> Comparison:
-    """Compares two arms in cells of one kind, over the seeds that both have."""
+    """Compares two arms in cells of one kind.
 
-    def by_seed(results: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-        return {result["trial"].get("seed", 0): result for result in results}
+    Args:
+        ours, theirs: Results, one per seed.
+        kind: Of the cells.
+        seeds: Those to compare; all that both have if `None`.
+    """
 
-    first, second = by_seed(ours), by_seed(theirs)
-    seeds = sorted(first.keys() & second.keys())
-    return paired_bootstrap(
-        cells_of([first[seed] for seed in seeds], kind),
-        cells_of([second[seed] for seed in seeds], kind),
-    )
+    def by_seed(results: list[dict[str, Any]]) -> dict[int, dict[str, float]]:
+        found = {result["trial"].get("seed", 0): result for result in results}
+        return {
+            seed: {name: one[0] for name, one in cells_of([result], kind).items()}
+            for seed, result in found.items()
+            if seeds is None or seed in seeds
+        }
+
+    return hierarchical.compare(by_seed(ours), by_seed(theirs))
+
+
+TARGETS = {None: "attention", "all-linear": "all linear"}
+
+
+def seeds_of(results: Sized) -> str:
+    """How many seeds; one is a lead only."""
+    return f"{len(results)}" if len(results) > 1 else "1 (a lead)"
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
@@ -107,41 +124,47 @@ def kinds(results: list[dict[str, Any]], **options: Any) -> list[str]:
 
 
 def best_lora(size: plan.Size) -> str:
-    """The single LoRA, of any rank, that is best on validation examples."""
+    """The single LoRA, of any rank and targets, that is best in validation."""
     found = {
         name: results[0]["validation"]
         for name, arm in plan.arms_of(size).items()
-        if name.startswith("lora") and name != "lora_per_cell"
+        if arm.ranks.keys() == {"shared"} and arm.outside is None
         if (results := results_of(size, arm))
     }
     return max(found, key=lambda name: found[name])
 
 
 def headline(size: plan.Size) -> str:
-    """All arms, with their differences from two LoRAs."""
+    """All arms, with their differences from the best LoRA."""
     arms = plan.arms_of(size)
-    rivals = list(dict.fromkeys(("lora", best_lora(size))))
-    against = {name: results_of(size, arms[name]) for name in rivals}
+    rival = best_lora(size)
+    theirs = results_of(size, arms[rival])
     rows = []
     for name, arm in arms.items():
         results = results_of(size, arm)
+        apart = ["", ""]
+        if name != rival:
+            apart[0] = str(compare(results, theirs, "held_out", {0}))
+            if min(len(results), len(theirs)) > 1:
+                apart[1] = str(compare(results, theirs, "held_out"))
         rows.append(
             [
                 f"`{name}`",
+                TARGETS[arm.targets],
                 f"{arm.active_rank}",
                 f"{results[0]['trainable_parameters']:,}",
                 f"{results[0]['trial']['learning_rate']:g}",
-                f"{len(results)}",
+                seeds_of(results),
                 *kinds(results),
-                *(
-                    "" if name == rival else str(compare(results, theirs, "held_out"))
-                    for rival, theirs in against.items()
-                ),
+                *apart,
             ]
         )
-    head = ["arm", "active rank", "trained parameters", "rate", "seeds"]
+    head = ["arm", "targets", "active rank", "trained parameters", "rate", "seeds"]
     head += [*KIND_TITLES.values()]
-    head += [f"held-out, minus `{name}` (95 %)" for name in rivals]
+    head += [f"held-out, minus `{rival}`, first seed (95 %)"]
+    head += [f"held-out, minus `{rival}`, all common seeds (95 %)"]
+    if not any(row[-1] for row in rows):
+        head, rows = head[:-1], [row[:-1] for row in rows]
     return markdown(head, rows)
 
 
@@ -282,7 +305,7 @@ def unknown(size: plan.Size) -> str:
     return markdown(
         head,
         [
-            [f"`{name}`", f"{len(results)}", *shown(own), *shown(others)]
+            [f"`{name}`", seeds_of(results), *shown(own), *shown(others)]
             for name, results, own, others in unknown_rows(size)
         ],
     )
@@ -307,11 +330,17 @@ README = Path(__file__).parent / "README.md"
 BLOCK = re.compile(r"(<!-- table: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def write() -> None:
-    """Writes the tables into the README, between their markers."""
+def write(others: Mapping[str, Mapping[str, Callable[[], str]]]) -> None:
+    """Writes the tables into the README, between their markers.
+
+    Args:
+        others: By size, then by name: tables that are not those of a `plan.Size`.
+    """
 
     def filled(match: re.Match[str]) -> str:
         begin, size, name, end = match.groups()
+        if size in others:
+            return f"{begin}{others[size][name]()}{end}"
         return f"{begin}{table(plan.SIZES[size], name)}{end}"
 
     README.write_text(BLOCK.sub(filled, README.read_text()))

@@ -11,7 +11,8 @@ import numpy as np
 
 import keras_flix
 from benchmarks.quality import cldr_mix
-from benchmarks.quality.trial import Trial, by_cell, inputs, mean_score, values_of
+from benchmarks.quality.scoring import by_cell, inputs, mean_score
+from benchmarks.quality.trial import Trial, values_of
 
 
 def run(trial: Trial) -> dict[str, Any]:

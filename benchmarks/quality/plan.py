@@ -86,6 +86,8 @@ def arms_of(size: Size) -> dict[str, Arm]:
         # the base's narrowest kernel.
         Arm("lora_params", {"shared": min(tables, 64)}),
         *(Arm(f"lora_{rank}", {"shared": rank}) for rank in (2, 12, 24)),
+        # LoRA is tuned over what it adapts, too.
+        Arm(f"lora_{3 * r}_attention", {"shared": 3 * r}, targets=None),
         Arm("lora_per_cell", {"cell": 3 * r}),
         Arm("arithmetic", {"task": r, "language": 2 * r}, apart=True),
         Arm("shuffled", flix, labels="shuffled"),
@@ -96,7 +98,7 @@ def arms_of(size: Size) -> dict[str, Arm]:
 
 
 HEADLINE = ("flix_shared", "lora", "lora_24")
-"""The arms that get several seeds."""
+"""The arms that get several seeds, besides the LoRA of the attention layers."""
 
 
 def trial_of(size: Size, arm: Arm, rate: float, seed: int = 0, **options: Any) -> Trial:
@@ -115,7 +117,8 @@ def tuned_rate(size: Size, arm: Arm) -> tuple[float | None, list[Trial]]:
     Returns:
         The rate, or `None` and the trials that are needed to find it.
     """
-    rates = {*size.first_rates}
+    # Fewer tables want a higher rate.
+    rates = {rate * (2 if arm.targets is None else 1) for rate in size.first_rates}
     while True:
         trials = {rate: trial_of(size, arm, rate) for rate in sorted(rates)}
         results = {rate: store.known(size.name, t.key) for rate, t in trials.items()}
@@ -279,7 +282,8 @@ def trials_of(size: Size, table: str, seeds: int) -> list[Trial]:
     if table == "headline":
         for name, arm in arms_of(size).items():
             rate, search = tuned_rate(size, arm)
-            count = seeds if name in HEADLINE else 1
+            several = name in HEADLINE or arm.targets is None
+            count = seeds if several else 1
             if rate is not None:
                 search = [trial_of(size, arm, rate, seed) for seed in range(count)]
             needed += search

@@ -11,12 +11,16 @@ import keras_hub
 import numpy as np
 
 import keras_flix
-from benchmarks.quality import cldr_mix, evidence_arms, keys
-from keras_flix import text_metrics
-from keras_flix.evaluation import forced_exact_match
-
-Cells = dict[str, float]
-"""Exact match in percent by cell, `task/language`."""
+from benchmarks.quality import cldr_mix, evidence_arms, keys, training
+from benchmarks.quality.scoring import (
+    Cells,
+    by_cell,
+    generated,
+    inputs,
+    mean_score,
+    measured,
+    scores,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Trial:
         ablate: Whether to score with each axis absent and with random ids too.
         generate: Whether to generate the answers too, for their chrF.
         base: Folder of the base, beside this module.
+        details: Whether to record nats per answer, and scores of validation examples
+            of held-out cells, too.
     """
 
     arm: evidence_arms.Arm
@@ -47,6 +53,7 @@ class Trial:
     ablate: bool = False
     generate: bool = False
     base: str = "base"
+    details: bool = False
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Trial:
@@ -64,26 +71,6 @@ class Trial:
     def key(self) -> str:
         """A file name: the arm, and a digest of all that fixes the trial."""
         return keys.key_of(self.arm.name, self.config())
-
-
-def inputs(
-    examples: dict[str, Any], ids: dict[str, np.ndarray]
-) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """`(x, y, sample_weight)` of `fit`."""
-    x = {name: examples[name] for name in ("token_ids", "padding_mask")}
-    return {**x, **ids}, examples["labels"], examples["weight"]
-
-
-def optimizer(learning_rate: float, steps: int) -> keras.optimizers.Optimizer:
-    """Adam with warm-up and cosine decay, clipped by the global norm."""
-    warmup = max(steps // 10, 1)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0,
-        warmup_target=learning_rate,
-        warmup_steps=warmup,
-        decay_steps=max(steps - warmup, 1),
-    )
-    return keras.optimizers.Adam(schedule, global_clipnorm=1.0)
 
 
 def values_of(trial: Trial) -> dict[str, list[str]]:
@@ -106,6 +93,14 @@ def adapted(
     for variable in model.trainable_variables:
         if variable.name.endswith("_a") and trial.arm.initial != 1.0:
             variable.assign(variable * trial.arm.initial)
+    for axis, blocks in trial.arm.blocks.items():
+        kept = tuple(f"decoder_block_{block}/" for block in blocks)
+        for variable in model.trainable_variables:
+            if f"flix_{axis}_" in variable.path and not any(
+                block in variable.path for block in kept
+            ):
+                # Its `B` stays zero, so it adds nothing.
+                variable.trainable = False
     return model, schema
 
 
@@ -121,42 +116,55 @@ def train(trial: Trial) -> tuple[Any, keras_flix.FeatureSchema, float]:
     # The arrays hold tokens already, so that no arm pays for tokenizing.
     model.preprocessor, preprocessor = None, model.preprocessor
     model.compile(
-        optimizer=optimizer(trial.learning_rate, trial.steps),
+        optimizer=training.optimizer(trial.learning_rate, trial.steps, trial.arm),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         sampler="greedy",
     )
-    losses = LossesOfSteps()
-    model.fit(
-        x,
-        y,
-        sample_weight=weight,
-        batch_size=trial.batch_size,
-        shuffle=False,
-        verbose=0,
-        callbacks=[losses],
-    )
+    # Between parts of training, weights are looked at.
+    parts = 10 if trial.arm.stop else 1
+    best = BestWeights(model)
+    for rows in np.array_split(np.arange(len(y)), parts):
+        losses = training.LossesOfSteps()
+        model.fit(
+            {name: value[rows] for name, value in x.items()},
+            y[rows],
+            sample_weight=weight[rows],
+            batch_size=trial.batch_size,
+            shuffle=False,
+            verbose=0,
+            callbacks=[losses],
+        )
+        if trial.arm.stop:
+            best.keep(-held_out_nats(model, trial, schema))
+    if trial.arm.stop:
+        best.restore()
     model.preprocessor = preprocessor
-    return model, schema, losses.at_end()
+    return model, schema, losses.means[-1] if trial.arm.stop else losses.at_end()
 
 
-class LossesOfSteps(keras.callbacks.Callback):
-    """Keeps the running mean of the loss, of which `at_end` is taken."""
+def held_out_nats(model: Any, trial: Trial, schema: keras_flix.FeatureSchema) -> float:
+    """Nats per answer on validation examples of held-out cells."""
+    examples = cldr_mix.held_out_validation(trial.data, trial.base)
+    return float(measured(model, examples, trial.arm.ids(schema, examples))[1].mean())
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.means: list[float] = []
 
-    def on_train_batch_end(
-        self, batch: int, logs: dict[str, Any] | None = None
-    ) -> None:
-        self.means.append(float((logs or {})["loss"]))
+class BestWeights:
+    """Keeps a model's trained weights of the moment with the best score."""
 
-    def at_end(self) -> float:
-        """The mean loss of the last tenth of the steps."""
-        sums = np.array(self.means) * np.arange(1, len(self.means) + 1)
-        last = max(len(sums) // 10, 1)
-        before = sums[-last - 1] if len(sums) > last else 0.0
-        return float((sums[-1] - before) / last)
+    def __init__(self, model: Any) -> None:
+        self.variables = model.trainable_variables
+        self.best, self.values = -np.inf, []
+
+    def keep(self, score: float) -> None:
+        """Keeps the weights as they are now, if the score is the best so far."""
+        if score > self.best:
+            self.best = score
+            self.values = [np.array(variable) for variable in self.variables]
+
+    def restore(self) -> None:
+        """Gives the model the weights of the best score."""
+        for variable, value in zip(self.variables, self.values):
+            variable.assign(value)
 
 
 def added(
@@ -199,29 +207,6 @@ def compile_for_scoring(model: Any) -> None:
     )
 
 
-def scores(model: Any, examples: dict[str, Any], ids: dict[str, np.ndarray]) -> Cells:
-    """Exact match in percent by cell."""
-    preprocessor, model.preprocessor = model.preprocessor, None
-    try:
-        hits = forced_exact_match(model, *inputs(examples, ids), batch_size=64)
-    finally:
-        model.preprocessor = preprocessor
-    return by_cell(examples["name"], 100.0 * hits)
-
-
-def by_cell(names: Any, values: Any) -> Cells:
-    """The mean of each cell."""
-    groups: dict[str, list[float]] = {}
-    for name, value in zip(names, values):
-        groups.setdefault(name, []).append(float(value))
-    return {name: round(float(np.mean(group)), 3) for name, group in groups.items()}
-
-
-def mean_score(cells: Cells) -> float:
-    """The mean over cells."""
-    return float(np.mean(list(cells.values())))
-
-
 def run(trial: Trial) -> dict[str, Any]:
     """Trains and scores.
 
@@ -251,38 +236,40 @@ def run(trial: Trial) -> dict[str, Any]:
         ),
         "loss": loss,
         "train_seconds": round(seconds, 1),
-        "validation": mean_score(
-            scores(model, validation, trial.arm.ids(schema, validation))
-        ),
-        "scores": {view: scores(model, test, ids) for view, ids in views.items()},
     }
+    if trial.details:
+        result |= detailed(model, trial, schema)
+    else:
+        own = trial.arm.ids(schema, validation)
+        result["validation"] = mean_score(scores(model, validation, own))
+        result["scores"] = {v: scores(model, test, i) for v, i in views.items()}
     if trial.generate:
         result |= generated(model, test, ids)
     result["seconds"] = round(time.time() - start, 1)
     return result
 
 
-def generated(
-    model: Any, test: dict[str, Any], ids: dict[str, np.ndarray]
-) -> dict[str, Cells]:
-    """chrF and exact match of the answers that `generate` gives, by cell."""
-    names = np.asarray(test["name"])
-    answers: list[str] = []
-    size = 128
-    for start in range(0, len(names), size):
-        # The last batch is filled up, so that one function is compiled.
-        rows = np.arange(start, start + size) % len(names)
-        batch = {"prompts": list(np.asarray(test["prompts"])[rows])}
-        batch |= {axis: entries[rows] for axis, entries in ids.items()}
-        answers += model.generate(batch, strip_prompt=True)
-    answers = answers[: len(names)]
-    references = list(test["responses"])
-    chrf = {
-        name: text_metrics.chrf(
-            [answers[i] for i in np.flatnonzero(names == name)],
-            [references[i] for i in np.flatnonzero(names == name)],
-        )
-        for name in dict.fromkeys(names)
+def detailed(
+    model: Any, trial: Trial, schema: keras_flix.FeatureSchema
+) -> dict[str, Any]:
+    """Exact match and nats, of seen and of held-out cells, for choices and for tests.
+
+    Without new languages: `base_instructed` has met them.
+    """
+
+    def both(examples: dict[str, Any]) -> tuple[Cells, Cells]:
+        hits, nats = measured(model, examples, trial.arm.ids(schema, examples))
+        names = examples["name"]
+        return by_cell(names, 100.0 * hits), by_cell(names, nats)
+
+    seen = both(cldr_mix.validation_examples(trial.data, trial.base))
+    held_out = both(cldr_mix.held_out_validation(trial.data, trial.base))
+    test = both(cldr_mix.test_examples(trial.data, trial.base, new_languages=False))
+    return {
+        "validation": mean_score(seen[0]),
+        "validation_nats": mean_score(seen[1]),
+        "validation_held_out": mean_score(held_out[0]),
+        "validation_held_out_nats": mean_score(held_out[1]),
+        "scores": {"true": test[0]},
+        "nats": test[1],
     }
-    match = [100.0 * (a == r) for a, r in zip(answers, references)]
-    return {"chrf": chrf, "generated": by_cell(names, match)}

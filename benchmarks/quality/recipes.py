@@ -1,0 +1,211 @@
+"""Which trials the search for a recipe is made of; `recipe_search` runs them.
+
+Every arm has the same budget: `BUDGET` trials over targets, learning rate and rank,
+of which the one with the fewest nats per answer on validation examples of *seen* cells
+counts. Trials lie beside those of `evidence`, in `standin/`, and resume as those do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.quality import store
+from benchmarks.quality.cldr_mix import Data
+from benchmarks.quality.evidence_arms import Arm
+from benchmarks.quality.trial import Trial
+
+SIZE, BASE = "standin", "base_instructed"
+STEPS, BATCH = 120, 32
+BUDGET = 6
+"""Trials for each arm."""
+
+RANKS: dict[str, dict[str, int]] = {
+    "lora": {"shared": 6},
+    "flix_shared": {"task": 2, "language": 2, "shared": 2},
+    "task_shared": {"task": 3, "shared": 3},
+}
+"""Where the search of each arm begins: an active rank of 6."""
+
+FIRST_RATE = 6e-3
+FINALISTS = ("lora", "flix_shared", "task_shared")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is searched for.
+
+    Attributes:
+        targets: As in `enable_flix`.
+        rate: The learning rate.
+        times: What all ranks are multiplied with.
+    """
+
+    targets: str | None = "all-linear"
+    rate: float = FIRST_RATE
+    times: int = 1
+
+
+Known = Callable[[Trial], "dict[str, Any] | None"]
+
+
+def known(trial: Trial) -> dict[str, Any] | None:
+    """The stored result of a trial."""
+    return store.load(SIZE, trial.key)
+
+
+def trial_of(name: str, setting: Setting, seed: int = 0, **changes: Any) -> Trial:
+    """A trial of an arm; `changes` are fields of `Arm`."""
+    ranks = {axis: rank * setting.times for axis, rank in RANKS[name].items()}
+    arm = Arm(name, **{"ranks": ranks, "targets": setting.targets, **changes})
+    return Trial(
+        arm,
+        setting.rate,
+        Data(),
+        seed=seed,
+        steps=STEPS,
+        batch_size=BATCH,
+        base=BASE,
+        details=True,
+    )
+
+
+SEEN, HELD_OUT = "validation_nats", "validation_held_out_nats"
+"""What a setting can be chosen by: both in nats per answer."""
+
+
+def best_of(
+    name: str, tried: list[Setting], known: Known = known, by: str = SEEN
+) -> Setting:
+    """The setting with the fewest nats per answer on validation examples."""
+
+    def nats(setting: Setting) -> float:
+        result = known(trial_of(name, setting))
+        return float("inf") if result is None else result[by]
+
+    return min(tried, key=nats)
+
+
+def search(name: str, known: Known = known) -> list[Setting]:
+    """The settings that an arm is tried with, as far as results tell by now.
+
+    First the targets; then the rate, doubled, and on in the direction that is
+    better; then the ranks, four times as high, at the best rate and at half of it.
+
+    Returns:
+        Settings in order, of which all but the last have a result: `BUDGET` when the
+        search is over.
+    """
+    tried: list[Setting] = []
+
+    def next_setting() -> Setting:
+        best = best_of(name, tried, known) if tried else Setting()
+        match len(tried):
+            case 0:
+                return Setting()
+            case 1:
+                return Setting(targets=None)
+            case 2:
+                return dataclasses.replace(best, rate=FIRST_RATE * 2)
+            case 3:
+                better = best.rate > FIRST_RATE
+                rate = FIRST_RATE * 4 if better else FIRST_RATE / 2
+                return dataclasses.replace(best, rate=rate)
+            case 4:
+                return dataclasses.replace(best, times=4)
+        rate = tried[4].rate / 2
+        return dataclasses.replace(tried[4], rate=rate)
+
+    while len(tried) < BUDGET:
+        tried.append(next_setting())
+        if known(trial_of(name, tried[-1])) is None:
+            break
+    return tried
+
+
+def tuned(name: str, known: Known = known, by: str = SEEN) -> Setting | None:
+    """The best setting of an arm, `None` until its search is over.
+
+    Args:
+        name: Of the arm.
+        known: What looks up results.
+        by: `SEEN`, or `HELD_OUT`, to choose among the same trials by validation
+            examples of held-out cells.
+    """
+    tried = search(name, known)
+    if len(tried) < BUDGET or known(trial_of(name, tried[-1])) is None:
+        return None
+    return best_of(name, tried, known, by)
+
+
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "task_shared": {
+        "dropout 0.1": {"dropout": {"task": 0.1}},
+        "dropout 0.3": {"dropout": {"task": 0.3}},
+        "B learns 4 times as fast": {"b_rate": 4.0},
+        "weight decay 0.1": {"decay": 0.1},
+        "average of weights": {"ema": 0.95},
+        "early stopping": {"stop": True},
+    },
+    "flix_shared": {
+        "dropout 0.1": {"dropout": {"task": 0.1, "language": 0.1}},
+        "dropout 0.3": {"dropout": {"task": 0.3, "language": 0.3}},
+        "language rank halved": {"halved": ("language",)},
+        "task and language rank halved, shared doubled": {
+            "halved": ("task", "language"),
+            "doubled": ("shared",),
+        },
+        "language in the outer blocks, task in the middle": {
+            "blocks": {"language": [0, 2], "task": [1]}
+        },
+    },
+    "lora": {
+        "B learns 4 times as fast": {"b_rate": 4.0},
+        "weight decay 0.1": {"decay": 0.1},
+        "average of weights": {"ema": 0.95},
+        "early stopping": {"stop": True},
+    },
+}
+"""By arm and name, what a recipe changes in the arm's best setting."""
+
+
+def recipe_trial(name: str, recipe: str, setting: Setting, seed: int = 0) -> Trial:
+    """A recipe, tried with the best setting of its arm."""
+    changes = dict(RECIPES[name][recipe])
+    ranks = {axis: rank * setting.times for axis, rank in RANKS[name].items()}
+    for axis in changes.pop("halved", ()):
+        ranks[axis] //= 2
+    for axis in changes.pop("doubled", ()):
+        ranks[axis] *= 2
+    return trial_of(name, setting, seed, ranks=ranks, **changes)
+
+
+def missing(seeds: int = 1, recipes: bool = True) -> list[Trial]:
+    """Trials that can run now: those of each search in turn, then seeds, then recipes.
+
+    Args:
+        seeds: Of the finalists.
+        recipes: Whether to try recipes, one seed each.
+    """
+    searches = {name: search(name) for name in RANKS}
+    wanted = [
+        (len(tried), trial_of(name, tried[-1])) for name, tried in searches.items()
+    ]
+    # Searches take turns, so that a run that is stopped leaves equal budgets.
+    found = [trial for _, trial in sorted(wanted, key=lambda pair: pair[0])]
+    best = {name: setting for name in RANKS if (setting := tuned(name))}
+    found += [
+        trial_of(name, best[name], seed)
+        for seed in range(1, seeds)
+        for name in FINALISTS
+        if name in best
+    ]
+    if recipes:
+        found += [
+            recipe_trial(name, recipe, best[name])
+            for name, entries in RECIPES.items()
+            for recipe in entries
+            if name in best
+        ]
+    return [trial for trial in found if known(trial) is None]

@@ -1,0 +1,227 @@
+"""The search for a recipe: its base, its budget, its measures."""
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import keras_flix
+
+if keras.config.backend() != "jax":
+    reason = "the benchmark trains on JAX, and nothing else here knows of backends"
+    pytest.skip(reason, allow_module_level=True)
+pytest.importorskip("babel")
+pytestmark = pytest.mark.short("jax")
+
+from benchmarks.quality import (  # noqa: E402
+    cldr_mix,
+    evidence_arms,
+    evidence_tables,
+    hierarchical,
+    instruct_base,
+    plan,
+    recipe_tables,
+    recipes,
+    scoring,
+    training,
+    trial as trials,
+)
+
+SMOKE = plan.SIZES["smoke"]
+
+
+def test_instruction_tuning_shows_no_cell_that_is_trained_or_held_out():
+    shown = set(instruct_base.cells())
+    for language in cldr_mix.LANGUAGES:
+        for task in cldr_mix.TASKS:
+            assert (task, language) not in shown
+    languages = {language for _, language in shown}
+    assert languages == {*cldr_mix.LANGUAGES, *cldr_mix.NEW_LANGUAGES}
+    tasks = {task for task, _ in shown}
+    assert tasks == {*cldr_mix.TASKS, *instruct_base.OTHER_TASKS}
+
+
+@pytest.mark.parametrize("task", instruct_base.OTHER_TASKS)
+def test_another_task_is_asked_in_the_form_of_the_mixture(task):
+    example = instruct_base.example(task, "fi", random.Random(0))
+    assert example.prompt.startswith(f"[{task}] [fi] ")
+    assert example.prompt.endswith(" = ") and example.response
+
+
+def test_the_instructed_base_is_that_of_its_record():
+    folder = Path(cldr_mix.base_folder(recipes.BASE))
+    record = json.loads((folder / instruct_base.RECORD).read_text())
+    assert instruct_base.digest(recipes.BASE) == record["sha256"]
+    assert instruct_base.digest("base") == record["made_of"]["sha256"]
+
+
+def found_by(score):
+    """Answers as stored results do, and remembers what was asked for."""
+    answers = {}
+
+    def known(trial):
+        return answers.get(trial.key)
+
+    def run(trial):
+        answers[trial.key] = {"validation_nats": score(trial)}
+
+    return known, run
+
+
+@pytest.mark.parametrize("best_rate", [3e-3, 6e-3, 2.4e-2])
+@pytest.mark.parametrize("targets", [None, "all-linear"])
+@pytest.mark.parametrize("rank", [6, 24])
+def test_every_arm_has_the_same_budget(best_rate, targets, rank):
+    def score(trial):
+        # A high rank wants half of the rate.
+        best = best_rate if trial.arm.active_rank == 6 else best_rate / 2
+        return (
+            abs(np.log(trial.learning_rate / best))
+            + 0.3 * (trial.arm.targets != targets)
+            + 0.1 * abs(trial.arm.active_rank - rank)
+        )
+
+    for name in recipes.RANKS:
+        known, run = found_by(score)
+        asked = []
+        while recipes.tuned(name, known) is None:
+            asked.append(recipes.search(name, known)[-1])
+            run(recipes.trial_of(name, asked[-1]))
+        assert len(set(asked)) == len(asked) == recipes.BUDGET
+        found = recipes.tuned(name, known)
+        expected = best_rate if rank == 6 else best_rate / 2
+        assert (found.targets, found.rate) == (targets, expected)
+        assert sum(recipes.RANKS[name].values()) * found.times == rank
+
+
+def test_the_first_arms_of_the_search_are_of_equal_active_rank():
+    assert {sum(ranks.values()) for ranks in recipes.RANKS.values()} == {6}
+
+
+def test_searches_take_turns(monkeypatch):
+    known, run = found_by(lambda trial: trial.learning_rate)
+    monkeypatch.setattr(recipes, "known", known)
+    monkeypatch.setattr(
+        recipes, "search", lambda name, search=recipes.search: search(name, known)
+    )
+    monkeypatch.setattr(recipes, "tuned", lambda name: None)
+    counts = dict.fromkeys(recipes.RANKS, 0)
+    for _ in range(3 * len(counts)):
+        first = recipes.missing()[0]
+        counts[first.arm.name] += 1
+        run(first)
+        assert max(counts.values()) - min(counts.values()) <= 1
+
+
+@pytest.mark.slow
+def test_what_is_measured_is_what_the_logits_say(monkeypatch):
+    test = cldr_mix.test_examples(SMOKE.data, SMOKE.base)
+    # Of two lengths, so that the first batch is not full and the order changes.
+    used = -(-test["padding_mask"].sum(axis=1) // 8)
+    rows = [*np.flatnonzero(used == used.max())[:3], *np.flatnonzero(used == used[0])]
+    test = {name: np.asarray(value)[rows[:7]] for name, value in test.items()}
+    trial = plan.trial_of(SMOKE, plan.arms_of(SMOKE)["flix_shared"], 6e-3)
+    model, schema = trials.adapted(trial)
+    for variable in model.trainable_variables:
+        variable.assign(keras.random.normal(variable.shape, stddev=0.02, seed=1))
+    # Three lengths would be three compilations.
+    model.compile(run_eagerly=True)
+    ids = trial.arm.ids(schema, test)
+    monkeypatch.setattr(scoring, "ROWS", 4)
+    hits, nats = scoring.measured(model, test, ids)
+    x, y, weight = scoring.inputs(test, ids)
+    model.preprocessor = None
+    logits = np.asarray(model.predict_on_batch(x), "float64")
+    right = (logits.argmax(axis=-1) == y) | (weight == 0)
+    np.testing.assert_array_equal(hits, right.all(axis=1))
+    logits -= logits.max(axis=-1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    loss = -np.take_along_axis(logits, y[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(nats, (loss * weight).sum(axis=1), rtol=1e-4)
+
+
+def test_a_recipe_without_options_is_plain_adam():
+    course = keras.optimizers.schedules.CosineDecay(
+        0.0, decay_steps=9, warmup_target=1e-2, warmup_steps=1
+    )
+    plain = keras.optimizers.Adam(course, global_clipnorm=1.0)
+    arm = evidence_arms.Arm("flix", {})
+    recipe = training.optimizer(1e-2, 10, arm)
+    faster = training.optimizer(1e-2, 10, dataclasses.replace(arm, b_rate=4.0))
+    values = []
+    for optimizer in (plain, recipe, faster):
+        pair = [
+            keras.Variable(np.ones(3, "float32"), name=f"flix_task_{part}")
+            for part in "ab"
+        ]
+        optimizer.build(pair)
+        for gradient in ([0.3, -0.1, 0.2], [0.1, 2.0, 0.4]):
+            optimizer.apply([np.array(gradient, "float32")] * 2, pair)
+        values.append([np.array(variable) for variable in pair])
+    assert not np.allclose(values[0], 1.0, atol=1e-3)
+    np.testing.assert_allclose(values[0], values[1], rtol=1e-6)
+    np.testing.assert_allclose(values[0][0], values[2][0], rtol=1e-6)
+    np.testing.assert_allclose(values[2][1] - 1, 4 * (values[0][1] - 1), rtol=1e-4)
+
+
+def test_an_axis_adapts_the_blocks_that_it_was_given():
+    arm = plan.arms_of(SMOKE)["flix_shared"]
+    blocks = {"language": [0, 2], "task": [1]}
+    trial = plan.trial_of(SMOKE, dataclasses.replace(arm, blocks=blocks), 6e-3)
+    model, _ = trials.adapted(trial)
+    found = {
+        axis: {
+            int(variable.path.split("decoder_block_")[1][0])
+            for variable in model.trainable_variables
+            if f"flix_{axis}_" in variable.path
+        }
+        for axis in arm.ranks
+    }
+    assert found == {"language": {0, 2}, "task": {1}, "shared": {0, 1, 2}}
+
+
+def test_an_interval_covers_seeds_and_cells():
+    generator = np.random.default_rng(0)
+    cells = [f"{i}" for i in range(50)]
+    none = {seed: dict.fromkeys(cells, 0.0) for seed in range(3)}
+    apart = {
+        seed: {cell: 10.0 * seed + generator.normal() for cell in cells}
+        for seed in range(3)
+    }
+    several = hierarchical.compare(apart, none)
+    assert several.low < 2.0 and several.high > 18.0
+    one = hierarchical.compare({0: apart[0]}, none)
+    assert one.high - one.low < 1.0
+    with pytest.raises(ValueError, match="common seeds"):
+        hierarchical.compare({0: none[0]}, {1: none[1]})
+
+
+def test_the_tables_of_the_readme_are_those_of_the_stored_results():
+    text = evidence_tables.README.read_text()
+    for name, table in recipe_tables.TABLES.items():
+        assert f"<!-- table: {recipes.SIZE} {name} -->\n{table()}<!-- end -->" in text
+
+
+@pytest.mark.slow
+def test_early_stopping_keeps_the_best_weights(monkeypatch):
+    arm = evidence_arms.Arm("flix", {"task": 1, "language": 1}, stop=True)
+    trial = plan.trial_of(SMOKE, arm, 6e-3, steps=10, details=True)
+    kept = []
+
+    def nats(model, trial, schema):
+        kept.append([np.array(variable) for variable in model.trainable_variables])
+        # Training gets better up to its fourth tenth.
+        return abs(len(kept) - 4.0)
+
+    monkeypatch.setattr(trials, "held_out_nats", nats)
+    model, schema, _ = trials.train(trial)
+    assert len(kept) == 10 and isinstance(schema, keras_flix.FeatureSchema)
+    for variable, value in zip(model.trainable_variables, kept[3]):
+        np.testing.assert_array_equal(np.array(variable), value)
+    result = trials.detailed(model, trial, schema)
+    assert set(result["nats"]) == set(result["scores"]["true"])
+    assert result["validation_nats"] > 0 and result["validation_held_out_nats"] > 0
