@@ -313,8 +313,9 @@ def _check_tables(expected: dict[str, tuple[int, ...]], adapters: Adapters) -> N
     for name, own, found in unlike(expected, _shapes(adapters.tables)):
         raise ValueError(
             "The adapter weights of a file must fit those of the model. At "
-            f"{name!r}, expected: shape {own}. Received: {found} in {adapters.source!r}. "
-            "Use the base model and the targets it was trained with."
+            f"{name!r}, expected: shape {own}. Received: {found} in "
+            f"{adapters.source!r}. Use the base model and the targets it was trained "
+            "with."
         )
 
 

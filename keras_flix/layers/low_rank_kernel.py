@@ -147,7 +147,8 @@ class LowRankKernel(_compat.Mixin):
         around = current_routing(schema)
         if features is None:
             routing = around
-            self._check_known(around)
+            if around is None and schema.routed:
+                raise ValueError(no_features(self, [f.name for f in schema.routed]))
         if routing is None:
             ids = layer_ids(schema, features or {}, rows)
             routing = Routing.from_ids(
@@ -162,11 +163,6 @@ class LowRankKernel(_compat.Mixin):
             if running is not None:
                 running.ran.add(id(self))
         return routing
-
-    def _check_known(self, around: Routing | None) -> None:
-        """Raises where the features of a call without `features=` are not known."""
-        if around is None and self.features.routed:
-            raise ValueError(no_features(self, [f.name for f in self.features.routed]))
 
     def kernel_delta(self, combination: Mapping[str, Any]) -> Tensor:
         """The update of one combination of values.

@@ -17,6 +17,7 @@ from keras_flix.layers.active_scope import current_routing, is_off
 from keras_flix.layers.checks import (
     check_backend,
     check_ranks,
+    no_features,
     two_loras,
 )
 from keras_flix.layers.holds_tables import HoldsTables
@@ -31,6 +32,10 @@ class LowRankLayer(LowRankKernel, QuantizedCall, HoldsTables):
     def adapted_kernels(self) -> dict[str, LowRankKernel]:
         """Its only kernel, whose tables need no other name in files."""
         return {"": self}
+
+    def adapter_variables(self) -> dict[str, keras.Variable]:
+        """Its tables by name."""
+        return self._tables.named_variables
 
     def _configure_features(
         self,
@@ -152,7 +157,9 @@ class LowRankLayer(LowRankKernel, QuantizedCall, HoldsTables):
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         # Here, and not when what is built on it runs.
         if not is_off(self) and kwargs.get("features") is None:
-            self._check_known(current_routing(self.features))
+            routed = self.features.routed
+            if routed and current_routing(self.features) is None:
+                raise ValueError(no_features(self, [f.name for f in routed]))
         return super().compute_output_spec(*args, **kwargs)
 
     def enable_lora(self, *args: Any, **kwargs: Any) -> None:

@@ -109,7 +109,7 @@ def _lines(adaptation: Any, summary: FlixSummary) -> list[str]:
         f"({summary.share:.2%})."
     )
     for layer in adaptation.token_rows:
-        size = sum(math.prod(v.shape) for v in layer._tables.named_variables.values())
+        size = sum(math.prod(v.shape) for v in layer.adapter_variables().values())
         lines.append(
             f"Rows of {len(layer.token_ids)} tokens in {layer.path} train whole: "
             f"{size:,} parameters."

@@ -19,7 +19,7 @@ from benchmarks.cost import step_flops
 from benchmarks.cost.arm import ArmSpec
 from benchmarks.cost.keras_arms import keras_arm
 from benchmarks.cost.workload import AXES, Workload
-from keras_flix.layers import low_rank_layer, low_rank_update
+from keras_flix.layers import low_rank_kernel, low_rank_update
 from keras_flix.models.adapted import generation
 
 BACKEND = keras.config.backend()
@@ -208,7 +208,7 @@ def arm(name, values=None):
 
 def share(cost, values=None):
     """The adapters' part of a cost."""
-    tested = low_rank_layer.low_rank_update, generation.gather_tables
+    tested = low_rank_kernel.low_rank_update, generation.gather_tables
     return cost_of(cost, "flix", values, *tested) - cost_of(cost, "floor")
 
 
@@ -262,7 +262,7 @@ def test_the_guard_sees_a_kernel_per_example(monkeypatch):
         a, b = gathered or low_rank_update.gather_tables(tables, active, x.dtype)
         return ops.matmul(x, ops.matmul(a, b))
 
-    monkeypatch.setattr(low_rank_layer, "low_rank_update", materialized)
+    monkeypatch.setattr(low_rank_kernel, "low_rank_update", materialized)
     assert exceeded("training")["flops"] > 4
 
 

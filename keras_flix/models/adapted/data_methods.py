@@ -56,7 +56,7 @@ class DataMethods(TaskData):
                 validation,
             )
         with (
-            cut_counts.counted(self._adaptation, kwargs, texts, validation) as options,
+            self._counted(kwargs, texts, validation) as options,
             _compat.variables_survive(self),
             tf_errors_as_value_errors(),
         ):
@@ -73,7 +73,7 @@ class DataMethods(TaskData):
         else:
             x, pipeline = self._feed(x, texts)
         with (
-            cut_counts.counted(self._adaptation, kwargs, texts) as options,
+            self._counted(kwargs, texts) as options,
             _compat.variables_survive(self),
             tf_errors_as_value_errors(),
         ):
@@ -137,6 +137,12 @@ class DataMethods(TaskData):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(outputs)
         own = x if isinstance(x, Mapping) else {"inputs": x}
         return keras.utils.pack_x_y_sample_weight({**own, **ids}, y, sample_weight)
+
+    def _counted(self, options: dict[str, Any], *texts: CutTexts) -> Any:
+        """Counts texts that are cut, in a model that takes texts."""
+        if not isinstance(self, keras_hub.models.Task):
+            return contextlib.nullcontext(options)
+        return cut_counts.counted(self._adaptation, options, *texts)
 
     def _encode(self, x: Any) -> Any:
         state = self._adaptation
