@@ -7,7 +7,6 @@ only tensors, of one dtype where two meet.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,13 +18,13 @@ Tensor = Any
 
 if keras.config.backend() == "torch":
     import torch
-    from keras.src.backend.torch.core import to_torch_dtype
 
     where, matmul = torch.where, torch.matmul
     sqrt, square, maximum = torch.sqrt, torch.square, torch.maximum
 
-    def cast(x: Tensor, dtype: str) -> Tensor:
-        return x.to(_torch_dtype(dtype))
+    def cast(x: Tensor, dtype: Any) -> Tensor:
+        # By the name: where Keras keeps its own table changes with its versions.
+        return x.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
 
     def reshape(x: Tensor, shape: Sequence[Any]) -> Tensor:
         return x.reshape(shape)
@@ -38,8 +37,6 @@ if keras.config.backend() == "torch":
 
     def take(values: np.ndarray, rows: Tensor) -> Tensor:
         return torch.from_numpy(values).to(rows.device)[rows]
-
-    _torch_dtype = functools.cache(to_torch_dtype)
 else:
     where, matmul, cast = ops.where, ops.matmul, ops.cast
     reshape, concatenate = ops.reshape, ops.concatenate
