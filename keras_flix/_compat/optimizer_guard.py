@@ -145,7 +145,14 @@ def _restore(rows: Sequence[_Rows]) -> None:
             strategy.extended.update(variable.value, assign, args=(old,), group=False)
 
     # As Keras' own updates: replicas may not assign to mirrored variables.
-    strategy, old = tf.distribute.get_strategy(), [row.value for row in rows]
+    old = [row.value for row in rows]
+    mirrored = getattr(rows[0].variable.value, "distribute_strategy", None)
+    if mirrored is not None and not tf.distribute.has_strategy():
+        # Keras ends `fit` outside of the scope.
+        with mirrored.scope():
+            update(mirrored, old)
+        return
+    strategy = tf.distribute.get_strategy()
     if tf.distribute.in_cross_replica_context():
         update(strategy, old)
     else:

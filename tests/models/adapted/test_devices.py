@@ -15,7 +15,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from helpers.gemma import FEATURES, make_backbone, to_numpy
+from helpers.gemma import FEATURES, make_backbone, randomize, to_numpy
 from helpers.models import make_mlp, rows, state
 
 import keras_flix
@@ -532,3 +532,28 @@ def test_tables_are_made_under_the_models_own_strategy():
     assert len(model.variables) == 4 + 2 * 2 * 2 + 1
     for variable in model.variables:
         assert strategy.extended.variable_created_in_scope(variable.value)
+
+
+@MIRRORED
+def test_frozen_values_stay_in_replicas():
+    only("tensorflow", CLASSES["tensorflow"])
+    import tensorflow as tf
+
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        model = make_mlp()
+        keras_flix.enable_flix(model, FEATURES, rank=2, targets="all-linear", seed=0)
+        randomize(model)
+        # Keras ends `fit` outside of the scope: averages are then put in place.
+        model.compile(keras.optimizers.Adam(0.1, use_ema=True), "mse")
+    keras_flix.set_trainable(model, {"task": ["qa"]})
+    x = {**rows(4), "task": "qa", "language": "sw"}
+    before = {v.path: to_numpy(v) for v in model.weights}
+    model.fit(x, np.ones(model(x).shape), verbose=0)
+    moved = {}
+    for path, table in {v.path: to_numpy(v) for v in model.weights}.items():
+        if "flix_task_b" in path:
+            moved[path] = (table != before[path]).any(axis=(1, 2)).tolist()
+        elif "flix_language" in path or "kernel" in path:
+            np.testing.assert_array_equal(table, before[path])
+    qa = [value == "qa" for value in FEATURES["task"]]
+    assert len(moved) == 2 and all(rows_moved == qa for rows_moved in moved.values())
