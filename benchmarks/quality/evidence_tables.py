@@ -330,12 +330,12 @@ README = Path(__file__).parent / "README.md"
 BLOCK = re.compile(r"(<!-- table: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def write(others: Mapping[str, Mapping[str, Callable[[], str]]]) -> None:
-    """Writes the tables into the README, between their markers.
+Others = Mapping[str, Mapping[str, Callable[[], str]]]
+"""By size, then by name: tables that are not those of a `plan.Size`."""
 
-    Args:
-        others: By size, then by name: tables that are not those of a `plan.Size`.
-    """
+
+def page(others: Others) -> str:
+    """The README with the tables of the stored results between their markers."""
 
     def filled(match: re.Match[str]) -> str:
         begin, size, name, end = match.groups()
@@ -343,4 +343,9 @@ def write(others: Mapping[str, Mapping[str, Callable[[], str]]]) -> None:
             return f"{begin}{others[size][name]()}{end}"
         return f"{begin}{table(plan.SIZES[size], name)}{end}"
 
-    README.write_text(BLOCK.sub(filled, README.read_text()))
+    return BLOCK.sub(filled, README.read_text())
+
+
+def write(others: Others) -> None:
+    """Writes the tables into the README."""
+    README.write_text(page(others))

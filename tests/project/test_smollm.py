@@ -19,7 +19,7 @@ if keras.config.backend() != "torch":
 pytest.importorskip("gguf", reason="gguf is not installed (extra `evidence`)")
 pytestmark = pytest.mark.short("torch")
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="the fast training is in PyTorch")
 base, evidence, fast_llama, gguf_file, plan, sequences, training, trial = (
     importlib.import_module(f"benchmarks.quality.smollm.{name}")
     for name in (
@@ -29,7 +29,7 @@ base, evidence, fast_llama, gguf_file, plan, sequences, training, trial = (
         "gguf_file",
         "real_plan",
         "sequences",
-        "training",
+        "fast_training",
         "real_trial",
     )
 )

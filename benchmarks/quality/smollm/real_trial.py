@@ -15,7 +15,7 @@ import keras_flix
 from benchmarks.quality import evidence_arms, keys
 from benchmarks.quality.smollm import base, sequences
 from benchmarks.quality.smollm.fast_llama import FastLlama
-from benchmarks.quality.smollm.training import Training, mean_of, scores
+from benchmarks.quality.smollm.fast_training import Training, mean_of, scores
 from benchmarks.quality.words import build
 from keras_flix.models.adapted.adaptation import adaptation_of
 

@@ -102,7 +102,7 @@ def adapted(request):
     """An adapted model, its own inputs, and the expected outputs by ids."""
     model, own, targets = request.param()
     plain = [to_numpy(v) for v in model.weights]
-    keras_flix.enable_flix(model, FEATURES, rank=2, targets=targets)
+    keras_flix.enable_flix(model, FEATURES, rank=2, targets=targets, train=())
     randomize(model)
 
     def expected(ids):
