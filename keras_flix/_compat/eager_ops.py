@@ -7,6 +7,7 @@ only tensors, of one dtype where two meet.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,12 +36,30 @@ if keras.config.backend() == "torch":
     def any_nonzero(x: Tensor) -> Tensor:
         return (x.reshape(len(x), -1) != 0).any(1).reshape(-1, *[1] * (x.ndim - 1))
 
+    def assign_parts(
+        held: Sequence[keras.Variable], rows: Tensor, lengths: Sequence[int]
+    ) -> None:
+        values = [one.value for one in held]
+        torch._foreach_copy_(values, list(rows.split(list(lengths))))
+
+    no_gradient = torch.no_grad
+
     def take(values: np.ndarray, rows: Tensor) -> Tensor:
         return torch.from_numpy(values).to(rows.device)[rows]
 else:
     where, matmul, cast = ops.where, ops.matmul, ops.cast
     reshape, concatenate = ops.reshape, ops.concatenate
     sqrt, square, maximum = ops.sqrt, ops.square, ops.maximum
+
+    no_gradient = contextlib.nullcontext
+
+    def assign_parts(
+        held: Sequence[keras.Variable], rows: Tensor, lengths: Sequence[int]
+    ) -> None:
+        """Gives variables the rows of a tensor, one after the other."""
+        ends = np.cumsum(lengths).tolist()
+        for one, start, end in zip(held, [0, *ends], ends):
+            one.assign(rows[start:end])
 
     def take(values: np.ndarray, rows: Tensor) -> Tensor:
         """Rows of what is known ahead."""

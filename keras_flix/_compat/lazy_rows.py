@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,6 +47,24 @@ def _write(variable: Any, rows: Tensor, values: Tensor) -> None:
 
 SMALL = 2**18
 """Elements of a table that is updated together with others."""
+
+
+def _groups_tables() -> bool:
+    """Whether small tables are better updated together than one after the other."""
+    backend = keras.config.backend()
+    # Replicas assign to variables of a strategy one by one, in its own way.
+    return backend == "torch" or (
+        backend == "tensorflow" and not tf.distribute.has_strategy()
+    )
+
+
+def _dense(gradient: Any) -> Tensor | None:
+    """A gradient of a small table as a tensor; `None` if that is of no use."""
+    if RowGradient.of(gradient) is None:
+        return gradient
+    if keras.config.backend() == "tensorflow":
+        return tf.convert_to_tensor(gradient)
+    return None
 
 
 def moves_all_rows(optimizer: Any) -> bool:
@@ -104,7 +123,7 @@ class LazyRows(Mixin):
         self, grads: Sequence[Any], trainable_variables: Sequence[Any], rate: Tensor
     ) -> None:
         is_own = type(self).update_step is LazyRows.update_step
-        if keras.config.backend() == "torch" and is_own:
+        if is_own and _groups_tables():
             grads, trainable_variables = self._update_small(
                 grads, trainable_variables, rate
             )
@@ -115,49 +134,52 @@ class LazyRows(Mixin):
     ) -> tuple[list[Any], list[Any]]:
         """Updates small tables with dense gradients, all of one shape at once.
 
-        Used on PyTorch. What runs eagerly costs by the operation: hundreds of tables,
-        one after the other, would take longer than the rest of a step.
+        Hundreds of tables, one after the other, would take longer than the rest of a
+        step, which costs by the operation where tables are small.
 
         Returns:
             The gradients and variables that are left.
         """
-        import torch
-
         groups: dict[Any, list[tuple[Any, list[Any], Rate | None]]] = {}
         left = []
-        for gradient, variable in zip(grads, variables):
-            index = self._get_variable_index(variable)
+        for given, variable in zip(grads, variables):
+            index, gradient = self._get_variable_index(variable), given
             table = self._trainable_variables[index]
-            small = gradient is not None and gradient.numel() <= SMALL
-            if (
-                not (small and getattr(table, "has_rows_of_values", False))
-                or RowGradient.of(gradient) is not None
-            ):
-                left.append((gradient, variable))
+            small = gradient is not None and math.prod(table.shape) <= SMALL
+            if small and getattr(table, "has_rows_of_values", False):
+                gradient = _dense(gradient)
+            else:
+                gradient = None
+            if gradient is None:
+                left.append((given, variable))
                 continue
             own = self.rates.get(id(table))
             if own is not None:
                 own.decayed(self, variable, rate)
-            changed = [variable, *(slots[index] for slots in self.row_slots())]
+            changed = [table, *(slots[index] for slots in self.row_slots())]
             shape = (*gradient.shape[1:], gradient.dtype)
-            values = [one.value for one in changed]
-            groups.setdefault(shape, []).append((gradient, values, own))
-        with torch.no_grad():
+            groups.setdefault(shape, []).append((gradient, changed, own))
+        with eager_ops.no_gradient():
             for group in groups.values():
-                gradient = torch.cat([one for one, *_ in group])
-                lists = list(zip(*(values for _, values, _ in group)))
-                old = [torch.cat(list(values)) for values in lists]
-                lengths = [len(one) for one, *_ in group]
-                rate = ops.cast(rate, gradient.dtype)
+                gradient = eager_ops.concatenate([one for one, *_ in group], 0)
+                lists = list(zip(*(changed for _, changed, _ in group)))
+                old = [
+                    eager_ops.concatenate([one.value for one in held], 0)
+                    for held in lists
+                ]
+                lengths = [int(one.shape[0]) for one, *_ in group]
                 factors: Any = 1.0
                 if any(own is not None for *_, own in group):
                     # Those of all rows, one table after the other.
-                    rows = [(own or Rate()).rows(len(one)) for one, _, own in group]
-                    ones = (1,) * (gradient.ndim - 1)
+                    rows = [
+                        (own or Rate()).rows(n) for n, (*_, own) in zip(lengths, group)
+                    ]
+                    ones = (1,) * (len(gradient.shape) - 1)
                     factors = np.concatenate(rows).reshape(-1, *ones)
-                new = self._where_active(gradient, rate, old, factors)
+                own_rate = ops.cast(rate, gradient.dtype)
+                new = self._where_active(gradient, own_rate, old, factors)
                 for held, one in zip(lists, new):
-                    torch._foreach_copy_(list(held), list(one.split(lengths)))
+                    eager_ops.assign_parts(held, one, lengths)
         return [g for g, _ in left], [v for _, v in left]
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Tensor) -> None:

@@ -97,6 +97,8 @@ def written(monkeypatch):
         write(variable, rows, values)
 
     monkeypatch.setattr(module, "_write", spy)
+    # Small ones are updated whole, see below.
+    monkeypatch.setattr(module, "SMALL", 0)
     return shapes
 
 
@@ -132,6 +134,13 @@ def test_rows_and_dense_gradients_give_the_same(pair, written):
     dense = train(make_model(), pair(clipvalue=1e9)[0], batches)
     assert len(written) == count
     assert_equal(state(by_rows), state(dense))
+
+
+def test_small_tables_together_are_updated_as_each_alone(pair, monkeypatch):
+    together = train(make_model(), pair()[0], WEIGHTED)
+    monkeypatch.setattr(f"{_compat.LazyRows.__module__}.SMALL", 0)
+    alone = train(make_model(), pair()[0], WEIGHTED)
+    assert_equal(state(together), state(alone))
 
 
 def test_sgd_without_momentum_is_exact():
