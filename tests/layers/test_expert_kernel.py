@@ -312,3 +312,38 @@ def test_beams_keep_their_examples():
         for i in range(3)
     ]
     np.testing.assert_array_equal(mixed, alone)
+
+
+def test_experts_belong_to_the_features_that_state_no_targets(tmp_path):
+    language = keras_flix.Feature("language", FEATURES["language"], targets=["query"])
+    task = keras_flix.Feature("task", FEATURES["task"], alpha=4.0, scale="sqrt")
+    model = keras_flix.enable_flix(
+        make(), [task, language], rank=2, targets=["key"], experts="shared", seed=0
+    )
+    randomize(model)
+    layers = model._adaptation.layers
+    found = {f: list(model._adaptation.layers_of(f)) for f in ("task", "language")}
+    assert found["language"] == [p for p in layers if p.endswith("/query")]
+    assert found["task"] == [p for p in layers if not p.endswith("/query")]
+    assert set(KERNELS) < set(found["task"])
+    expected = outputs(model)
+    for i in range(3):
+        example = {k: v[i : i + 1] for k, v in inputs().items()}
+        ids = {name: int(entry[i]) for name, entry in IDS.items()}
+        merged = keras_flix.merge_features(model, ids)
+        np.testing.assert_allclose(to_numpy(merged(example))[0], expected[i], atol=1e-5)
+    keras_flix.save_adapters(model, tmp_path / "a.flix.safetensors")
+    loaded = keras_flix.load_adapters(make(), tmp_path / "a.flix.safetensors")
+    np.testing.assert_array_equal(outputs(loaded), expected)
+    model.save(tmp_path / "m.keras")
+    again = keras.saving.load_model(tmp_path / "m.keras")
+    np.testing.assert_allclose(outputs(again), expected, atol=1e-6)
+
+
+def test_experts_of_no_feature_are_refused():
+    features = [
+        keras_flix.Feature(name, values, targets=["query"])
+        for name, values in FEATURES.items()
+    ]
+    with pytest.raises(ValueError, match="for the features that state no targets"):
+        keras_flix.enable_flix(make(), features, experts="shared")
