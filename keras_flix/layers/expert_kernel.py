@@ -63,14 +63,14 @@ class ExpertKernel(LowRankKernel):
         return str(self._holder.compute_dtype)
 
     @property
-    def kernel_shape(self) -> tuple[int, ...]:
+    def whole_shape(self) -> tuple[int, ...]:
         """`(experts, d_in, d_out)`."""
         return tuple(self.kernel.shape)
 
     @property
     def adapted_shape(self) -> tuple[int, ...]:
         """`(d_in, d_out)`, the shape of the update."""
-        return self.kernel_shape[1:]
+        return self.whole_shape[1:]
 
     def adapt(
         self, features: FeatureSchema, seed: int, key: str, names: Sequence[str]
@@ -136,11 +136,11 @@ class ExpertKernel(LowRankKernel):
 
     def kernel_delta(self, combination: Mapping[str, Any]) -> Tensor:
         """The update of one combination, the same for each expert."""
-        return ops.broadcast_to(super().kernel_delta(combination), self.kernel_shape)
+        return ops.broadcast_to(super().kernel_delta(combination), self.whole_shape)
 
     def kernel_norm(self) -> float:
         """The root mean square of the norms of the experts' kernels."""
-        return super().kernel_norm() / float(np.sqrt(self.kernel_shape[0]))
+        return super().kernel_norm() / float(np.sqrt(self.whole_shape[0]))
 
 
 class HoldsExperts(HoldsTables):

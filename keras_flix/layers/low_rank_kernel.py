@@ -45,7 +45,7 @@ class LowRankKernel(_compat.Mixin):
         return self
 
     @property
-    def kernel_shape(self) -> tuple[int, ...]:
+    def whole_shape(self) -> tuple[int, ...]:
         """The logical shape of the whole kernel."""
         return self._tables.kernel_shape
 

@@ -77,7 +77,7 @@ def flix_summary(
         if id(v) in frozen
     )
     summary = FlixSummary(
-        layers={p: lyr.kernel_shape for p, lyr in adaptation.layers.items()},
+        layers={p: lyr.whole_shape for p, lyr in adaptation.layers.items()},
         parameters=parameters,
         trainable=sum(math.prod(v.shape) for v in model.trainable_variables) - idle,
         total=sum(math.prod(v.shape) for v in model.weights),

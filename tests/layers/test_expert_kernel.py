@@ -103,7 +103,7 @@ def test_the_formula(model, equation):
 def test_what_is_adapted(model):
     assert [path for path in model._adaptation.layers if "expert" in path] == KERNELS
     kernel = model._adaptation.layers[KERNELS[2]]
-    assert (kernel.name, kernel.kernel_shape) == (
+    assert (kernel.name, kernel.whole_shape) == (
         "expert_feedforward_output_dense",
         (3, 12, 8),
     )

@@ -49,7 +49,7 @@ def test_trainable_variables_are_the_tables(make_gemma):
 def test_training_moves_the_loss_down(make_gemma):
     model = keras_flix.enable_flix(make_gemma(), FEATURES, rank=4)
     model.compile(optimizer=keras.optimizers.Adam(0.02))
-    losses = model.fit({**PROMPTS, **FEATURES_OF}, epochs=10, verbose=0).history["loss"]
+    losses = model.fit({**PROMPTS, **FEATURES_OF}, epochs=15, verbose=0).history["loss"]
     assert losses[-1] < 0.9 * losses[0]
 
 
