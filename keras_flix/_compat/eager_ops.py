@@ -42,7 +42,8 @@ if keras.config.backend() == "torch":
         values = [one.value for one in held]
         torch._foreach_copy_(values, list(rows.split(list(lengths))))
 
-    no_gradient = torch.no_grad
+    def no_gradient() -> Any:
+        return torch.no_grad()
 
     def take(values: np.ndarray, rows: Tensor) -> Tensor:
         return torch.from_numpy(values).to(rows.device)[rows]
@@ -51,7 +52,9 @@ else:
     reshape, concatenate = ops.reshape, ops.concatenate
     sqrt, square, maximum = ops.sqrt, ops.square, ops.maximum
 
-    no_gradient = contextlib.nullcontext
+    def no_gradient() -> Any:
+        """A block in which nothing is differentiated."""
+        return contextlib.nullcontext()
 
     def assign_parts(
         held: Sequence[keras.Variable], rows: Tensor, lengths: Sequence[int]

@@ -89,8 +89,10 @@ def protect_values() -> None:
     """
     if keras.config.backend() != "jax":
         return
-    from keras.src.backend.jax.trainer import JAXTrainer
+    from keras.src.backend.jax import trainer as module
 
+    # Keras 3.16 calls it `Trainer`.
+    trainer: Any = getattr(module, "JAXTrainer", None) or module.Trainer
     for name in (
         "fit",
         "evaluate",
@@ -99,9 +101,9 @@ def protect_values() -> None:
         "test_on_batch",
         "predict_on_batch",
     ):
-        setattr(JAXTrainer, name, _keeping(getattr(JAXTrainer, name)))
-    JAXTrainer._purge_model_variables = _noting(JAXTrainer._purge_model_variables)
-    JAXTrainer._make_function = _publishing(JAXTrainer._make_function)
+        setattr(trainer, name, _keeping(getattr(trainer, name)))
+    trainer._purge_model_variables = _noting(trainer._purge_model_variables)
+    trainer._make_function = _publishing(trainer._make_function)
 
 
 def _holds_adapters(model: Any) -> bool:
