@@ -88,7 +88,7 @@ def draw_values() -> pathlib.Path | None:
         ax.set_yticks([1, 1.1, 1.5, 2, 3, 4], [1, 1.1, 1.5, 2, 3, 4])
         ax.minorticks_off()
         ax.set_title(BACKENDS[backend])
-        ax.set_xlabel("values per axis")
+        ax.set_xlabel("values per feature")
         ax.grid(alpha=0.3)
     axes[0, 0].set_ylabel("CPU time of a step over that of 2 values")
     axes[0, 0].legend(fontsize=8)
