@@ -7,10 +7,9 @@ from typing import Any
 
 import keras
 
-from keras_flix._utils.near_names import most_alike
 from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
-from keras_flix.models.targets import Placed, find_targets, matches
+from keras_flix.models.targets import Placed, find_targets, paths_matching
 
 Places = Mapping[str, Sequence[str]]
 """By feature, the paths of its layers; those that are in all are not named."""
@@ -85,14 +84,13 @@ def places_among(layers: Mapping[str, Any], feature: Feature) -> list[str]:
         )
     chosen: set[str] = set()
     for target in feature.targets:
-        found = [key for key, layer in layers.items() if matches(target, key, layer)]
-        if not found:
-            names = sorted({layer.name for layer in layers.values()})
-            raise ValueError(
+        chosen |= set(
+            paths_matching(
+                target,
+                layers,
                 "A feature that is added can target layers that are adapted already. "
                 f"Received: {target!r} of feature {feature.name!r}, which matches none "
-                f"of them. The nearest are "
-                f"{most_alike(target, names, 3, cutoff=0.3) or names[:3]}."
+                "of them.",
             )
-        chosen.update(found)
+        )
     return [key for key in layers if key in chosen]

@@ -100,14 +100,12 @@ def stated_orders(rows: Rows, layers: Mapping[str, Any]) -> dict[str, Orders]:
     """What `rows` of `enable_flix` says of the targets, by their paths."""
     stated: dict[str, Orders] = {}
     for target, orders in (rows or {}).items():
-        found = [path for path, layer in layers.items() if matches(target, path, layer)]
-        if not found:
-            names = sorted({layer.name for layer in layers.values()})
-            raise ValueError(
-                "`rows` must name targets, by name or by a regex of the whole path. "
-                f"Received: {target!r}, which matches none. The nearest are "
-                f"{most_alike(target, names, 3, cutoff=0.3) or names[:3]}."
-            )
+        found = paths_matching(
+            target,
+            layers,
+            "`rows` must name targets, by name or by a regex of the whole path. "
+            f"Received: {target!r}, which matches none.",
+        )
         one = [orders] if isinstance(orders, str) else orders or ()
         stated |= dict.fromkeys(found, as_orders(one))
     return stated
@@ -263,6 +261,22 @@ def _named(
             raise ValueError(_no_match(walk, candidates, target, compiled(target)))
         chosen |= {id(layer): layer for layer in found}
     return list(chosen.values())
+
+
+def paths_matching(target: Any, layers: Mapping[str, Any], error: str) -> list[str]:
+    """The paths of the layers that a target matches; raises `error` if there are none.
+
+    Args:
+        target: A layer's name, or a regex of its whole path.
+        layers: Those that it may match, by path.
+        error: To which the nearest names are added.
+    """
+    found = [path for path, layer in layers.items() if matches(target, path, layer)]
+    if not found:
+        names = sorted({layer.name for layer in layers.values()})
+        near = most_alike(target, names, 3, cutoff=0.3) or names[:3]
+        raise ValueError(f"{error} The nearest are {near}.")
+    return found
 
 
 def matches(target: Any, key: str, layer: keras.layers.Layer) -> bool:
