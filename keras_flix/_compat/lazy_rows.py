@@ -143,13 +143,11 @@ class LazyRows(Mixin):
         groups: dict[Any, list[tuple[Any, list[Any], Rate | None]]] = {}
         left = []
         for given, variable in zip(grads, variables):
-            index, gradient = self._get_variable_index(variable), given
+            index = self._get_variable_index(variable)
             table = self._trainable_variables[index]
-            small = gradient is not None and math.prod(table.shape) <= SMALL
-            if small and getattr(table, "has_rows_of_values", False):
-                gradient = _dense(gradient)
-            else:
-                gradient = None
+            small = given is not None and math.prod(table.shape) <= SMALL
+            is_table = getattr(table, "has_rows_of_values", False)
+            gradient = _dense(given) if small and is_table else None
             if gradient is None:
                 left.append((given, variable))
                 continue
