@@ -221,23 +221,21 @@ def training_mixture(data: Data, base: str) -> Mixture:
 @functools.cache
 def validation_examples(data: Data, base: str) -> dict[str, Any]:
     """What learning rates are chosen on: seen cells only."""
-    cells = {
-        (task, language): data.validation_per_cell
-        for task in data.chosen_tasks
-        for language in data.chosen_languages
-        if kind_of(task, language) == "seen"
-    }
-    return Mixture(datasets(cells, "validation", base)).inputs()
+    return _validation(data, base, "seen")
 
 
 @functools.cache
 def held_out_validation(data: Data, base: str) -> dict[str, Any]:
     """Validation examples of held-out cells: what a practitioner may have a few of."""
+    return _validation(data, base, "held_out")
+
+
+def _validation(data: Data, base: str, kind: str) -> dict[str, Any]:
     cells = {
         (task, language): data.validation_per_cell
         for task in data.chosen_tasks
         for language in data.chosen_languages
-        if kind_of(task, language) == "held_out"
+        if kind_of(task, language) == kind
     }
     return Mixture(datasets(cells, "validation", base)).inputs()
 
