@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality import cldr_mix, hierarchical, recipes
+from benchmarks.quality.arm_search import Setting
 from benchmarks.quality.evidence_tables import KIND_TITLES, TARGETS, markdown, seeds_of
 from benchmarks.quality.trial import Trial
 
@@ -93,12 +94,12 @@ def titles(against: str) -> list[str]:
     return [f"{what}, {against}" for what in (*kinds, "nats, held-out")]
 
 
-def of_arm(name: str, setting: recipes.Setting) -> Results:
+def of_arm(name: str, setting: Setting) -> Results:
     """The results of an arm in one setting."""
     return results_of(lambda seed: recipes.trial_of(name, setting, seed))
 
 
-def setting_columns(name: str, setting: recipes.Setting) -> list[str]:
+def setting_columns(name: str, setting: Setting) -> list[str]:
     """Targets, learning rate, active rank."""
     rank = sum(recipes.RANKS[name].values()) * setting.times
     return [TARGETS[setting.targets], f"{setting.rate:g}", f"{rank}"]
@@ -168,7 +169,7 @@ def all_results() -> list[tuple[str, str, Results]]:
                 seed: int,
                 name: str = name,
                 recipe: str = recipe,
-                setting: recipes.Setting = setting,
+                setting: Setting = setting,
             ) -> Trial:
                 return recipes.recipe_trial(name, recipe, setting, seed)
 

@@ -18,6 +18,7 @@ pytest.importorskip("babel")
 pytestmark = pytest.mark.short("jax")
 
 from benchmarks.quality import (  # noqa: E402
+    arm_search,
     cldr_mix,
     evidence_arms,
     evidence_tables,
@@ -91,7 +92,7 @@ def test_every_arm_has_the_same_budget(best_rate, targets, rank):
         while recipes.tuned(name, known) is None:
             asked.append(recipes.search(name, known)[-1])
             run(recipes.trial_of(name, asked[-1]))
-        assert len(set(asked)) == len(asked) == recipes.BUDGET
+        assert len(set(asked)) == len(asked) == arm_search.BUDGET
         found = recipes.tuned(name, known)
         expected = best_rate if rank == 6 else best_rate / 2
         assert (found.targets, found.rate) == (targets, expected)
