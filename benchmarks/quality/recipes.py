@@ -1,8 +1,9 @@
 """Which trials the search for a recipe is made of; `recipe_search` runs them.
 
 Every arm has the same budget of trials over targets, learning rate and rank
-(`arm_search`), of which the one with the fewest nats per answer on validation examples of *seen* cells
-counts. Trials lie beside those of `evidence`, in `standin/`, and resume as those do.
+(`arm_search`), of which the one with the fewest nats per answer on validation examples
+of *seen* cells counts. Trials lie beside those of `evidence`, in `standin/`, and resume
+as those do.
 """
 
 from __future__ import annotations
