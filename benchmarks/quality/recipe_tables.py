@@ -31,11 +31,10 @@ def results_of(trial: Callable[[int], Trial]) -> Results:
 def cells(result: dict[str, Any], metric: str, kind: str) -> dict[str, float]:
     """The cells of one kind."""
     found = result["nats"] if metric == "nats" else result["scores"]["true"]
-    return {
-        name: value
-        for name, value in found.items()
-        if cldr_mix.kind_of(*name.split("/")) == kind
+    kinds = result.get("kinds") or {
+        name: cldr_mix.kind_of(*name.split("/")) for name in found
     }
+    return {name: value for name, value in found.items() if kinds[name] == kind}
 
 
 def mean(results: Iterable[dict[str, Any]], metric: str, kind: str) -> float:
