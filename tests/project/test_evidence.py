@@ -240,6 +240,7 @@ def test_a_trial_trains_and_scores():
     json.dumps(result)
 
 
+@pytest.mark.short()
 @pytest.mark.slow
 def test_task_arithmetic_adds_what_was_trained_apart(monkeypatch):
     arm = evidence_arms.Arm("arithmetic", {"task": 1, "language": 1}, apart=True)

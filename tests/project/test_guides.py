@@ -1,6 +1,7 @@
 """The guides run, reach their numbers, and equal their notebooks.
 
-Three that train run with `--full` only: the quickstart trains as they do.
+Of those that run, the quickstart and what goes out of the house; the others train or
+read adapters as these do, and run with `--full`.
 """
 
 import importlib.util
@@ -164,7 +165,7 @@ def test_quantized_reaches_its_numbers(tmp_path):
     assert "Only floating-point kernels can be merged" in text
 
 
-@pytest.mark.short("jax")
+@pytest.mark.short()
 @pytest.mark.slow
 @pytest.mark.guide
 def test_many_devices_compute_the_same(tmp_path):
@@ -192,7 +193,7 @@ def test_serving_writes_what_peft_reads(tmp_path):
         )
 
 
-@pytest.mark.short("jax")
+@pytest.mark.short()
 @pytest.mark.slow
 @pytest.mark.guide
 def test_reading_adapters_finds_families(tmp_path):

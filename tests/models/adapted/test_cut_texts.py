@@ -58,6 +58,7 @@ def as_generator():
         yield {k: v[start : start + 2] for k, v in rows().items()}
 
 
+@pytest.mark.short("torch")
 @pytest.mark.eager
 def test_fit_tells_once_after_its_first_epoch(model):
     counted = dict(DATA)
@@ -186,7 +187,7 @@ GONE = (
 )
 
 
-@pytest.mark.short("torch", "tensorflow")
+@pytest.mark.short("torch")
 @pytest.mark.eager
 def test_training_on_responses_that_are_gone_is_refused(model):
     model.preprocessor.sequence_length = 1

@@ -199,8 +199,8 @@ class Steps(keras.callbacks.Callback):
         self.epochs[-1] += 1
 
 
+@pytest.mark.short("torch")
 @pytest.mark.eager
-@pytest.mark.short("torch", "tensorflow")
 def test_steps_per_epoch_go_through_the_data(make_gemma):
     keras.utils.set_random_seed(7)
     shuffled = examples(DATA, seed=new_seed(), first_batch=lambda: 0)
@@ -216,8 +216,8 @@ def test_steps_per_epoch_go_through_the_data(make_gemma):
     assert steps.epochs == [2, 2, 3]
 
 
+@pytest.mark.short("torch")
 @pytest.mark.eager
-@pytest.mark.short("torch", "jax")
 def test_validation_and_predictions_keep_their_order(make_gemma):
     model = randomize(keras_flix.enable_flix(make_gemma(), FEATURES, rank=2))
     model.compile(keras.optimizers.SGD(0.0))

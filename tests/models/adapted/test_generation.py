@@ -119,6 +119,7 @@ def test_inputs_of_all_forms(compiled):
     assert generate(compiled, "qa", "sw") == generate(compiled, ["qa"] * 3, ["sw"] * 3)
 
 
+@pytest.mark.short("torch")
 @pytest.mark.eager
 @pytest.mark.support("Paths", "`generate`, missing values in columns")
 def test_missing_values_are_absent(compiled):
@@ -144,6 +145,7 @@ def test_missing_values_are_absent(compiled):
         assert compiled.generate({**one, "task": task}, max_length=20) == alone
 
 
+@pytest.mark.short("torch", "tensorflow")
 @pytest.mark.slow
 @pytest.mark.support("Paths", "`generate` from a `tf.data.Dataset`")
 def test_tf_dataset(compiled):

@@ -335,6 +335,7 @@ def test_starts_as_the_base_model():
     np.testing.assert_array_equal(to_numpy(model({**own, **IDS})), base)
 
 
+@pytest.mark.short("jax", "tensorflow", "torch")
 def test_old_compiled_functions_are_dropped():
     model, own, _ = causal_lm()
     base = model.predict(own, verbose=0)
@@ -353,6 +354,7 @@ def test_old_compiled_functions_are_dropped():
         model.predict(own, verbose=0)
 
 
+@pytest.mark.short("torch", "tensorflow")
 def test_old_compiled_functions_are_dropped_where_the_inputs_stay_as_they_are():
     # Only TensorFlow would go on with what it compiled for the plain model.
     model, own, _ = causal_lm()

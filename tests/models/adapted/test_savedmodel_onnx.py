@@ -142,6 +142,7 @@ def test_saved_model(tmp_path, multiple):
     assert_same(run, model, [small_batch(n, multiple) for n in (5, 1, 3)])
 
 
+@pytest.mark.short("tensorflow", "torch")
 @pytest.mark.slow
 @pytest.mark.support("State", "`export` of Gemma to a SavedModel")
 def test_saved_model_of_gemma(tmp_path):
@@ -209,6 +210,7 @@ def test_integers_are_values_in_an_artifact(tmp_path):
         np.testing.assert_array_equal(odd[[0, 2, 3]], found[[0, 2, 3]])
 
 
+@pytest.mark.short()
 @pytest.mark.slow
 @pytest.mark.support("State", "`export` of Gemma to ONNX")
 def test_onnx_of_gemma(tmp_path):
