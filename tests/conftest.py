@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import json
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -50,6 +52,21 @@ def pytest_configure(config):
     path = config.getoption("--support-report")
     config.support = SupportReport(path, BACKEND) if path else None
     config.faults = {}
+    if BACKEND == "jax" and not config.getoption("--full"):
+        _keep_what_is_compiled(config)
+
+
+def _keep_what_is_compiled(config):
+    """For this run and the processes that it starts: many tests compile the same."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = tempfile.TemporaryDirectory(prefix="compiled")
+    config.add_cleanup(folder.cleanup)
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": folder.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -64,6 +81,16 @@ def pytest_collection_modifyitems(config, items):
     left_out = short_form.left_out(items, BACKEND, TESTS)
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_collection_finish(session):
+    """What is there by now stays: nobody need look through it for garbage again.
+
+    Keras collects garbage for every kernel that it quantizes, which takes half a second
+    where all tests and three backends are in memory.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

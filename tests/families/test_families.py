@@ -76,7 +76,8 @@ def marks(family, section="Families", row=None, *verdict, fast=True, kind=None):
     support = pytest.mark.support(section, row or family.name, *verdict)
     slow = [] if fast and family.name in DAILY else [pytest.mark.slow]
     if not kind or family.name == IN_ALL_WAYS:
-        return [support, *slow]
+        again = [pytest.mark.eager] if kind == "all-linear" else []
+        return [support, *slow, *again]
     if family.name not in MECHANISMS:
         return [support, *slow, pytest.mark.short("torch")]
     # Where models are compiled, one test per family, and other ones on each backend.
@@ -248,6 +249,15 @@ def adds_to_default(family):
     return family.all_linear | family.experts
 
 
+def few_are_left_out(family):
+    """Whether models with the default targets alone compute with `--full` only."""
+    return (
+        BACKEND == "torch"
+        and family.name not in REPRESENTATIVE
+        and bool(adds_to_default(family))
+    )
+
+
 def names(layers):
     return {layer.name for layer in layers.values()}
 
@@ -256,7 +266,11 @@ CASES = [
     pytest.param(
         (family, targets),
         id=f"{family.name}-{name}",
-        marks=marks(family, fast=targets is None, kind=name),
+        marks=[
+            # All layers are these and others. The first such mark counts.
+            *[pytest.mark.short()] * (targets is None and few_are_left_out(family)),
+            *marks(family, fast=targets is None, kind=name),
+        ],
     )
     for family in FAMILIES
     for name, targets, adds in [

@@ -161,6 +161,7 @@ def test_a_value_that_comes_back_starts_anew():
     assert not any(to_numpy(v)[1].any() for v in moments)
 
 
+@pytest.mark.slow
 @once
 def test_nothing_is_left_of_what_was_dropped(tmp_path):
     """huggingface/peft #738, #3625."""

@@ -48,6 +48,7 @@ def outputs(model, inputs=INPUTS):
     return to_numpy(model(inputs))
 
 
+@pytest.mark.slow
 @pytest.mark.short("torch")
 def test_a_scale_by_the_square_root_of_the_rank_lives_on(tmp_path):
     path = tmp_path / "one.flix.safetensors"

@@ -125,6 +125,7 @@ def test_the_update_is_added_in_floating_point_before_the_activation(mode, activ
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.short("torch")
 @pytest.mark.slow
 @pytest.mark.support("Paths", "int8 base: rematerialization")
 def test_gradients_with_rematerialization():

@@ -179,6 +179,7 @@ def test_backends_are_imported_by_few_and_on_use(name):
         assert not {m.partition(".")[0] for m in inner} & set(BACKENDS)
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_no_other_backend():
     """Beyond those that Keras and KerasHub import themselves."""
     code = (

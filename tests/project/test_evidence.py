@@ -221,6 +221,7 @@ def test_flops_are_those_of_the_shapes():
     assert training_flops.count(kernels, size, arm) == expected
 
 
+@pytest.mark.short()
 @pytest.mark.slow
 def test_a_trial_trains_and_scores():
     arm = dataclasses.replace(plan.arms_of(SMOKE)["flix_shared"], dropout={"task": 0.5})

@@ -203,7 +203,7 @@ def test_reading_adapters_finds_families(tmp_path):
     assert (tmp_path / "output" / "reading_adapters.html").stat().st_size > 10_000
 
 
-@pytest.mark.short("jax")
+@pytest.mark.short()
 @pytest.mark.skipif(keras.config.backend() != "jax", reason="it computes nothing")
 def test_does_flix_help_says_what_the_stored_results_say(tmp_path):
     result = subprocess.run(

@@ -165,10 +165,9 @@ def trained(make_gemma, runs, **kwargs):
     return [to_numpy(v) for v in model.trainable_variables]
 
 
+@pytest.mark.short("torch")
 @pytest.mark.eager
-@pytest.mark.parametrize(
-    "grain", [True, pytest.param(False, marks=pytest.mark.short("torch"))]
-)
+@pytest.mark.parametrize("grain", [True, False])
 def test_fit_shuffles_lists_anew_in_every_epoch(make_gemma, monkeypatch, grain):
     from keras_hub.src.utils import pipeline_model
 

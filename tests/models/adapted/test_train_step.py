@@ -47,6 +47,7 @@ def test_trainable_variables_are_the_tables(make_gemma):
     assert len(model.trainable_variables) == 2 * 4 * 4  # blocks, projections, parts
 
 
+@pytest.mark.short("torch", "jax")
 @pytest.mark.eager
 def test_training_moves_the_loss_down(make_gemma):
     model = keras_flix.enable_flix(make_gemma(), FEATURES, rank=4)
