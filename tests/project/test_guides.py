@@ -1,7 +1,7 @@
 """The guides run, reach their numbers, and equal their notebooks.
 
-Of those that run, the quickstart and what goes out of the house; the others train or
-read adapters as these do, and run with `--full`.
+Without `--full`, only the quickstart runs: the others train, read and export adapters
+as other tests do.
 """
 
 import importlib.util
@@ -178,7 +178,7 @@ def test_many_devices_compute_the_same(tmp_path):
     assert "under the same distribution" in text
 
 
-@pytest.mark.short("jax")
+@pytest.mark.short()
 @pytest.mark.slow
 @pytest.mark.guide
 def test_serving_writes_what_peft_reads(tmp_path):
