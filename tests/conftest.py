@@ -83,16 +83,6 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in left_out]
 
 
-def pytest_collection_finish(session):
-    """What is there by now stays: nobody need look through it for garbage again.
-
-    Keras collects garbage for every kernel that it quantizes, which takes half a second
-    where all tests and three backends are in memory.
-    """
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item):
     report = yield
@@ -130,6 +120,17 @@ def spm_proto() -> bytes:
     from helpers.gemma import train_tokenizer
 
     return train_tokenizer()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _old_objects_stay():
+    """Nobody need look for garbage again among what other modules have left.
+
+    Keras does for every kernel that it quantizes, which takes half a second where all
+    tests and three backends are in memory.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@
     python tests/tools/all_backends.py --write-support  # makes guides/support.md anew
 
 The first runs on PyTorch all tests, on JAX and TensorFlow what can differ there (see
-`short_form.py`), the quickstart, the core tests on the oldest versions, unless these are
-the ones under test, and the wheel. `--full` runs the whole matrix and all guides,
+`short_form.py`), the quickstart, the core tests on the oldest versions, unless these
+are the ones under test, and the wheel. `--full` runs the whole matrix and all guides,
 resolves every extra (so does a job of its own for each change), and compares the
 support table with the results. `next_versions.py`, which may fail for known reasons, is
 a run of its own.
