@@ -80,6 +80,12 @@ def before_files(names, monkeypatch):
     return {"gemma": gemma, "another_gemma": names["make_gemma"]()}
 
 
+def before_csv(names, monkeypatch):
+    rows = [f"{t},{v},the dog,fox\n" for t in FEATURES["task"] for v in ("en", "sw")]
+    Path("train.csv").write_text("task,language,question,answer\n" + "".join(2 * rows))
+    return {"gemma": adapted(names["make_gemma"])}
+
+
 def before_ddp(names, monkeypatch):
     import torch
 
@@ -91,6 +97,7 @@ def before_ddp(names, monkeypatch):
 STAND_INS = {
     "keras_flix.enable_flix(\n    gemma,\n    features=[": before_any,
     "from keras_flix.evaluation import": before_any,
+    "from keras_flix.mixtures import Mixture\n\ntrain = Mixture.from_csv": before_csv,
     "keras_flix.save_adapters": before_files,
     "gemma.backbone.quantize": before_any,
     'keras_flix.enable_flix(gemma, {"task": ["qa", "parse"]})\nddp': before_ddp,
