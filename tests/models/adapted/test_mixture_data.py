@@ -7,7 +7,6 @@ from helpers.gemma import to_numpy
 from helpers.models import make_mlp
 
 import keras_flix
-from keras_flix.evaluation import evaluate
 from keras_flix.mixtures import Dataset, Mixture
 from keras_flix.models.adapted.example_order import new_seed
 
@@ -75,6 +74,7 @@ def trained_on(mixture, draws):
 # Which examples train. ----------------------------------------------------------
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize(("temperature", "steps"), [(1.0, 3), (2.0, None), (9.0, 3)])
 def test_epochs_are_drawn(temperature, steps):
     """With steps, or a temperature: the tables are those of what `draw` draws."""
@@ -97,6 +97,7 @@ def test_epochs_are_drawn(temperature, steps):
     assert_same(model, trained_on(mixture, draws))
 
 
+@pytest.mark.short("torch")
 def test_resumed_training_draws_what_comes_next():
     mixture = numbers(2.0)
     whole, resumed = adapted(mixture), adapted(mixture)
@@ -110,6 +111,7 @@ def test_resumed_training_draws_what_comes_next():
     assert_same(whole, resumed)
 
 
+@pytest.mark.short("torch")
 def test_without_both_an_epoch_is_one_pass():
     mixture = numbers()
     model = adapted(mixture)
@@ -151,6 +153,7 @@ def test_validation_and_evaluation_see_all_examples_in_order():
     )
 
 
+@pytest.mark.short("torch")
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_validation_split_is_that_of_the_mixture(temperature):
     mixture = numbers(temperature)
@@ -181,12 +184,8 @@ def test_tasks(make_gemma):
     model = keras_flix.enable_flix(
         make_gemma(num_layers=1), mixture.schema(), rank=2, seed=0
     )
-    model.compile(optimizer=keras.optimizers.SGD(0.5), sampler="greedy")
+    model.compile(optimizer=keras.optimizers.SGD(0.5))
     before = tables(model)
-    expected = model.evaluate(mixture.inputs(), verbose=0)
-    np.testing.assert_allclose(
-        model.evaluate(mixture, batch_size=4, verbose=0), expected, rtol=1e-5
-    )
     keras.utils.set_random_seed(3)
     _, seed = new_seed(), new_seed()
     keras.utils.set_random_seed(3)
@@ -198,14 +197,12 @@ def test_tasks(make_gemma):
     assert any(not np.array_equal(a, b) for a, b in zip(before, found, strict=True))
     for variable, value in zip(model.trainable_variables, before, strict=True):
         variable.assign(value)
-    model.compile(optimizer=keras.optimizers.SGD(0.5), sampler="greedy")
     train, _ = mixture.validation_split(1 / 3)
     places = train.draw(6, seed=(seed, 0))
     for rows in (places[:3], places[3:]):
         model.train_on_batch(train.take(rows))
     for value, wanted in zip(found, tables(model), strict=True):
         np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-6)
-    assert len(evaluate(model, mixture.limit(1), max_length=8)) == 3
     assert "Pass such as `mixture.sample(32)`" in refusal(
         lambda: model.generate(mixture)
     )
@@ -214,6 +211,7 @@ def test_tasks(make_gemma):
 # What is refused. ---------------------------------------------------------------
 
 
+@pytest.mark.short("torch")
 def test_refusals():
     mixture = numbers()
     model = adapted(mixture)
