@@ -80,6 +80,15 @@ def before_files(names, monkeypatch):
     return {"gemma": gemma, "another_gemma": names["make_gemma"]()}
 
 
+def before_csv(names, monkeypatch):
+    rows = [f"{task},sw,{i}?,{i}\n" for task in ("qa", "parse") for i in range(20)]
+    Path("train.csv").write_text("task,language,question,answer\n" + "".join(rows))
+    model = adapted(names["make_gemma"])
+    fit, few = model.fit, {"steps_per_epoch": 1, "epochs": 1}
+    model.fit = lambda data, **options: fit(data, **{**options, **few})
+    return {"model": model}
+
+
 def before_ddp(names, monkeypatch):
     import torch
 
@@ -92,6 +101,7 @@ STAND_INS = {
     "keras_flix.enable_flix(\n    gemma,\n    features=[": before_any,
     "from keras_flix.evaluation import": before_any,
     "keras_flix.save_adapters": before_files,
+    "from keras_flix.mixtures import Mixture\n\ntrain = ": before_csv,
     "gemma.backbone.quantize": before_any,
     'keras_flix.enable_flix(gemma, {"task": ["qa", "parse"]})\nddp': before_ddp,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_flix import _compat
+from keras_flix._utils.displayed import Displayed, Rows, cut, some
 from keras_flix.features.columns import as_columns, is_table
 from keras_flix.features.encoding import ABSENT
 from keras_flix.features.feature import Feature, Value
@@ -22,6 +23,7 @@ from keras_flix.layers.active_scope import Routing, routing_scope
 from keras_flix.layers.low_rank_update import ActiveValues
 from keras_flix.models.adapted.adaptation import Adaptation, adaptation_of
 from keras_flix.models.adapted.data_sources import to_numpy
+from keras_flix.models.adapted.mixture_data import parts_of
 from keras_flix.models.growing.add_remove import add_values
 from keras_flix.models.growing.resize import check_fits
 from keras_flix.models.growing.schema_changes import (
@@ -31,8 +33,8 @@ from keras_flix.models.growing.schema_changes import (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Blend:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Blend(Displayed):
     """What `fit_blend` learned.
 
     Attributes:
@@ -50,6 +52,19 @@ class Blend:
     weights: dict[Value, float]
     losses: list[float]
     kept: float
+
+    def _line(self) -> str:
+        return (
+            f"Blend({self.feature} {cut(repr(self.value))} of "
+            f"{some(self._largest_first())}, {self.kept:.0%} kept)"
+        )
+
+    def _tables(self) -> Iterable[tuple[str, Rows]]:
+        rows = [[v, f"{self.weights[v]:.3g}"] for v in self._largest_first()]
+        return [("", [[self.feature, "weight"], *rows])]
+
+    def _largest_first(self) -> list[Value]:
+        return sorted(self.weights, key=lambda v: -abs(self.weights[v]))
 
 
 def fit_blend(
@@ -80,8 +95,8 @@ def fit_blend(
         feature: The feature, such as `"language"`.
         value: The new value, such as `"rw"`.
         data: What `fit` takes as `x`, such as `{"prompts": [...], "responses":
-            [...], "task": [...]}`, or a tuple `(x, y)` or `(x, y, sample_weight)`,
-            as arrays or lists. Without an entry for `feature`.
+            [...], "task": [...]}` or a `Mixture`, or a tuple `(x, y)` or `(x, y,
+            sample_weight)`, as arrays or lists. Without an entry for `feature`.
         init: The weights to start from, by value; others are left out. By default
             all known values count equally, and sum to 1.
         rank: Rank of the new value's update, see `add_values`. The higher, the closer
@@ -215,6 +230,7 @@ def _check_trainable(model: keras.Model, adaptation: Adaptation) -> None:
 
 def _read(data: Any) -> tuple[Any, ...]:
     """The data as a tuple, with a table as a dict of columns."""
+    data = parts_of(data, {})
     parts = data if isinstance(data, (tuple, list)) and not is_table(data) else (data,)
     return as_columns(parts[0]), *parts[1:]
 
