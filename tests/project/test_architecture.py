@@ -40,7 +40,8 @@ FLOORS = (
     ("evaluation",),
     ("files",),
     ("exports", "analysis"),
-    ("callbacks", "command_line"),
+    ("callbacks",),
+    ("command_line",),
     ("__main__",),
 )
 """A room imports only from rooms of the floors before its own, and from itself."""
