@@ -23,6 +23,7 @@ from keras_flix.mixtures.dataset import (
     gathered,
     values_of,
 )
+from keras_flix.mixtures.from_tables import FromTables
 from keras_flix.mixtures.sampling import Batch, DrawnBatches, draw_places
 from keras_flix.mixtures.tables import datasets_of
 
@@ -30,7 +31,7 @@ __all__ = ["Dataset", "Mixture"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False, init=False)
-class Mixture:
+class Mixture(FromTables):
     """Several datasets with the same features and columns, drawn from together.
 
     Args:
