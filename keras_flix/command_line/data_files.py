@@ -15,11 +15,12 @@ from keras_flix._utils.optional_packages import needed
 from keras_flix.command_line.templates import Template
 from keras_flix.mixtures.mixture import Mixture
 
-JSON_LINES, CSV, PARQUET = (".jsonl", ".ndjson", ".json"), (".csv",), (".parquet",)
+JSON_LINES, PARQUET = (".jsonl", ".ndjson"), ".parquet"
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SPLIT = re.compile(r"(\w+)-\d+-of-\d+\.parquet")
 """How the Hugging Face hub names the parts of a split."""
 FORMS = (
-    "JSON lines (.jsonl), CSV (.csv), parquet, or a folder of a Hugging Face dataset: "
+    "JSON lines (.jsonl), CSV (.csv, .tsv), parquet, or a folder of a Hugging Face dataset: "
     "of parquet files, or as `save_to_disk` writes it"
 )
 
@@ -61,9 +62,10 @@ def read_mixture(
         return Mixture.from_dataset(_dataset(path), **options)
     if path.suffix in JSON_LINES:
         return Mixture.from_jsonl(path, **options)
-    if path.suffix in CSV:
-        return Mixture.from_csv(path, **options)
-    if path.suffix in PARQUET:
+    if path.suffix in DELIMITERS:
+        delimiter = DELIMITERS[path.suffix]
+        return Mixture.from_csv(path, delimiter=delimiter, **options)
+    if path.suffix == PARQUET:
         return Mixture.from_dataset(_parquet([path]), **options)
     raise ValueError(
         f"Data must be {FORMS}. Received: {place!r}. Rename or convert it."

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_flix._utils.atomic_files import MissingFileError, write_whole
+from keras_flix.command_line.options import OPTIONS
 from keras_flix.files.adapter_file import SUFFIX
 
 ADAPTERS = f"adapters{SUFFIX}"
@@ -71,7 +72,7 @@ class RunFolder:
                 )
             return False
         changed = [
-            f"{name}={value!r} for {before[name]!r}"
+            f"{_typed(name)} {value!r} instead of {before[name]!r}"
             for name, value in begun.items()
             if name in before and before[name] != value
         ]
@@ -106,3 +107,7 @@ class RunFolder:
         if not path.is_file():
             return None
         return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _typed(name: str) -> str:
+    return OPTIONS[name].flag if name in OPTIONS else name

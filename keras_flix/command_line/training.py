@@ -13,10 +13,10 @@ import keras
 
 from keras_flix.callbacks.backup import BackupAndRestore
 from keras_flix.command_line.bases import check_template, load_writer
-from keras_flix.command_line.combinations import parse_some_features
 from keras_flix.command_line.configuration import configuration, write_config
-from keras_flix.command_line.data_files import digest, read_mixture, wrapped
+from keras_flix.command_line.data_files import digest
 from keras_flix.command_line.output import Answer, on_stderr, say
+from keras_flix.command_line.parts import Parts, read_parts
 from keras_flix.command_line.run_folder import (
     ADAPTERS,
     CARD,
@@ -27,60 +27,16 @@ from keras_flix.command_line.run_folder import (
 from keras_flix.command_line.scoring import score_blocks, scored
 from keras_flix.command_line.templates import TEMPLATES
 from keras_flix.evaluation.scores import Scores
-from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_file import read_adapters
 from keras_flix.files.model_card import adapter_card
 from keras_flix.files.saving import save_adapters
 from keras_flix.files.weight_digests import base_fingerprint
-from keras_flix.mixtures.dataset import values_of
-from keras_flix.mixtures.mixture import Mixture
 from keras_flix.mixtures.sampling import DrawnBatches
 from keras_flix.models.adapted.text_lengths import needed_length
 from keras_flix.models.enable import enable_flix
 from keras_flix.models.recommended import RECOMMENDED
 from keras_flix.version import __version__
-
-SHARED = "shared"
-"""The feature that is always on."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """The examples of a training.
-
-    Attributes:
-        train: What is trained on.
-        validation: Others of the same combinations, if any are kept back.
-        held_out: Those of combinations that are not trained on, if there are any.
-    """
-
-    train: Mixture
-    validation: Mixture | None
-    held_out: Mixture | None
-
-    @property
-    def scored(self) -> dict[str, Mixture]:
-        """What there is to score, by name."""
-        named = {"validation": self.validation, "held_out": self.held_out}
-        return {name: part for name, part in named.items() if part is not None}
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Examples, by name."""
-        counts = {name: len(part) for name, part in self.scored.items()}
-        return {"train": len(self.train), **counts}
-
-    def untrained(self) -> list[str]:
-        """Values without any example that is trained on."""
-        schema = self.train.schema()
-        return [
-            f"{name}={value}"
-            for part in self.scored.values()
-            for name, values in _values(part).items()
-            for value in values
-            if value not in schema[name].values
-        ]
 
 
 def train(arguments: argparse.Namespace) -> Answer:
@@ -95,39 +51,6 @@ def train(arguments: argparse.Namespace) -> Answer:
     folder.check(begun)
     with on_stderr():
         return _train(settings, folder, begun, parts, schema)
-
-
-def read_parts(settings: dict[str, Any]) -> tuple[Parts, FeatureSchema]:
-    """The examples, and their features; raises for what the settings do not fit."""
-    names = settings["features"]
-    columns = [settings[name] for name in ("prompt", "response")]
-    whole = read_mixture(
-        settings["data"], names, *columns, temperature=settings["temperature"]
-    )
-    if settings["shared"] and SHARED in names:
-        raise ValueError(
-            f"With --shared true, no column may be called {SHARED!r}. Received: "
-            f"--features {' '.join(names)}. Rename it, or pass --shared false."
-        )
-    ranks = dict(settings["rank"]) if isinstance(settings["rank"], dict) else {}
-    always = Feature(SHARED, always=True, rank=ranks.pop(SHARED, None))
-    features = list(whole.schema(rank=ranks))
-    if settings["shared"]:
-        features.append(always)
-    schema = FeatureSchema(features)
-    train, held_out = whole, None
-    if settings["hold_out"]:
-        known = whole.schema()
-        combinations = [parse_some_features(known, [x]) for x in settings["hold_out"]]
-        train, held_out = whole.split(*combinations)
-    validation = None
-    if settings["validation_split"]:
-        train, validation = train.validation_split(
-            settings["validation_split"], seed=settings["seed"]
-        )
-    template = TEMPLATES[settings["template"]]
-    parts = [x and wrapped(x, template) for x in (train, validation, held_out)]
-    return Parts(*parts), schema
 
 
 def _train(
@@ -162,7 +85,11 @@ def _train(
     if folder.begin(begun):
         say("going on where it was stopped")
     rounds = Rounds(steps, min(settings["backup_steps"] or epoch, steps))
-    _fit(model, parts, settings, rounds, folder)
+    try:
+        _fit(model, parts, settings, rounds, folder)
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on from the last backup")
+        raise
     path = folder.path / ADAPTERS
     save_adapters(model, path)
     scores = _scores(model, parts, settings)
@@ -228,7 +155,7 @@ class Rounds:
         steps: Of the training.
         size: Steps of a round; the last one may have fewer.
 
-    >>> [part for part in Rounds(10, 4)]
+    >>> list(Rounds(10, 4))
     [(0, 2, 4), (2, 3, 2)]
     """
 
@@ -309,11 +236,3 @@ def _card(
         scores={name.replace("_", " "): one for name, one in scores.items()},
         training=training,
     )
-
-
-def _values(part: Mixture) -> dict[str, list[Any]]:
-    found: dict[str, dict[Any, None]] = {}
-    for dataset in part.datasets:
-        for name, entry in dataset.features.items():
-            found.setdefault(name, {}).update(dict.fromkeys(values_of(entry)))
-    return {name: list(values) for name, values in found.items()}
