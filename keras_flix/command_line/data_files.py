@@ -20,8 +20,8 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SPLIT = re.compile(r"(\w+)-\d+-of-\d+\.parquet")
 """How the Hugging Face hub names the parts of a split."""
 FORMS = (
-    "JSON lines (.jsonl), CSV (.csv, .tsv), parquet, or a folder of a Hugging Face dataset: "
-    "of parquet files, or as `save_to_disk` writes it"
+    "JSON lines (.jsonl), CSV (.csv, .tsv), parquet, or a folder of a Hugging Face "
+    "dataset: of parquet files, or as `save_to_disk` writes it"
 )
 
 

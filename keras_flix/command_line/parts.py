@@ -68,11 +68,10 @@ def read_parts(settings: dict[str, Any]) -> tuple[Parts, FeatureSchema]:
             f"--features {' '.join(names)}. Rename it, or pass --shared false."
         )
     ranks = dict(settings["rank"]) if isinstance(settings["rank"], dict) else {}
-    always = Feature(SHARED, always=True, rank=ranks.pop(SHARED, None))
-    features = list(whole.schema(rank=ranks))
+    shared = []
     if settings["shared"]:
-        features.append(always)
-    schema = FeatureSchema(features)
+        shared.append(Feature(SHARED, always=True, rank=ranks.pop(SHARED, None)))
+    schema = FeatureSchema([*whole.schema(rank=ranks), *shared])
     several = [x for x in whole.inputs()["responses"] if not isinstance(x, str)]
     if several:
         raise ValueError(
