@@ -92,7 +92,7 @@ def test_the_folder_has_adapters_scores_card_and_settings(trained):
 
 def test_the_weights_are_those_of_the_library(trained):
     model, train = by_hand(trained)
-    train, _ = train.split_examples(0.3, seed=3)
+    train, _ = train.validation_split(0.3, seed=3)
     training.compile_model(model, STEPS, 0.05)
     for epoch, steps in enumerate((2, 2, 1)):
         batches = train.batches(SIZE, steps, seed=3)
