@@ -17,8 +17,8 @@ from keras_flix.mixtures.mixture import Mixture
 
 JSON_LINES, PARQUET = (".jsonl", ".ndjson"), ".parquet"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-SPLIT = re.compile(r"(\w+)-\d+-of-\d+\.parquet")
-"""How the Hugging Face hub names the parts of a split."""
+SPLIT = re.compile("[A-Za-z]*")
+"""How the name of a parquet file begins: with that of its split, of several."""
 FORMS = (
     "JSON lines (.jsonl), CSV (.csv, .tsv), parquet, or a folder of a Hugging Face "
     "dataset: of parquet files, or as `save_to_disk` writes it"
@@ -114,11 +114,7 @@ def _dataset(folder: Path) -> Any:
         )
     splits: dict[str, list[Path]] = {}
     for file in files:
-        match = SPLIT.fullmatch(file.name)
-        splits.setdefault(match[1] if match else file.stem, []).append(file)
-    if len(splits) == len(files) > 1 and "train" not in splits:
-        # Parts with names of their own.
-        return _parquet(files)
+        splits.setdefault(SPLIT.match(file.name)[0], []).append(file)  # type: ignore[index]
     return _parquet(splits[_train(list(splits), folder)])
 
 

@@ -34,8 +34,14 @@ def said(model, prompt=PROMPT, **features):
     return model.generate({"prompts": [prompt], **entries}, **options)[0]
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
 def chat(capsys, monkeypatch, lines, *arguments):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    stdin = io.StringIO("\n".join(lines)) if isinstance(lines, list) else lines
+    monkeypatch.setattr(sys, "stdin", stdin)
     code = main(["chat", *arguments])
     captured = capsys.readouterr()
     return code, captured.out.splitlines(), captured.err.splitlines()
@@ -114,8 +120,7 @@ def test_a_terminal_is_asked_for_lines(adapted, capsys, monkeypatch):
             raise EOFError from None
 
     monkeypatch.setattr("builtins.input", ask)
-    monkeypatch.setattr(io.StringIO, "isatty", lambda self: True)
-    code, out, err = chat(capsys, monkeypatch, [], file, *START[:-1])
+    code, out, err = chat(capsys, monkeypatch, Terminal(), file, *START[:-1])
     assert out == [said(model, task="month", language="en")]
     assert (code, err[1]) == (0, chatting.HELP)
 

@@ -375,7 +375,33 @@ def test_entries_of_combinations():
     assert parse_features(colons, ["time=a:b"]) == {"time": "a:b"}
     empty = {"task": None, "domain": [], "year": None}
     assert parse_features(schema, ["task=", "domain=", "year="]) == empty
+    joined = [",".join(entries), "year=2024,domain=web,news,task=[red]parse"]
+    for one in joined:
+        assert parse_features(schema, [one]) == parse_features(schema, entries)
+    assert parse_features(schema, [",".join(blends)]) == parse_features(schema, blends)
+    assert parse_features(schema, ["task=,domain=", "year="]) == empty
+    # The longest text that is a value is meant.
+    commas = keras_flix.FeatureSchema(
+        [
+            keras_flix.Feature("task", ["a", "a,b", "a,b=c"]),
+            keras_flix.Feature("domain", ["x", "x,y", "z=1"], multiple=True),
+        ]
+    )
+    for text, task, domain in (
+        ("task=a,domain=x,y", "a", ["x,y"]),
+        ("task=a,b,domain=x,x,y", "a,b", ["x", "x,y"]),
+        ("task=a,b=c,domain=x,z=1", "a,b=c", ["x", "z=1"]),
+        (
+            "domain=x,y:0.5,x:2,task=a,b:0.5,a:1",
+            {"a,b": 0.5, "a": 1},
+            {"x,y": 0.5, "x": 2},
+        ),
+    ):
+        found = parse_features(commas, [text])
+        assert found == {"task": task, "domain": domain}
     for entries, text in (
+        (["task=qa,task=qa"], "one of each feature. Received: 'task=qa'"),
+        (["task=qa,tusk=qa"], "Received: 'tusk'"),
         (["task"], "--features must be entries 'feature=value'"),
         (["task=qa", "task=qa"], "one of each feature. Received: 'task=qa'"),
         (["task=Qa", "domain=", "year="], "The nearest known value is 'qa'"),

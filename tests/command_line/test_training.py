@@ -14,10 +14,6 @@ from keras_flix.command_line.main import main
 from keras_flix.command_line.parts import read_parts
 from keras_flix.files.adapter_file import read_adapters
 
-if keras.config.backend() != "torch":
-    reason = "the command line adds no computation: tested once, with torch"
-    pytest.skip(reason, allow_module_level=True)
-
 STEPS, SIZE = 5, 3
 OPTIONS = (
     *("--targets", "query", "--rank", "task=3", "shared=2", "--sequence-length", "24"),
