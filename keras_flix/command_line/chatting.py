@@ -97,7 +97,7 @@ class Session:
         entries = {name: [value] for name, value in self.features.items()}
         with on_stderr():
             (answer,) = self.model.generate(
-                {"prompts": [template.wrap(prompt)], **entries},
+                {"prompts": [template.prompt(prompt)], **entries},
                 max_length=self.adapted.settings["sequence_length"],
                 stop_token_ids=stop,
                 strip_prompt=True,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from keras_flix._utils.atomic_files import MissingFileError
 from keras_flix._utils.optional_packages import needed
 from keras_flix.command_line.templates import Template
+from keras_flix.evaluation.evaluate import PROMPTS, RESPONSES
+from keras_flix.mixtures.dataset import Dataset
 from keras_flix.mixtures.mixture import Mixture
 
 JSON_LINES, PARQUET = (".jsonl", ".ndjson"), ".parquet"
@@ -73,18 +74,25 @@ def read_mixture(
 
 
 def wrapped(mixture: Mixture, template: Template) -> Mixture:
-    """A mixture whose prompts are put into a template."""
-    datasets = [
-        dataclasses.replace(
-            one,
-            columns={
-                **one.columns,
-                "prompts": [template.wrap(x) for x in one.columns["prompts"]],
-            },
-        )
-        for one in mixture.datasets
-    ]
+    """A mixture whose prompts and responses are put into a template."""
+
+    def columns(dataset: Dataset) -> dict[str, Any]:
+        texts = dataset.columns
+        return {
+            **texts,
+            PROMPTS: [template.prompt(text) for text in texts[PROMPTS]],
+            RESPONSES: [of_each(template.response, x) for x in texts[RESPONSES]],
+        }
+
+    datasets = [Dataset(one.features, columns(one)) for one in mixture.datasets]
     return Mixture(datasets, mixture.temperature)
+
+
+def of_each(function: Callable[[str], str], response: Any) -> Any:
+    """What a function makes of a response, or of each of several that are right."""
+    if isinstance(response, str):
+        return function(response)
+    return [function(text) for text in response]
 
 
 def digest(*mixtures: Mixture | None) -> str:

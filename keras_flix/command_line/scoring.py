@@ -10,7 +10,7 @@ from typing import Any
 
 from keras_flix._utils.near_names import hint
 from keras_flix.command_line.answering import Adapted, load_adapted
-from keras_flix.command_line.data_files import read_mixture, wrapped
+from keras_flix.command_line.data_files import of_each, read_mixture, wrapped
 from keras_flix.command_line.output import Answer, on_stderr, say
 from keras_flix.command_line.templates import Template
 from keras_flix.evaluation import metrics
@@ -69,10 +69,13 @@ def scored(
     batch_size: int,
     max_length: int | None = None,
 ) -> Scores:
-    """The scores of a model on prompts that are in a template."""
+    """The scores of a model on a mixture in a template, of texts as people read them."""
     found = evaluate(model, mixture, metrics, batch_size, max_length)
-    answers = [template.answer(text) for text in found.predictions]
-    return dataclasses.replace(found, predictions=answers)
+    return dataclasses.replace(
+        found,
+        predictions=[template.answer(text) for text in found.predictions],
+        references=[of_each(template.answer, x) for x in found.references],
+    )
 
 
 def score_blocks(scores: Scores, title: str = "") -> list[str]:

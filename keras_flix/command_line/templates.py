@@ -14,15 +14,17 @@ class Template:
     Attributes:
         before: What stands before a prompt.
         after: What stands between it and the answer.
-        end: The token that a base may end its answer with, besides its tokenizer's
-            end token; empty if there is none.
+        end: The token that ends the turn, before the tokenizer's end token; empty if
+            there is none.
 
     Example:
 
-    >>> TEMPLATES["gemma"].wrap("Habari?")
+    >>> TEMPLATES["gemma"].prompt("Habari?")
     '<start_of_turn>user\nHabari?<end_of_turn>\\n<start_of_turn>model\\n'
-    >>> TEMPLATES["none"].wrap("Habari?")
+    >>> TEMPLATES["none"].prompt("Habari?")
     'Habari?'
+    >>> TEMPLATES["gemma"].response("Nzuri.")
+    'Nzuri.<end_of_turn>'
     >>> TEMPLATES["gemma"].answer("Nzuri.<end_of_turn>")
     'Nzuri.'
     """
@@ -31,19 +33,23 @@ class Template:
     after: str = ""
     end: str = ""
 
-    def wrap(self, prompt: str) -> str:
-        """The prompt as the base gets it."""
-        return f"{self.before}{prompt}{self.after}"
+    def prompt(self, text: str) -> str:
+        """A prompt as the base gets it."""
+        return f"{self.before}{text.strip()}{self.after}" if self.after else text
+
+    def response(self, text: str) -> str:
+        """A response as the base learns it; its preprocessor adds the end token."""
+        return f"{text.strip()}{self.end}" if self.end else text
 
     def answer(self, text: str) -> str:
-        """An answer without the token that ends the turn."""
+        """An answer or a response without the token that ends the turn."""
         return text.removesuffix(self.end)
 
 
 TEMPLATES: Mapping[str, Template] = MappingProxyType(
     {
         "none": Template(),
-        # As Google's documentation of the instruction-tuned Gemma 1, 2 and 3 has it.
+        # Of the instruction-tuned Gemma 1, 2 and 3, blanks at the ends trimmed as there.
         "gemma": Template(
             "<start_of_turn>user\n",
             "<end_of_turn>\n<start_of_turn>model\n",

@@ -8,10 +8,12 @@ import pytest
 from helpers.runs import LANGUAGES, PRESET, examples, write_adapters, write_lines
 
 import keras_flix
-from keras_flix.command_line import answering
+from keras_flix.command_line import answering, scoring
 from keras_flix.command_line.configuration import write_config
+from keras_flix.command_line.data_files import wrapped
 from keras_flix.command_line.main import main
-from keras_flix.evaluation import evaluate
+from keras_flix.command_line.templates import TEMPLATES
+from keras_flix.evaluation import Scores, evaluate
 from keras_flix.mixtures import Mixture
 
 if keras.config.backend() != "torch":
@@ -98,6 +100,28 @@ def test_unknown_values_and_bases_are_refused_at_once(
     assert code == 2 and "Received: no --preset, and no folder" in err
     code, _, err = run(capsys, file, str(tmp_path), "--preset", PRESET)
     assert code == 2 and "a folder of neither" in err
+
+
+def test_the_end_of_a_turn_is_not_scored(monkeypatch):
+    template, asked = TEMPLATES["gemma"], []
+
+    def answer(model, mixture, metrics, *_):
+        asked.append(mixture.inputs())
+        said = ["März<end_of_turn>", "May", "June<end_of_turn>"]
+        texts = asked[0]["responses"]
+        return Scores({"task": ["month"] * 3}, said, texts, metrics)
+
+    monkeypatch.setattr(scoring, "evaluate", answer)
+    responses = ["März", "May", ["Juni", "June"]]
+    rows = [{"task": "month", "prompt": " ? ", "response": x} for x in responses]
+    mixture = wrapped(Mixture.from_records(rows, features=["task"]), template)
+    found = scoring.scored(
+        None, mixture, template, metrics=scoring.METRICS, batch_size=4
+    )
+    turn = "<start_of_turn>user\n?<end_of_turn>\n<start_of_turn>model\n"
+    assert asked[0]["prompts"] == [turn] * 3
+    assert found.references == ("März", "May", ["Juni", "June"])
+    assert found.predictions == ("März", "May", "June")
 
 
 def test_examples_without_a_value_are_scored(adapted, tmp_path, capsys):

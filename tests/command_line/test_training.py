@@ -215,7 +215,8 @@ def test_values_that_are_only_held_out_are_told(tmp_path):
     assert parts.untrained() == ["language=en"]
     assert schema["language"].values == ("de", "en")
     assert parts.validation is None and parts.train.temperature == 2.0
-    (prompt, *_) = parts.train.inputs()["prompts"]
-    assert prompt == (
-        "<start_of_turn>user\n2024-03-05 0 = <end_of_turn>\n<start_of_turn>model\n"
+    turns = parts.train.inputs()
+    assert turns["prompts"][0] == (
+        "<start_of_turn>user\n2024-03-05 0 =<end_of_turn>\n<start_of_turn>model\n"
     )
+    assert turns["responses"][0] == "März<end_of_turn>"
