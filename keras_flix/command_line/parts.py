@@ -58,9 +58,12 @@ class Parts:
 def read_parts(settings: dict[str, Any]) -> tuple[Parts, FeatureSchema]:
     """The examples, and their features; raises for what the settings do not fit."""
     names = settings["features"]
-    columns = [settings[name] for name in ("prompt", "response")]
     whole = read_mixture(
-        settings["data"], names, *columns, temperature=settings["temperature"]
+        settings["data"],
+        names,
+        settings["prompt"],
+        settings["response"],
+        settings["temperature"],
     )
     if settings["shared"] and SHARED in names:
         raise ValueError(
@@ -89,8 +92,8 @@ def read_parts(settings: dict[str, Any]) -> tuple[Parts, FeatureSchema]:
             settings["validation_split"], seed=settings["seed"]
         )
     template = TEMPLATES[settings["template"]]
-    parts = [x and wrapped(x, template) for x in (train, validation, held_out)]
-    return Parts(*parts), schema
+    others = [x and wrapped(x, template) for x in (validation, held_out)]
+    return Parts(wrapped(train, template), *others), schema
 
 
 def _values(part: Mixture) -> dict[str, list[Any]]:

@@ -69,7 +69,7 @@ def scored(
     batch_size: int,
     max_length: int | None = None,
 ) -> Scores:
-    """The scores of a model on a mixture in a template, of texts as people read them."""
+    """The scores of a model on a mixture in a template: of texts without it."""
     found = evaluate(model, mixture, metrics, batch_size, max_length)
     return dataclasses.replace(
         found,

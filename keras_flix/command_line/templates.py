@@ -49,7 +49,7 @@ class Template:
 TEMPLATES: Mapping[str, Template] = MappingProxyType(
     {
         "none": Template(),
-        # Of the instruction-tuned Gemma 1, 2 and 3, blanks at the ends trimmed as there.
+        # Of the instruction-tuned Gemma 1, 2 and 3; blanks at the ends go, as there.
         "gemma": Template(
             "<start_of_turn>user\n",
             "<end_of_turn>\n<start_of_turn>model\n",

@@ -113,7 +113,8 @@ def needed_length(preprocessor: Any, prompts: Any, responses: Any) -> int:
     longest = 0
     for start in range(0, len(prompts), AT_ONCE):
         rows = np.arange(start, min(start + AT_ONCE, len(prompts)))
-        counts = sum(_token_counts(preprocessor, x, rows) for x in (prompts, responses))
+        counts = _token_counts(preprocessor, prompts, rows)
+        counts = counts + _token_counts(preprocessor, responses, rows)
         longest = max(longest, int(counts.max()))
     column = Column(PROMPTS, PROMPTS)
     return longest + _specials(preprocessor, column, prompts, True)
