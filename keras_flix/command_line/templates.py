@@ -20,7 +20,7 @@ class Template:
     Example:
 
     >>> TEMPLATES["gemma"].prompt("Habari?")
-    '<start_of_turn>user\nHabari?<end_of_turn>\\n<start_of_turn>model\\n'
+    '<start_of_turn>user\nHabari?<end_of_turn>\n<start_of_turn>model\n'
     >>> TEMPLATES["none"].prompt("Habari?")
     'Habari?'
     >>> TEMPLATES["gemma"].response("Nzuri.")
