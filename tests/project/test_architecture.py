@@ -40,12 +40,13 @@ FLOORS = (
     ("evaluation",),
     ("files",),
     ("exports", "analysis"),
-    ("callbacks", "command_line"),
+    ("callbacks",),
+    ("command_line",),
     ("__main__",),
 )
 """A room imports only from rooms of the floors before its own, and from itself."""
 IN_MODELS = (
-    ("adapted", "family_names"),
+    ("adapted", "family_names", "recommended"),
     ("targets",),
     ("model_checks", "multiplied", "places"),
     ("trainable_tokens", "trial", "whole_layers"),

@@ -42,6 +42,8 @@ REPORT = (
         ["--version"],
         ["--help"],
         ["inspect", "--help"],
+        ["train", "--help"],
+        ["chat", "--help"],
         ["inspect", str(GUIDES / "cldr_adapters.flix.safetensors")],
         ["diff", *[str(STORED / f"{n}.flix.safetensors") for n in ("mlp", "gemma")]],
     ],
