@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from keras.src.utils.module_utils import tensorflow as tf
 
 Tensor = Any
 
@@ -22,6 +23,7 @@ if keras.config.backend() == "torch":
 
     where, matmul = torch.where, torch.matmul
     sqrt, square, maximum = torch.sqrt, torch.square, torch.maximum
+    lerp = torch.lerp
 
     def cast(x: Tensor, dtype: Any) -> Tensor:
         # By the name: where Keras keeps its own table changes with its versions.
@@ -42,6 +44,11 @@ if keras.config.backend() == "torch":
         values = [one.value for one in held]
         torch._foreach_copy_(values, list(rows.split(list(lengths))))
 
+    def split_like(rows: Tensor, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        return rows.split([len(part) for part in parts])
+
+    length = len
+
     def no_gradient() -> Any:
         return torch.no_grad()
 
@@ -51,6 +58,10 @@ else:
     where, matmul, cast = ops.where, ops.matmul, ops.cast
     reshape, concatenate = ops.reshape, ops.concatenate
     sqrt, square, maximum = ops.sqrt, ops.square, ops.maximum
+
+    def lerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
+        """What lies between two tensors, by how far towards the second."""
+        return start + (end - start) * weight
 
     def no_gradient() -> Any:
         """A block in which nothing is differentiated."""
@@ -63,6 +74,18 @@ else:
         ends = np.cumsum(lengths).tolist()
         for one, start, end in zip(held, [0, *ends], ends):
             one.assign(rows[start:end])
+
+    def split_like(rows: Tensor, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        """A tensor in parts, one after the other, as long as some others."""
+        lengths = [length(part) for part in parts]
+        if all(isinstance(one, int) for one in lengths):
+            ends = np.cumsum(lengths).tolist()
+            return [rows[start:end] for start, end in zip([0, *ends], ends)]
+        return tf.split(rows, lengths)
+
+    def length(x: Tensor) -> Any:
+        """How many rows there are: a tensor where it is not known yet."""
+        return ops.shape(x)[0]
 
     def take(values: np.ndarray, rows: Tensor) -> Tensor:
         """Rows of what is known ahead."""

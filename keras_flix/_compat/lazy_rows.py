@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ from keras.src.utils.module_utils import tensorflow as tf
 from keras_flix._compat import eager_ops
 from keras_flix._compat.layers import Mixin
 from keras_flix._compat.learning_rates import Rate
-from keras_flix._compat.sparse_rows import RowGradient
+from keras_flix._compat.sparse_rows import RowGradient, summed_together
 
 Tensor = Any
 
@@ -23,38 +23,44 @@ USERS_OF_GRADIENTS = ("apply", "apply_gradients", "stateless_apply", "update_ste
 
 
 def _native(variable: Any) -> Any:
-    """TensorFlow's variable: its optimizers are given that, and have Keras' own."""
+    """The backend's own; TensorFlow's optimizers are given that."""
     return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 def _read(variable: Any, rows: Tensor) -> Tensor:
+    value = _native(variable)
     if keras.config.backend() == "tensorflow":
-        return tf.gather(_native(variable), rows)
+        return tf.gather(value, rows)
     if keras.config.backend() == "torch":
-        return variable.value.detach()[rows]
-    return ops.take(variable.value, rows, axis=0)
+        return value.detach().index_select(0, rows)
+    return ops.take(value, rows, axis=0)
 
 
 def _write(variable: Any, rows: Tensor, values: Tensor) -> None:
-    backend = keras.config.backend()
+    value, backend = _native(variable), keras.config.backend()
     if backend == "tensorflow":
-        _native(variable).scatter_update(tf.IndexedSlices(values, rows))
+        value.scatter_update(tf.IndexedSlices(values, rows))
     elif backend == "torch":
-        variable.value.index_copy_(0, rows, values)
+        value.index_copy_(0, rows, values)
     else:
-        variable.assign(variable.value.at[rows].set(values))
+        variable.assign(value.at[rows].set(values))
 
 
 SMALL = 2**18
-"""Elements of a table that is updated together with others."""
+"""Elements of a table that is updated together with others as a whole."""
+
+ONE_BY_ONE = False
+"""Whether no tables are updated together; for tests."""
 
 
 def _groups_tables() -> bool:
-    """Whether small tables are better updated together than one after the other."""
+    """Whether tables are better updated together than one after the other."""
     backend = keras.config.backend()
+    # JAX compiles many small updates to as much as one large one, less the copies.
     # Replicas assign to variables of a strategy one by one, in its own way.
-    return backend == "torch" or (
-        backend == "tensorflow" and not tf.distribute.has_strategy()
+    return not ONE_BY_ONE and (
+        backend == "torch"
+        or (backend == "tensorflow" and not tf.distribute.has_strategy())
     )
 
 
@@ -65,6 +71,37 @@ def _dense(gradient: Any) -> Tensor | None:
     if keras.config.backend() == "tensorflow":
         return tf.convert_to_tensor(gradient)
     return None
+
+
+class _Part(NamedTuple):
+    """A table that is updated together with others.
+
+    Attributes:
+        gradient: A dense one, or one of rows.
+        changed: The table and its slots.
+        own: How it learns, if not as all others do.
+    """
+
+    gradient: Any
+    changed: list[Any]
+    own: Rate | None
+
+
+def _alike(given: Any, table: keras.Variable) -> tuple[Any, Any]:
+    """What a table has in common with those it is updated together with.
+
+    Returns:
+        That, and the gradient: as a tensor, or as that of rows. `None` and `None`
+        where the table is better updated alone.
+    """
+    if math.prod(table.shape) <= SMALL:
+        dense = _dense(given)
+        if dense is not None:
+            return (*dense.shape[1:], dense.dtype), dense
+    some = RowGradient.of(given)
+    if some is None:
+        return None, None
+    return (math.prod(table.shape[1:]), some.values.dtype), some
 
 
 def moves_all_rows(optimizer: Any) -> bool:
@@ -124,61 +161,95 @@ class LazyRows(Mixin):
     ) -> None:
         is_own = type(self).update_step is LazyRows.update_step
         if is_own and _groups_tables():
-            grads, trainable_variables = self._update_small(
+            grads, trainable_variables = self._update_together(
                 grads, trainable_variables, rate
             )
         super()._backend_update_step(grads, trainable_variables, rate)
 
-    def _update_small(
+    def _update_together(
         self, grads: Sequence[Any], variables: Sequence[Any], rate: Tensor
     ) -> tuple[list[Any], list[Any]]:
-        """Updates small tables with dense gradients, all of one shape at once.
+        """Updates tables whose gradients are alike at once.
 
         Hundreds of tables, one after the other, would take longer than the rest of a
-        step, which costs by the operation where tables are small.
+        step, which costs by the operation where gradients are small.
 
         Returns:
             The gradients and variables that are left.
         """
-        groups: dict[Any, list[tuple[Any, list[Any], Rate | None]]] = {}
+        groups: dict[Any, list[tuple[_Part, Any, Any]]] = {}
         left = []
         for given, variable in zip(grads, variables):
             index = self._get_variable_index(variable)
             table = self._trainable_variables[index]
-            small = given is not None and math.prod(table.shape) <= SMALL
-            is_table = getattr(table, "has_rows_of_values", False)
-            gradient = _dense(given) if small and is_table else None
-            if gradient is None:
+            key, gradient = None, None
+            if given is not None and getattr(table, "has_rows_of_values", False):
+                key, gradient = _alike(given, table)
+            if key is None:
                 left.append((given, variable))
                 continue
-            own = self.rates.get(id(table))
-            if own is not None:
-                own.decayed(self, variable, rate)
             changed = [table, *(slots[index] for slots in self.row_slots())]
-            shape = (*gradient.shape[1:], gradient.dtype)
-            groups.setdefault(shape, []).append((gradient, changed, own))
-        with eager_ops.no_gradient():
-            for group in groups.values():
-                gradient = eager_ops.concatenate([one for one, *_ in group], 0)
-                lists = list(zip(*(changed for _, changed, _ in group)))
-                old = [
-                    eager_ops.concatenate([one.value for one in held], 0)
-                    for held in lists
-                ]
-                lengths = [int(one.shape[0]) for one, *_ in group]
-                factors: Any = 1.0
-                if any(own is not None for *_, own in group):
-                    # Those of all rows, one table after the other.
-                    rows = [
-                        (own or Rate()).rows(n) for n, (*_, own) in zip(lengths, group)
-                    ]
-                    ones = (1,) * (len(gradient.shape) - 1)
-                    factors = np.concatenate(rows).reshape(-1, *ones)
-                own_rate = ops.cast(rate, gradient.dtype)
-                new = self._where_active(gradient, own_rate, old, factors)
-                for held, one in zip(lists, new):
-                    eager_ops.assign_parts(held, one, lengths)
+            part = _Part(gradient, changed, self.rates.get(id(table)))
+            groups.setdefault(key, []).append((part, given, variable))
+        for group in groups.values():
+            if len(group) == 1 and isinstance(group[0][0].gradient, RowGradient):
+                left += [(given, variable) for _, given, variable in group]
+                continue
+            for part, _, variable in group:
+                if part.own is not None:
+                    part.own.decayed(self, variable, rate)
+            with eager_ops.no_gradient():
+                parts = [part for part, *_ in group]
+                if isinstance(parts[0].gradient, RowGradient):
+                    self._update_rows(parts, rate)
+                else:
+                    self._update_whole(parts, rate)
         return [g for g, _ in left], [v for _, v in left]
+
+    def _update_whole(self, parts: Sequence[_Part], rate: Tensor) -> None:
+        """Updates small tables with dense gradients, all of one shape."""
+        gradient = eager_ops.concatenate([one.gradient for one in parts], 0)
+        lists = list(zip(*(one.changed for one in parts)))
+        old = [eager_ops.concatenate([one.value for one in held], 0) for held in lists]
+        lengths = [int(one.gradient.shape[0]) for one in parts]
+        factors: Any = 1.0
+        if any(one.own is not None for one in parts):
+            # Those of all rows, one table after the other.
+            rows = [(one.own or Rate()).rows(n) for n, one in zip(lengths, parts)]
+            ones = (1,) * (len(gradient.shape) - 1)
+            factors = np.concatenate(rows).reshape(-1, *ones)
+        own_rate = ops.cast(rate, gradient.dtype)
+        new = self._where_active(gradient, own_rate, old, factors)
+        for held, one in zip(lists, new):
+            eager_ops.assign_parts(held, one, lengths)
+
+    def _update_rows(self, parts: Sequence[_Part], rate: Tensor) -> None:
+        """Updates rows of tables, all of as many numbers in a row."""
+        rows = [one.gradient.rows for one in parts]
+        gradient = summed_together([one.gradient for one in parts])
+        size = gradient.shape[1]
+        # Keras' `value` costs more than the look-up of a row.
+        lists = [[v.value for v in held] for held in zip(*(p.changed for p in parts))]
+        old = [
+            eager_ops.concatenate(
+                [
+                    eager_ops.reshape(_read(one, at), (-1, size))
+                    for one, at in zip(held, rows)
+                ],
+                0,
+            )
+            for held in lists
+        ]
+        factors: Any = 1.0
+        if any(one.own is not None for one in parts):
+            own = [(one.own or Rate()).of_rows(at) for one, at in zip(parts, rows)]
+            factors = eager_ops.concatenate(own, 0)
+        own_rate = ops.cast(rate, gradient.dtype)
+        new = self._where_active(gradient, own_rate, old, factors)
+        for held, together in zip(lists, new):
+            values = eager_ops.split_like(together, rows)
+            for one, at, value in zip(held, rows, values):
+                _write(one, at, eager_ops.reshape(value, (-1, *one.shape[1:])))
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Tensor) -> None:
         index = self._get_variable_index(variable)

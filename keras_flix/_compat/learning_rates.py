@@ -16,6 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_flix._compat import eager_ops
 from keras_flix._compat.optimizer_guard import workers
 
 Tensor = Any
@@ -45,6 +46,12 @@ class Rate:
         """The factor of each row, float32 `(rows,)`."""
         flat = np.asarray(self.factor, "float32").reshape(-1)
         return np.broadcast_to(flat, (count,))
+
+    def of_rows(self, rows: Tensor) -> Tensor:
+        """The factor of some rows: float32 `(n, 1)`."""
+        if isinstance(self.factor, np.ndarray):
+            return eager_ops.take(self.factor.reshape(-1, 1), rows)
+        return ops.full((ops.shape(rows)[0], 1), self.factor, "float32")
 
     def decayed(self, optimizer: Any, variable: Any, rate: Tensor) -> None:
         """Pulls a variable towards zero, as a step of its optimizer does at first."""

@@ -9,11 +9,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 from keras.src.utils.module_utils import tensorflow as tf
+
+from keras_flix._compat import eager_ops
 
 Tensor = Any
 
@@ -25,10 +28,12 @@ class RowGradient:
     Attributes:
         rows: int32 `(n,)`. The gradient of a row that comes several times is the sum.
         values: `(n, ...)`.
+        at_first: Whether the sum already stands where a row comes first.
     """
 
     rows: Tensor
     values: Tensor
+    at_first: bool = False
 
     @classmethod
     def of(cls, gradient: Any) -> RowGradient | None:
@@ -45,14 +50,45 @@ class RowGradient:
     def summed(self) -> RowGradient:
         """The same with the sum wherever a row comes several times."""
         first, _ = first_place(self.rows, self.rows)
+        if self.at_first:
+            return RowGradient(self.rows, ops.take(self.values, first, axis=0))
+        return RowGradient(self.rows, _sums(self.values, first))
+
+    def held_at(self) -> Any:
+        """What is the same for gradients of the same rows, while all of them exist."""
         if keras.config.backend() == "torch":
-            # Each operation of Keras would cost more than the sum does.
-            sums = self.values.new_zeros(self.values.shape)
-            sums.index_add_(0, first, self.values)
-            return RowGradient(self.rows, sums[first])
-        count = ops.shape(self.rows)[0]
-        sums = ops.segment_sum(self.values, first, num_segments=count)
-        return RowGradient(self.rows, ops.take(sums, first, axis=0))
+            return self.rows.data_ptr(), len(self.rows), self.rows.stride()
+        return id(self.rows)
+
+
+def _sums(values: Tensor, first: Tensor) -> Tensor:
+    """The sum of all entries that stand first at the same place, for each of them."""
+    if keras.config.backend() == "torch":
+        # Each operation of Keras would cost more than the sum does.
+        sums = values.new_zeros(values.shape)
+        sums.index_add_(0, first, values)
+        return sums[first]
+    sums = ops.segment_sum(values, first, num_segments=ops.shape(values)[0])
+    return ops.take(sums, first, axis=0)
+
+
+def summed_together(gradients: Sequence[RowGradient]) -> Tensor:
+    """The values of `summed` of several, each row flat, one after the other.
+
+    Their rows have as many numbers in all of them.
+    """
+    first: dict[Any, Tensor] = {}
+    places, values, start = [], [], 0
+    for one in gradients:
+        key = one.held_at()
+        if key not in first:
+            first[key], _ = first_place(one.rows, one.rows)
+        places.append(first[key] + start)
+        values.append(
+            eager_ops.reshape(one.values, (-1, math.prod(one.values.shape[1:])))
+        )
+        start = start + ops.shape(one.rows)[0]
+    return _sums(eager_ops.concatenate(values, 0), eager_ops.concatenate(places, 0))
 
 
 def first_place(rows: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,15 +175,16 @@ def _register_dense_gradient() -> None:
 
 
 def take_with_row_gradient(table: keras.Variable, rows: Tensor) -> Tensor:
-    """Rows of a variable, whose gradient is none of all rows, on TensorFlow and torch.
+    """`take_rows`, whose gradient is none of all rows, on TensorFlow and torch.
 
     Only code that knows such gradients may be given it.
     """
-    if keras.config.backend() == "tensorflow":
-        # Of the variable itself: once it was updated in rows, reading it as a
-        # whole copies it.
-        return tf.gather(table.value, rows)
-    return _sparse_take().apply(table.value, rows)
+    if keras.config.backend() == "torch":
+        return _sparse_take().apply(table.value, rows)
+    # Of the variable itself: once it was updated in rows, reading it as a whole
+    # copies it.
+    found = tf.gather(table.value, rows)
+    return ops.reshape(found, (*ops.shape(rows), math.prod(table.shape[1:])))
 
 
 @functools.cache
@@ -155,13 +192,13 @@ def _sparse_take() -> Any:
     import torch
 
     class SparseTake(torch.autograd.Function):
-        """`take` along the first axis with a sparse gradient."""
+        """`take_rows` with a sparse gradient."""
 
         @staticmethod
         def forward(context: Any, table: Any, rows: Any) -> Any:
             context.save_for_backward(rows)
             context.table_shape = table.shape
-            return table[rows]
+            return torch.nn.functional.embedding(rows, table.view(len(table), -1))
 
         @staticmethod
         def backward(context: Any, gradient: Any) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import contextvars
 import functools
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +24,11 @@ from keras_flix._compat.models import asks_for_shapes
 
 _RUNNING: collections.Counter[int] = collections.Counter()
 _RUNNING_LOCK = threading.Lock()
+
+_MADE_FOR: contextvars.ContextVar[Any] = contextvars.ContextVar(
+    "made_for", default=None
+)
+"""The model whose function for a step Keras' JAX trainer makes now."""
 
 _TAKEN: dict[int, list[tuple[keras.Variable, Any]]] = {}
 """By id of a running model, its variables with the values that were taken out."""
@@ -104,6 +110,7 @@ def protect_values() -> None:
         setattr(trainer, name, _keeping(getattr(trainer, name)))
     trainer._purge_model_variables = _noting(trainer._purge_model_variables)
     trainer._make_function = _publishing(trainer._make_function)
+    module.jit = _publishing_jit(module.jit)
 
 
 def _holds_adapters(model: Any) -> bool:
@@ -136,11 +143,34 @@ def _noting(purge: Callable[..., Any]) -> Callable[..., Any]:
 def _publishing(make: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(make)
     def publishing(self: Any, step: Any, *args: Any, **kwargs: Any) -> Any:
-        if _holds_adapters(self):
-            step = _published(self, step)
-        return make(self, step, *args, **kwargs)
+        if not _holds_adapters(self):
+            return make(self, step, *args, **kwargs)
+        token = _MADE_FOR.set(self)
+        try:
+            return make(self, _published(self, step), *args, **kwargs)
+        finally:
+            _MADE_FOR.reset(token)
 
     return publishing
+
+
+def _publishing_jit(jit: Callable[..., Any]) -> Callable[..., Any]:
+    """Publishes steps that are compiled while a model's function is made.
+
+    From Keras 3.16 on, that is the place: there, several steps are one function, too.
+    """
+
+    @functools.wraps(jit)
+    def publishing_jit(function: Any, *args: Any, **kwargs: Any) -> Any:
+        compiled = jit(function, *args, **kwargs)
+        model = _MADE_FOR.get()
+        # What does not donate its state, such as the concatenation of outputs, is no
+        # step.
+        if model is None or "donate_argnums" not in kwargs:
+            return compiled
+        return _published(model, compiled)
+
+    return publishing_jit
 
 
 def _published(model: Any, step: Callable[..., Any]) -> Callable[..., Any]:
@@ -151,6 +181,8 @@ def _published(model: Any, step: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def published(state: Any, data: Any) -> Any:
+        if _is_traced(state):
+            return step(state, data)
         done: list[Any] = []
         try:
             # Between a call and an assignment, an interrupt would lose the result;
@@ -162,6 +194,14 @@ def _published(model: Any, step: Callable[..., Any]) -> Callable[..., Any]:
         return done[0]
 
     return published
+
+
+def _is_traced(state: Any) -> bool:
+    """Whether a step is compiled, as part of another function, and not run."""
+    import jax
+
+    leaves = (leaf for values in state for leaf in values or ())
+    return isinstance(next(leaves, None), jax.core.Tracer)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,9 +45,11 @@ class RowScope:
 
     Attributes:
         used: By id of a table's variable, its used rows. On JAX only.
+        indices: By id of rows, these and their copy in int64. On PyTorch only.
     """
 
     used: Mapping[int, UsedRows] = dataclasses.field(default_factory=dict)
+    indices: dict[int, tuple[Tensor, Tensor]] = dataclasses.field(default_factory=dict)
 
     def take(self, table: keras.Variable, rows: Tensor) -> Tensor | None:
         """Entries as of `take_rows`; `None` where the gradient is to be dense."""
@@ -56,9 +57,10 @@ class RowScope:
         if backend == "torch" and rows.numel() >= table.shape[0]:
             # As small as the sparse one, and all tables can be updated at once.
             return None
+        if backend == "torch":
+            rows = self._indices_of(rows)
         if backend != "jax":
-            found = _compat.take_with_row_gradient(table, rows)
-            return ops.reshape(found, (*ops.shape(rows), math.prod(table.shape[1:])))
+            return _compat.take_with_row_gradient(table, rows)
         used = self.used.get(id(table))
         if used is None:
             return None
@@ -67,6 +69,14 @@ class RowScope:
         found = _compat.take_rows(table, rows) + _compat.take_rows(used.zeros, first)
         # A row that is not of this batch would silently get no gradient.
         return ops.where(known[..., None], found, float("nan"))
+
+    def _indices_of(self, rows: Tensor) -> Tensor:
+        """Rows in the dtype that PyTorch's sparse tensors have: the same for all
+        tables, whose gradients can then be told to be of the same rows."""
+        # With the rows themselves, so that no others can have their id.
+        if id(rows) not in self.indices:
+            self.indices[id(rows)] = (rows, rows.long())
+        return self.indices[id(rows)][1]
 
     def with_tables(self, trained: Sequence[Any]) -> list[Any]:
         """Values of the trained variables, the tables' own among them."""
@@ -93,7 +103,8 @@ class RowScope:
         """Gradients with those of the zeros as what they are of the tables."""
         rows = {one.position: one.rows for one in self.used.values()}
         return [
-            _compat.RowGradient(rows[i], gradient) if i in rows else gradient
+            # The zeros were looked up where each row comes first.
+            _compat.RowGradient(rows[i], gradient, True) if i in rows else gradient
             for i, gradient in enumerate(gradients)
         ]
 

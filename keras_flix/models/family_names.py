@@ -21,6 +21,10 @@ NEVER_BY_DEFAULT = re.compile(
 """Routers, expert gates and embeddings, and the coefficients by which Gemma3n
 mixes its streams: only when named."""
 
+UNTRAINED = "diffusion_self_conditioning"
+"""What DiffusionGemma reads its last guess by. A training step multiplies its outputs
+by zero, so what is adapted inside of it would never train: only when named."""
+
 EXPERTS = re.compile(r".*(Experts|MoEBlock)")
 """The classes of layers whose variables `(experts, d_in, d_out)` are kernels."""
 

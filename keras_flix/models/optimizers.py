@@ -82,8 +82,8 @@ class LazyAdam(LazyOptimizer, keras.optimizers.Adam):
         beta_1_power, beta_2_power = self.beta_1**step, self.beta_2**step
         alpha = learning_rate * eager.sqrt(1 - beta_2_power) / (1 - beta_1_power)
         m, v, *v_hat = slots
-        m = m + (gradient - m) * (1 - self.beta_1)
-        v = v + (eager.square(gradient) - v) * (1 - self.beta_2)
+        m = eager.lerp(m, gradient, 1 - self.beta_1)
+        v = eager.lerp(v, eager.square(gradient), 1 - self.beta_2)
         v_hat = [eager.maximum(v_hat[0], v)] if v_hat else []
         rows = rows - m * alpha / (eager.sqrt([v, *v_hat][-1]) + self.epsilon)
         return [rows, m, v, *v_hat]

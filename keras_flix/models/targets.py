@@ -23,6 +23,7 @@ from keras_flix.models.family_names import (
     NEVER_BY_DEFAULT,
     OTHER_MEDIA,
     UNKNOWN_ROWS,
+    UNTRAINED,
 )
 
 Placed = tuple[Any, tuple[Any, ...]]
@@ -206,9 +207,11 @@ def _all_linear(
     is_hub = isinstance(model, (keras_hub.models.Task, keras_hub.models.Backbone))
     chosen: list[Placed] = []
     for layer, parents in linear:
+        # Its layers are called as the model's own, so by their paths.
+        untrained = UNTRAINED in layer.path.split("/")
         routes = any("router" in parent.name for parent in parents[1:])
         is_head = is_hub and HEADS.fullmatch(layer.name)
-        never = routes or is_head or NEVER_BY_DEFAULT.fullmatch(layer.name)
+        never = untrained or routes or is_head or NEVER_BY_DEFAULT.fullmatch(layer.name)
         if not never and not _borrows(layer, parents[-1]):
             chosen.append((layer, parents))
     return _of_language_model(model, chosen)

@@ -316,12 +316,13 @@ FAMILIES = [
         prompts=recurrent_prompts,
     ),
     # It denoises blocks of text, by Gemma 4's blocks. Of the layers that read its last
-    # guess, a training step multiplies the outputs by zero.
+    # guess, a training step multiplies the outputs by zero: not in "all-linear".
     Family(
         "DiffusionGemma",
         builder("DiffusionGemma", **DIFFUSION_GEMMA),
         functools.partial(texts, position_ids=positions),
         default=ATTENTION,
+        all_linear=GEMMA_FFW,
         experts=PROJ_FFW,
     ),
 ]

@@ -143,6 +143,50 @@ def test_small_tables_together_are_updated_as_each_alone(pair, monkeypatch):
     assert_equal(state(together), state(alone))
 
 
+@pytest.mark.short("torch", "tensorflow")
+@pytest.mark.parametrize("rated", [False, True])
+def test_rows_of_tables_together_are_updated_as_each_alone(rated, written, monkeypatch):
+    """To the bit: of sizes that several layers have, and of one that none else has."""
+
+    def trained():
+        keras.utils.set_random_seed(0)
+        x = y = keras.Input((6,), name="x")
+        for name, width in {"one": 6, "two": 6, "head": 4}.items():
+            y = keras.layers.Dense(width, name=name)(y)
+        model = keras.Model({"x": x}, y)
+        layers = ["one", "two", "head"]
+        keras_flix.enable_flix(model, FEATURES, targets=layers, rank=2, seed=0)
+        generator = np.random.default_rng(0)
+        for variable in model.trainable_variables:
+            variable.assign(generator.normal(size=variable.shape) * 0.3)
+        if rated:
+            factors = {"language": {"l3": 2, "l7": 0, "*": 0.3}, "task": 0.7}
+            keras_flix.set_learning_rates(model, factors, b={"language": 4})
+        optimizer = keras_flix.LazyAdam(0.05, amsgrad=True)
+        return state(train(model, optimizer, BATCHES))
+
+    sizes = []
+    update = _compat.LazyRows._update_rows
+
+    def spied(self, parts, rate):
+        sizes.append(len(parts))
+        update(self, parts, rate)
+
+    monkeypatch.setattr(_compat.LazyRows, "_update_rows", spied)
+    together = trained()
+    # JAX compiles one after the other to the same.
+    assert (max(sizes, default=0) >= 4) == (keras.config.backend() != "jax")
+    count = len(written)
+    monkeypatch.setattr(f"{_compat.LazyRows.__module__}.ONE_BY_ONE", True)
+    sizes.clear()
+    # TensorFlow's graph multiplies by a rate's factor in another place.
+    rtol = 1e-6 if rated and keras.config.backend() == "tensorflow" else 0
+    for one, other in zip(together, trained(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=rtol, atol=0.1 * rtol)
+    assert len(written) == 2 * count > 0
+    assert not sizes
+
+
 def test_sgd_without_momentum_is_exact():
     found = train(make_model(), keras_flix.LazySGD(0.05), BATCHES)
     expected = train(make_model(), keras.optimizers.SGD(0.05), BATCHES)
