@@ -238,7 +238,7 @@ def llama_preprocessor():
     "family, preprocessor, texts",
     [
         ("Qwen3", qwen_preprocessor, ["abc dabh", "<|im_start|>abd<|im_end|> d"]),
-        ("Llama", llama_preprocessor, ["the quick dog", "  fox jumps\nzé", "en sw"]),
+        ("Llama", llama_preprocessor, ["the quick dog", "fox  jumps\nzé", "en sw"]),
     ],
 )
 def test_transformers_reads_texts_as_the_same_tokens(
