@@ -52,6 +52,8 @@ class AdapterIndex(Displayed):
         schema: The features that a request states.
         adapters: The index's own entries, in order.
         max_rank: The highest rank of a file.
+        not_for_vllm: Why vLLM cannot serve the files of `export_loras`, which PEFT
+            loads; `None` if it can.
     """
 
     directory: Path
@@ -59,6 +61,7 @@ class AdapterIndex(Displayed):
     schema: FeatureSchema
     adapters: Sequence[Mapping[str, Any]]
     max_rank: int
+    not_for_vllm: str | None = None
 
     def _line(self) -> str:
         return (
@@ -114,8 +117,8 @@ class AdapterIndex(Displayed):
         see `request`; for `vllm serve`, by name.
 
         Raises:
-            ValueError: If it is PEFT, which is no server, or the directory's path has
-                signs that divide the arguments.
+            ValueError: If it is PEFT, which is no server, vLLM cannot serve the files,
+                or the directory's path has signs that divide the arguments.
         """
         folder = str(self.directory.absolute())
         if self.server == "llama.cpp":
@@ -126,6 +129,12 @@ class AdapterIndex(Displayed):
                 )
             files = [f"{folder}/{adapter['file']}:0" for adapter in self.adapters]
             return ["--lora-scaled", ",".join(files), "--cache-ram", "0"]
+        if self.server == "vllm" and self.not_for_vllm is not None:
+            raise ValueError(
+                "vLLM must be able to serve the LoRAs. Received: an export of which "
+                f"{folder!r} says that {self.not_for_vllm}. Load the directories with "
+                "PEFT, or use `merge_features` or `export_merged`."
+            )
         if self.server == "vllm":
             names = [adapter["directory"] for adapter in self.adapters]
             rank = ["--enable-lora", "--max-lora-rank", str(self.max_rank)]
@@ -267,4 +276,5 @@ def _read(folder: Path, server: str, index: Mapping[str, Any]) -> AdapterIndex:
         schema=FeatureSchema(features),
         adapters=adapters,
         max_rank=index.get("max_lora_rank") or max(ranks),
+        not_for_vllm=index.get("not_for_vllm"),
     )

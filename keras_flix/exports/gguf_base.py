@@ -16,7 +16,7 @@ from keras_flix._utils.optional_packages import needed
 from keras_flix.exports.gguf_families import GgufFamily, gguf_family, head_sizes
 from keras_flix.exports.gguf_tensors import Tensor, base_tensors
 from keras_flix.exports.gguf_tokenizer import write_tokenizer
-from keras_flix.exports.lora_families import class_name
+from keras_flix.exports.lora_names import class_name
 from keras_flix.models.adapted.trained_base import token_variables
 
 KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

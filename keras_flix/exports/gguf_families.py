@@ -15,7 +15,7 @@ import keras
 import keras_hub
 import numpy as np
 
-from keras_flix.exports.lora_families import class_name, family_of
+from keras_flix.exports.lora_names import class_name, family_of
 
 MODULES = {
     "self_attn.q_proj": "attn_q",

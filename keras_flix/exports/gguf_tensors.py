@@ -17,7 +17,7 @@ from keras_flix.exports.gguf_families import (
     head_sizes,
     in_their_order,
 )
-from keras_flix.exports.lora_families import peft_names
+from keras_flix.exports.lora_names import peft_names
 from keras_flix.layers.checks import layer_equation
 from keras_flix.layers.einsum_split import split_equation
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from keras_flix._utils.atomic_directories import new_directory
 from keras_flix._utils.file_names import file_names
 from keras_flix.exports.adapter_index import LORAS, VERSION
 from keras_flix.exports.lora_writer import Ids, LoraWriter, write_json
+from keras_flix.exports.vllm_limits import why_not_vllm
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.hub_handles import INDEX_FILE
 from keras_flix.models.adapted.adaptation import adaptation_of
@@ -54,8 +56,8 @@ def export_lora(
 
     Args:
         model: A model adapted by `enable_flix`: a backbone or task of Gemma (1
-            to 4), Llama, Llama 3, Mistral, Qwen, Qwen3, GPT-2 or BERT. It may be
-            quantized.
+            to 4), Llama, Llama 3, Mistral, Qwen, Qwen3, Qwen3.5, SmolLM3, GPT-2, BERT,
+            RoBERTa, XLM-R, DistilBERT or BART. It may be quantized.
         combination: One entry per feature, as for `merge_features`.
         directory: Where `adapter_config.json` and `adapter_model.safetensors` go:
             a new or empty directory in an existing folder.
@@ -116,6 +118,11 @@ def export_loras(
     Raises:
         ValueError: As `export_lora` does; if a combination is listed twice; or if
             `None` would stand for more than 1000 of them. Nothing is written then.
+
+    Warns:
+        UserWarning: If vLLM cannot serve them: it has LoRAs for no such model, or
+            they hold modules or rows of tokens that train whole. The index says so
+            too, under `"not_for_vllm"`.
     """
     writer = LoraWriter.of(model, base_model)
     schema = adaptation_of(model).schema
@@ -139,6 +146,14 @@ def export_loras(
         ],
         "adapters": adapters,
     }
+    reason = why_not_vllm(model, writer.whole, writer.tokens.ids)
+    if reason is not None:
+        index["not_for_vllm"] = reason
+        warnings.warn(
+            f"vLLM will not serve these LoRAs: {reason}. PEFT loads them; for vLLM, "
+            "use `merge_features` or `export_merged`.",
+            stacklevel=2,
+        )
 
     def write() -> None:
         with new_directory(directory) as temporary:

@@ -9,13 +9,7 @@ no change of their own.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import Any
-
-import keras
-import keras_hub
-
-from keras_flix.models.adapted.adaptation import adaptation_of, is_adapted
+from collections.abc import Mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +24,13 @@ class PeftFamily:
             that share a module make its outputs, side by side in this order.
         outside: The same for layers that are in no block.
         head: The same for the head of a classifier.
-        embedding: The name of the embeddings of tokens.
+        embedding: The name of the embeddings of tokens; `None` where several
+            modules share them, of which PEFT would train one.
         others: More linear modules that transformers' models have.
         fan_in_fan_out: Whether transformers keeps weights as `(d_in, d_out)`.
+        kinds: By the first part of a path in the block, the kind of block that has
+            it, where a backbone's `layer_types` tells kinds.
+        decoder: The blocks of a decoder, besides those of an encoder.
     """
 
     base: str
@@ -41,9 +39,11 @@ class PeftFamily:
     modules: Mapping[str, str]
     outside: Mapping[str, str] = dataclasses.field(default_factory=dict)
     head: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    embedding: str = "embed_tokens"
+    embedding: str | None = "embed_tokens"
     others: tuple[str, ...] = ()
     fan_in_fan_out: bool = False
+    kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    decoder: PeftFamily | None = None
 
 
 CLASSIFIER = "classifier"
@@ -124,6 +124,85 @@ BERT = PeftFamily(
     others=("cls.predictions.transform.dense",),
 )
 
+SMOLLM3 = PeftFamily(
+    base="model",
+    block="transformer_layer_{}",
+    layer="layers.{}",
+    # KerasHub has transformers' own names here.
+    modules={
+        module.replace(".", "/"): module
+        for module in (
+            *ATTENTION.values(),
+            *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+        )
+    },
+)
+
+LINEAR_ATTENTION = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
+
+QWEN3_5 = dataclasses.replace(
+    LLAMA,
+    modules={
+        **LLAMA.modules,
+        **{f"linear_attn/{name}": f"linear_attn.{name}" for name in LINEAR_ATTENTION},
+    },
+    kinds={"self_attention": "full_attention", "linear_attn": "linear_attention"},
+)
+
+ROBERTA = dataclasses.replace(
+    BERT,
+    base="roberta",
+    # Its classifiers have their own, and no other task reads it.
+    outside={},
+    head={"pooled_dense": "classifier.dense", "logits": "classifier.out_proj"},
+    others=("pooler.dense", "lm_head.dense"),
+)
+
+DISTILBERT = PeftFamily(
+    base="distilbert",
+    block="transformer_layer_{}",
+    layer="transformer.layer.{}",
+    modules={
+        "self_attention_layer/query": "attention.q_lin",
+        "self_attention_layer/key": "attention.k_lin",
+        "self_attention_layer/value": "attention.v_lin",
+        "self_attention_layer/attention_output": "attention.out_lin",
+        "feedforward_intermediate_dense": "ffn.lin1",
+        "feedforward_output_dense": "ffn.lin2",
+    },
+    head={"pooled_dense": "pre_classifier", "logits": CLASSIFIER},
+    embedding="embeddings.word_embeddings",
+)
+
+
+def _bart(keras: Mapping[str, str]) -> dict[str, str]:
+    """By path, the modules of a block with these attentions, by transformers' name."""
+    parts = {**ATTENTION, "attention_output": "self_attn.out_proj"}
+    modules = {
+        f"{path}/{part}": module.replace("self_attn", attention)
+        for path, attention in keras.items()
+        for part, module in parts.items()
+    }
+    dense = {"intermediate": "fc1", "output": "fc2"}
+    return modules | {f"feedforward_{k}_dense": name for k, name in dense.items()}
+
+
+BART = PeftFamily(
+    base="model",
+    block="transformer_encoder_layer_{}",
+    layer="encoder.layers.{}",
+    modules=_bart({"self_attention_layer": "self_attn"}),
+    embedding=None,
+    decoder=PeftFamily(
+        base="model",
+        block="transformer_decoder_layer_{}",
+        layer="decoder.layers.{}",
+        modules=_bart(
+            {"self_attention": "self_attn", "cross_attention": "encoder_attn"}
+        ),
+    ),
+)
+
 FAMILIES: dict[str, PeftFamily] = {
     "GemmaBackbone": GEMMA,
     "Gemma3Backbone": GEMMA,
@@ -133,8 +212,14 @@ FAMILIES: dict[str, PeftFamily] = {
     "MistralBackbone": LLAMA,
     "QwenBackbone": LLAMA,
     "Qwen3Backbone": LLAMA,
+    "Qwen3_5Backbone": QWEN3_5,
+    "SmolLM3Backbone": SMOLLM3,
     "GPT2Backbone": GPT2,
     "BertBackbone": BERT,
+    "RobertaBackbone": ROBERTA,
+    "XLMRobertaBackbone": ROBERTA,
+    "DistilBertBackbone": DISTILBERT,
+    "BartBackbone": BART,
 }
 """By the class of KerasHub's backbone. Gemma 2 is a `GemmaBackbone`."""
 
@@ -144,157 +229,18 @@ VISION_TOWER = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 OTHER_TOWERS = (*VISION_TOWER, "o_proj", "gate_proj", "up_proj", "down_proj")
 """The same for Gemma 4's image and sound encoders, as far as its decoder has such."""
 
+NOT_LOADED = (
+    "KerasHub loads none of transformers' checkpoints of this family, so nothing could "
+    "show that its layers are theirs"
+)
+"""Why a family that transformers has is refused."""
 
-@dataclasses.dataclass(frozen=True)
-class PeftNames:
-    """Names of one model in transformers.
-
-    Attributes:
-        modules: By path of a layer in Keras, the module's name.
-        embedding: That of the embeddings of tokens.
-        logits: That of an output head with weights of its own, where there is one.
-        unused: Paths of layers that do not matter to what the model computes,
-            and that transformers' model does not have.
-        others: The names of further linear modules.
-        task_type: As PEFT calls the model's task; `None` where it has no word
-            for it.
-        fan_in_fan_out: See `PeftFamily`.
-        in_blocks: By a module's name, the index of its block, and what it is called
-            there.
-    """
-
-    modules: Mapping[str, str]
-    embedding: str
-    logits: str | None
-    unused: frozenset[str]
-    others: tuple[str, ...]
-    task_type: str | None
-    fan_in_fan_out: bool
-    in_blocks: Mapping[str, tuple[int, str]]
-
-    def of_layers(self, paths: Iterable[str]) -> dict[str, list[str]]:
-        """The adapted layers' paths by module, in the order of its outputs.
-
-        Raises:
-            ValueError: If transformers' model has nothing like one of the layers.
-        """
-        adapted = set(paths) - self.unused
-        unknown = sorted(adapted - set(self.modules))
-        if unknown or not adapted:
-            unknown = unknown or sorted(self.unused)
-            raise ValueError(
-                "Every adapted layer must have a counterpart in Hugging Face "
-                f"transformers. Received: {unknown[:4]}, which have none. Leave them "
-                "out of `targets`, or use `merge_features`."
-            )
-        by_module: dict[str, list[str]] = {}
-        for path, module in self.modules.items():
-            if path in adapted:
-                by_module.setdefault(module, []).append(path)
-        return by_module
-
-    def parts_of(self, module: str) -> list[str]:
-        """The paths of all layers that make a module's outputs, adapted or not."""
-        return [path for path, name in self.modules.items() if name == module]
-
-    def target_modules(self, adapted: Iterable[str]) -> list[str]:
-        """What PEFT is told to adapt: a module's last name, where all have it."""
-        adapted = set(adapted)
-        known = adapted | set(self.modules.values()) | set(self.others)
-
-        def last(name: str) -> str:
-            return name.rpartition(".")[2]
-
-        partly = {last(name) for name in known - adapted}
-        return sorted({n if last(n) in partly else last(n) for n in adapted})
-
-
-def family_of(model: Any) -> tuple[Any, str]:
-    """A model's backbone, and the name of its class before `enable_flix`.
-
-    Args:
-        model: A KerasHub task or backbone, adapted or not.
-
-    Returns:
-        Both; the name is empty where the model is something else.
-    """
-    backbone = getattr(model, "backbone", model)
-    base_class = type(backbone)
-    if is_adapted(model):
-        if backbone not in adaptation_of(model).parts:
-            return backbone, ""
-        base_class = adaptation_of(backbone).base_class
-    is_hub = isinstance(backbone, keras_hub.models.Backbone)
-    return backbone, base_class.__name__ if is_hub else ""
-
-
-def class_name(model: Any) -> str:
-    """What a model's class is called, or was before `enable_flix`."""
-    cls = adaptation_of(model).base_class if is_adapted(model) else type(model)
-    return cls.__name__
-
-
-def peft_names(model: keras.Model) -> PeftNames:
-    """What a model's layers are called in transformers.
-
-    Args:
-        model: A KerasHub task or backbone, adapted by `enable_flix` or not.
-
-    Raises:
-        ValueError: If it is not of one of `FAMILIES`, or an unknown kind of task.
-    """
-    backbone, name = family_of(model)
-    if name not in FAMILIES:
-        raise ValueError(
-            "The model must be a KerasHub task or backbone whose names in Hugging Face "
-            f"transformers are known: {list(FAMILIES)}. Received: a "
-            f"{name or class_name(model)}. Use `save_adapters`, or "
-            "`merge_features` for a plain model."
-        )
-    family = FAMILIES[name]
-    has_head, task_type = _task(model, class_name(model))
-    prefix = f"{family.base}." if has_head else ""
-    others = family.others
-    encoders = ("vision_encoder", "audio_encoder")
-    if any(getattr(backbone, encoder, None) is not None for encoder in encoders):
-        tower = OTHER_TOWERS if family is GEMMA4 else VISION_TOWER
-        others += tuple(f"vision_tower.{name}" for name in tower)
-        prefix += "language_model."
-    modules = {}
-    in_blocks = {}
-    for i in range(backbone.num_layers):
-        for path, module in family.modules.items():
-            full = f"{prefix}{family.layer.format(i)}.{module}"
-            modules[f"{family.block.format(i)}/{path}"] = full
-            in_blocks[full] = (i, module)
-    outside = {path: f"{prefix}{module}" for path, module in family.outside.items()}
-    is_masked_lm = isinstance(model, keras_hub.models.MaskedLM)
-    if isinstance(model, keras_hub.models.TextClassifier):
-        outside |= family.head
-    return PeftNames(
-        modules=modules if is_masked_lm else {**modules, **outside},
-        embedding=f"{prefix}{family.embedding}",
-        logits="lm_head" if isinstance(model, keras_hub.models.CausalLM) else None,
-        unused=frozenset(outside if is_masked_lm else ()),
-        others=others,
-        task_type=task_type,
-        fan_in_fan_out=family.fan_in_fan_out,
-        in_blocks=in_blocks,
-    )
-
-
-def _task(model: Any, name: str) -> tuple[bool, str | None]:
-    """Whether transformers' model has a head, and PEFT's word for the task."""
-    hub = keras_hub.models
-    # Older releases of KerasHub have no embedders.
-    if isinstance(model, (hub.Backbone, getattr(hub, "TextEmbedder", hub.Backbone))):
-        return False, "FEATURE_EXTRACTION"
-    if isinstance(model, hub.CausalLM):
-        return True, "CAUSAL_LM"
-    if isinstance(model, (hub.MaskedLM, hub.TextClassifier)):
-        return True, None
-    raise ValueError(
-        "The model must be a backbone, or a task of the kind CausalLM, MaskedLM, "
-        f"TextClassifier or TextEmbedder. Received: a {name}. Use `save_adapters`, "
-        "or `merge_features` for a plain model."
-    )
+REFUSED: dict[str, str] = {
+    "BloomBackbone": NOT_LOADED,
+    "FalconBackbone": NOT_LOADED,
+    "GPTNeoXBackbone": NOT_LOADED,
+    "OPTBackbone": NOT_LOADED,
+    "Phi3Backbone": NOT_LOADED,
+    "T5Backbone": NOT_LOADED,
+}
+"""Families that transformers has and that are not exported, with the reason."""

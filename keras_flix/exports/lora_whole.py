@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_flix import _compat
-from keras_flix.exports.lora_families import PeftNames
+from keras_flix.exports.lora_names import PeftNames
 from keras_flix.layers.checks import layer_equation
 from keras_flix.layers.einsum_split import flatten_kernel
 from keras_flix.layers.token_rows import COLUMNS, ROWS
@@ -75,9 +75,9 @@ def whole_modules(model: keras.Model, names: PeftNames) -> dict[str, WholeModule
         if module not in modules:
             parts = {path: layers[path] for path in names.parts_of(module)}
             modules[module] = WholeModule(
-                {path: _matrix(part) for path, part in parts.items()},
+                {path: kernel_matrix(part) for path, part in parts.items()},
                 {
-                    path: _as_float32(part.bias).ravel()
+                    path: as_float32(part.bias).ravel()
                     for path, part in parts.items()
                     if part.bias is not None
                 },
@@ -116,22 +116,29 @@ def token_rows(model: keras.Model, names: PeftNames) -> TokenRowsOfModules:
     rows: dict[str, np.ndarray] = {}
     ids: list[int] = []
     for layer in adaptation_of(model).token_rows:
+        if names.embedding is None:
+            raise ValueError(
+                "Rows of tokens can be written where one module has them. Received: a "
+                "model whose encoder and decoder share them in transformers, of which "
+                "PEFT would train one. Use `merge_features`."
+            )
         ids = layer.token_ids.tolist()
         tables = layer.adapter_variables()
-        rows[names.embedding] = _as_float32(tables[ROWS])
+        rows[names.embedding] = as_float32(tables[ROWS])
         # Without a head, no logits are computed.
         if COLUMNS in tables and names.logits is not None:
-            rows[names.logits] = _as_float32(tables[COLUMNS])
+            rows[names.logits] = as_float32(tables[COLUMNS])
     return TokenRowsOfModules(rows, ids)
 
 
-def _matrix(layer: Any) -> np.ndarray:
+def kernel_matrix(layer: Any) -> np.ndarray:
     """A layer's kernel, flattened to `(d_in, d_out)`."""
-    kernel = _as_float32(layer.kernel)
+    kernel = as_float32(layer.kernel)
     flat = flatten_kernel(*layer_equation(layer), kernel.shape)
     return kernel.transpose(flat.split.kernel_axes).reshape(flat.d_in, flat.d_out)
 
 
-def _as_float32(variable: keras.Variable) -> np.ndarray:
+def as_float32(variable: keras.Variable) -> np.ndarray:
+    """A variable, on the host."""
     # Numpy knows no bfloat16 of its own.
     return np.asarray(_compat.to_host(variable)).astype("float32")

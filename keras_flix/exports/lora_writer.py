@@ -14,13 +14,15 @@ import safetensors.numpy
 from keras import ops
 
 from keras_flix import _compat
-from keras_flix.exports.lora_families import CLASSIFIER, PeftNames, peft_names
+from keras_flix.exports.lora_families import CLASSIFIER
+from keras_flix.exports.lora_names import PeftNames, peft_names
 from keras_flix.exports.lora_whole import (
     TokenRowsOfModules,
     WholeModule,
     token_rows,
     whole_modules,
 )
+from keras_flix.exports.vllm_limits import RANKS
 from keras_flix.features.encoding import ABSENT
 from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
@@ -28,9 +30,6 @@ from keras_flix.layers.factors import side_by_side
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.layers.low_rank_update import ActiveValues, FeatureTables
 from keras_flix.models.adapted.adaptation import adaptation_of
-
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The ranks that vLLM can make room for."""
 
 Ids = Mapping[str, np.ndarray]
 """Ids of one example by feature, as `FeatureSchema.encode_one` gives them."""

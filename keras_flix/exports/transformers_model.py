@@ -15,6 +15,12 @@ import numpy as np
 from keras import ops
 
 from keras_flix._utils.atomic_directories import check_new, new_directory
+from keras_flix.exports.lora_names import family_of
+from keras_flix.exports.transformers_weights import (
+    LONGEST_QWEN3,
+    WRITTEN,
+    write_model,
+)
 from keras_flix.models.adapted.adaptation import Adaptation, adaptation_of
 from keras_flix.models.merge import merge_features
 
@@ -23,6 +29,9 @@ NO_GEMMA_2 = {
     "attention_logit_soft_cap": None,
     "layer_norm_epsilon": 1e-6,
 }
+
+# What transformers computes of images with these was not compared.
+TEXTS_ALONE = {"vision_encoder": None}
 
 EXPORTED: dict[str, dict[str, Any]] = {
     "GemmaBackbone": {
@@ -45,9 +54,12 @@ EXPORTED: dict[str, dict[str, Any]] = {
     "Llama3Backbone": {},
     "MistralBackbone": {"rope_scaling_factor": 1.0},
     "QwenBackbone": {"rope_scaling_factor": 1.0},
+    "Gemma4Backbone": TEXTS_ALONE | {"audio_encoder": None},
+    "Qwen3_5Backbone": TEXTS_ALONE,
     "GPT2Backbone": {},
+    **{name: dict(family.options) for name, family in WRITTEN.items()},
 }
-"""By backbone, the options with which KerasHub's export is right."""
+"""By backbone, the options with which its export is right: KerasHub's, or our own."""
 
 WIDTH_OF_HEADS = ("GemmaBackbone", "MistralBackbone")
 """Where it takes `num_query_heads * head_dim` for `hidden_dim`."""
@@ -66,12 +78,14 @@ def export_merged(
     """Writes one combination of values as a plain Hugging Face transformers model.
 
     That is `merge_features(model, combination).export_to_transformers(directory)`,
-    except where KerasHub's export is known to be wrong, and checked: transformers
-    loads what was written, and must compute what the merged model does.
+    except where KerasHub's export is known to be wrong or where it has none (Llama,
+    Qwen3), and checked: transformers loads what was written, and must compute what the
+    merged model does.
 
     Args:
-        model: A backbone or `CausalLM` of Gemma, Gemma 3, Llama 3, Mistral, Qwen or
-            GPT-2, adapted by `enable_flix` and not quantized.
+        model: A backbone or `CausalLM` of Gemma, Gemma 3, Gemma 4 (texts alone), Llama,
+            Llama 3, Mistral, Qwen, Qwen3 or GPT-2, or a `CausalLM` of Qwen3.5 (texts
+            alone), adapted by `enable_flix` and not quantized.
         combination: One entry per feature, as for `merge_features`.
         directory: Where the configuration, the weights and a task's tokenizer go: a
             new or empty directory in an existing folder.
@@ -109,7 +123,10 @@ def export_merged(
         )
     merged = merge_features(model, combination)
     with new_directory(directory) as temporary:
-        merged.export_to_transformers(str(temporary))
+        if family_of(merged)[1] in WRITTEN:
+            write_model(merged, temporary)
+        else:
+            merged.export_to_transformers(str(temporary))
         if installed if verify is None else verify:
             _verify(merged, temporary)
 
@@ -120,10 +137,13 @@ def _check_exported(model: Any, adaptation: Adaptation) -> None:
     name = ""
     if isinstance(model, kinds) and backbone in adaptation.parts:
         name = adaptation_of(backbone).base_class.__name__
-    if name not in EXPORTED:
+    # Of texts alone, KerasHub writes the configuration of a model with images.
+    needs_head = name == "Qwen3_5Backbone" and model is backbone
+    if name not in EXPORTED or needs_head:
         raise ValueError(
             "The model must be a CausalLM or backbone that KerasHub exports rightly: "
-            f"one of {list(EXPORTED)}. Received: a {adaptation.base_class.__name__}. "
+            f"one of {list(EXPORTED)}, of which Qwen3_5 only as a CausalLM. Received: "
+            f"a {adaptation.base_class.__name__}. "
             "Use `merge_features(model, ...).save_to_preset(...)`, or `export_lora`."
         )
     wrong = {
@@ -135,6 +155,9 @@ def _check_exported(model: Any, adaptation: Adaptation) -> None:
         width = backbone.num_query_heads * backbone.head_dim
         if width != backbone.hidden_dim:
             wrong["num_query_heads * head_dim"] = width
+    window = getattr(backbone, "sliding_window_size", None)
+    if name == "Qwen3Backbone" and window is not None and window < LONGEST_QWEN3:
+        wrong["sliding_window_size"] = window
     if getattr(backbone, "vision_encoder", None) is not None:
         tokens = backbone.num_vision_tokens_per_image
         if tokens != IMAGE_TOKENS:
@@ -144,9 +167,10 @@ def _check_exported(model: Any, adaptation: Adaptation) -> None:
             **EXPORTED[name],
             "num_query_heads * head_dim": backbone.hidden_dim,
             "num_vision_tokens_per_image": IMAGE_TOKENS,
+            "sliding_window_size": None,
         }
         raise ValueError(
-            f"KerasHub exports a {name} rightly only with "
+            f"A {name} is exported rightly only with "
             f"{', '.join(f'{k}={right[k]!r}' for k in wrong)}. Received: "
             f"{', '.join(f'{k}={v!r}' for k, v in wrong.items())}. Use `export_lora`, "
             "which does not need the base, or `merge_features(model, ...)."
@@ -174,6 +198,8 @@ def _verify(merged: Any, directory: Path) -> None:
     outputs = loaded.float().eval()(**inputs)
     theirs = (outputs.logits if has_head else outputs.last_hidden_state).detach()
     x = {"token_ids": ids.astype("int32"), "padding_mask": np.ones_like(ids)}
+    if "position_ids" in backbone.input:
+        x["position_ids"] = np.tile(np.arange(length), (2, 1))
     if reads_images:
         size = backbone.image_size
         x["images"] = np.zeros((2, 0, size, size, 3), "float32")
@@ -189,6 +215,6 @@ def _verify(merged: Any, directory: Path) -> None:
             f"of the largest {'logit' if has_head else 'hidden state'}. Received: a "
             f"difference of {largest:.2g}"
             + (f", and on loading {lost}" if lost else "")
-            + ". This is an error of KerasHub's export for these options. Use "
+            + ". This is an error of the export for these options. Use "
             "`export_lora`, or `merge_features(model, ...).save_to_preset(...)`."
         )

@@ -123,6 +123,14 @@ def test_how_servers_are_started(tmp_path):
         *("--enable-lora", "--max-lora-rank", "8", "--lora-modules"),
         *(f"lora{i}={tmp_path}/lora{i}" for i in range(4)),
     ]
+    text = json.loads((tmp_path / "index.json").read_text())
+    text["not_for_vllm"] = "it has no LoRAs for a GPT2CausalLM"
+    (tmp_path / "index.json").write_text(json.dumps(text))
+    index = read_index(tmp_path)
+    # PEFT loads them by the same names.
+    assert index.request(every[1]) == {"model": "lora1"}
+    with pytest.raises(ValueError, match="has no LoRAs for a GPT2CausalLM. Load the"):
+        index.server_arguments()
     (tmp_path / "a,b").mkdir()
     index = write(tmp_path / "a,b", "gguf", ADAPTERS)
     with pytest.raises(

@@ -14,7 +14,7 @@ from helpers.gemma import FEATURES, make_backbone, randomize, to_numpy
 
 import keras_flix
 from keras_flix import Feature, export_lora, export_loras
-from keras_flix.exports.lora_writer import RANKS
+from keras_flix.exports.vllm_limits import RANKS
 
 COMBINATION = {"task": "parse", "language": "sw"}
 MODULES = {
@@ -239,7 +239,11 @@ def test_other_families_are_refused_by_name(tmp_path):
         max_sequence_length=16,
     )
     keras_flix.enable_flix(opt, FEATURES)
-    text = "'Qwen3Backbone', 'GPT2Backbone', 'BertBackbone']. Received: a OPTBackbone."
+    text = (
+        "'DistilBertBackbone', 'BartBackbone']. Received: a OPTBackbone: KerasHub "
+        "loads none of transformers' checkpoints of this family, so nothing could show "
+        "that its layers are theirs. Use `save_adapters`, or"
+    )
     refused(tmp_path / "lora", text, opt)
     plain = keras.Sequential([keras.Input((16,)), keras.layers.Dense(16, name="a")])
     keras_flix.enable_flix(plain, FEATURES, targets=["a"])

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from helpers.gemma import FEATURES, randomize
 from helpers.hugging_face import (
+    AUTO,
     CONFIGS,
+    ENCODERS,
     batch,
     keras_outputs,
     load,
@@ -47,9 +49,10 @@ def bases(tmp_path_factory):
     return base
 
 
-def causal_lm(family, backbone):
+def generator(family, backbone):
     name = {"Gemma2": "Gemma"}.get(family, family)
-    cls = getattr(keras_hub.models, f"{name}CausalLM")
+    kind = "Seq2SeqLM" if family == "Bart" else "CausalLM"
+    cls = getattr(keras_hub.models, f"{name}{kind}")
     return cls(backbone=backbone, preprocessor=None)
 
 
@@ -81,11 +84,11 @@ def assert_same(model, base, auto, directory, combination=COMBINATION):
     ],
 )
 def test_transformers_computes_the_same(family, targets, bases, tmp_path):
-    auto = "AutoModel" if family == "Bert" else CAUSAL_LM
+    auto = AUTO.get(family, CAUSAL_LM)
     base = bases(family, auto)
     model = load_keras(family, base)
-    if family != "Bert":
-        model = causal_lm(family, model)
+    if family not in ENCODERS:
+        model = generator(family, model)
     keras_flix.enable_flix(
         model, FEATURES, rank={"task": 3, "language": 2}, alpha=2, targets=targets
     )
@@ -122,7 +125,7 @@ def test_a_backbone_is_a_model_without_a_head(family, bases, tmp_path):
 def test_some_layers_alone(family, auto, targets, bases, tmp_path):
     base = bases(family, auto)
     model = load_keras(family, base)
-    model = model if family == "Bert" else causal_lm(family, model)
+    model = model if family == "Bert" else generator(family, model)
     keras_flix.enable_flix(model, FEATURES, targets=targets)
     keras_flix.export_lora(randomize(model), COMBINATION, tmp_path / "lora")
     assert_same(model, base, auto, tmp_path / "lora")
@@ -143,28 +146,55 @@ def test_many_modules_by_their_whole_names(bases, tmp_path):
 SEQ_CLS = "AutoModelForSequenceClassification"
 
 
-def bert_classifier(base):
+HEADS = {
+    "Bert": {"logits": "classifier"},
+    "Roberta": {"pooled_dense": "classifier.dense", "logits": "classifier.out_proj"},
+    "DistilBert": {"pooled_dense": "pre_classifier", "logits": "classifier"},
+}
+
+
+def classifier(family, base):
     """A classifier with the head of the base; `None` as `train` is the default."""
-    task = keras_hub.models.BertTextClassifier(
-        load_keras("Bert", base), num_classes=2, preprocessor=None, dropout=0.0
+    cls = getattr(keras_hub.models, f"{family}TextClassifier")
+    sizes = {} if family == "Bert" else {"hidden_dim": 16}
+    task = cls(
+        load_keras(family, base), num_classes=2, preprocessor=None, dropout=0.0, **sizes
     )
-    head = load(base, SEQ_CLS).classifier
-    weights = [p.detach().numpy() for p in (head.weight, head.bias)]
-    task.get_layer("logits").set_weights([weights[0].T, weights[1]])
+    theirs = load(base, SEQ_CLS)
+    for name, module in HEADS[family].items():
+        head = theirs.get_submodule(module)
+        weights = [p.detach().numpy() for p in (head.weight, head.bias)]
+        task.get_layer(name).set_weights([weights[0].T, weights[1]])
     return task
 
 
 @needs_torch
-def test_a_classifier_has_its_head_in_the_base(bases, tmp_path):
-    base = bases("Bert", SEQ_CLS)
+@pytest.mark.parametrize("family", HEADS)
+def test_a_classifier_has_its_head_in_the_base(family, bases, tmp_path):
+    base = bases(family, SEQ_CLS)
     # The head may have a LoRA, too.
-    for targets in ("all-linear", ["query", "logits"]):
-        task = bert_classifier(base)
+    for targets in ("all-linear", ["query", *HEADS[family]]):
+        task = classifier(family, base)
         keras_flix.enable_flix(task, FEATURES, targets=targets, rank=2, train=())
         directory = tmp_path / str(targets[:3])
         keras_flix.export_lora(randomize(task), COMBINATION, directory)
         assert_same(task, base, SEQ_CLS, directory)
         assert read_config(directory)["task_type"] is None
+
+
+@needs_torch
+@pytest.mark.parametrize("family", ["Roberta", "DistilBert"])
+def test_heads_of_two_layers_that_train_whole(family, bases, tmp_path):
+    base = bases(family, SEQ_CLS)
+    task = keras_flix.enable_flix(classifier(family, base), FEATURES, rank=2)
+    # Heads too.
+    randomize(task)
+    keras_flix.export_lora(task, COMBINATION, tmp_path / "lora")
+    modules = read_config(tmp_path / "lora")["modules_to_save"]
+    assert set(modules) == set(HEADS[family].values())
+    adapted = with_lora(load(base, SEQ_CLS), tmp_path / "lora")
+    ours = keras_outputs(task, **COMBINATION)
+    np.testing.assert_allclose(torch_outputs(adapted), ours, atol=1e-4)
 
 
 @needs_torch
@@ -190,7 +220,7 @@ def test_layers_that_train_whole_are_modules_to_save(
     targets, train, modules, bases, tmp_path
 ):
     base = bases("Bert", SEQ_CLS)
-    task = bert_classifier(base)
+    task = classifier("Bert", base)
     keras_flix.enable_flix(task, FEATURES, rank=2, targets=targets, train=train)
     # Heads too.
     randomize(task)
@@ -207,7 +237,7 @@ def test_layers_that_train_whole_are_modules_to_save(
 @needs_torch
 def test_modules_of_several_layers_that_train_whole(bases, tmp_path):
     base = bases("GPT2", CAUSAL_LM)
-    model = causal_lm("GPT2", load_keras("GPT2", base))
+    model = generator("GPT2", load_keras("GPT2", base))
     train = [".*_0/self_attention/query", ".*_1/feedforward_output_dense"]
     keras_flix.enable_flix(model, FEATURES, train=train)
     keras_flix.export_lora(randomize(model), COMBINATION, tmp_path / "lora")
@@ -232,7 +262,7 @@ def test_rows_of_tokens_are_trainable_token_indices(
 ):
     base = bases(family, "AutoModel" if family == "Bert" else CAUSAL_LM)
     model = load_keras(family, base)
-    model = causal_lm(family, model) if auto == CAUSAL_LM else model
+    model = generator(family, model) if auto == CAUSAL_LM else model
     # Among those of the batch.
     tokens = np.unique(batch()["token_ids"])[1:8:2].tolist()
     keras_flix.enable_flix(model, FEATURES, rank=2, trainable_tokens=tokens)

@@ -14,7 +14,7 @@ from helpers.gemma import FEATURES, randomize, to_numpy
 
 import keras_flix
 from keras_flix import Feature, export_lora, export_loras
-from keras_flix.exports.lora_writer import RANKS
+from keras_flix.exports.vllm_limits import RANKS
 
 
 def make(features=FEATURES, **options):
@@ -58,6 +58,7 @@ def test_all_combinations_with_one_rank_and_an_index(tmp_path):
             {"name": name, "values": values, "multiple": False}
             for name, values in FEATURES.items()
         ],
+        "not_for_vllm": "it has no LoRAs for a GPT2Backbone",
     }
     assert [a["features"] for a in adapters] == [
         {"task": task, "language": language}
@@ -81,7 +82,8 @@ def test_all_combinations_with_one_rank_and_an_index(tmp_path):
 
 
 def test_the_ranks_are_those_of_vllm():
-    # `MaxLoRARanks` in `vllm/config/lora.py`, read at commit 01230b40128e.
+    # `MaxLoRARanks` in `vllm/config/lora.py`, read at commit 01230b40128e; a slow test
+    # in test_vllm_limits.py asks an installed one.
     assert RANKS == (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 
 import keras
 import keras_hub
 import numpy as np
 import pytest
-from helpers.gemma import FEATURES, randomize, to_numpy
-from helpers.hugging_face import VOCABULARY, keras_outputs, load, torch_outputs
+import safetensors.numpy
+from helpers.gemma import FEATURES, randomize, to_numpy, train_tokenizer
+from helpers.hugging_face import (
+    VOCABULARY,
+    keras_outputs,
+    load,
+    torch_outputs,
+    transformers,
+)
 
 import keras_flix
 from keras_flix import export_merged, merge_features
@@ -42,14 +50,39 @@ SLIDING = {"use_sliding_window_attention": True, "sliding_window_size": 3}
 OPTIONS = {
     "Gemma": GEMMA,
     "Gemma3": {**GEMMA_3, **SLIDING, "num_layers": 6},
+    "Gemma4": {
+        **{**GROUPED, "head_dim": 8, "image_size": 16},
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window_size": 3,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": VOCABULARY,
+    },
+    "Llama": {**GROUPED, "layer_norm_epsilon": 0.1, "rope_max_wavelength": 100},
     "Llama3": {**GROUPED, "layer_norm_epsilon": 0.1},
     "Mistral": {**GROUPED, "sliding_window": 3},
     "Qwen": {**GROUPED, "rope_max_wavelength": 100},
+    "Qwen3": {
+        **GROUPED,
+        "head_dim": 6,
+        "tie_word_embeddings": False,
+        "rope_max_wavelength": 100,
+        # None below that length.
+        "sliding_window_size": 32768,
+    },
+    "Qwen3_5": {
+        **{**GROUPED, "head_dim": 8, "partial_rotary_factor": 0.5},
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 4,
+        "linear_value_head_dim": 6,
+        "linear_conv_kernel_dim": 3,
+    },
     "GPT2": {**SIZES, "num_heads": 4, "max_sequence_length": 16},
 }
 
 
-def make(family, head=True, **options):
+def make(family, head=True, preprocessor=None, **options):
     """A task or backbone, all of whose weights are random."""
     keras.utils.set_random_seed(0)
     cls = getattr(keras_hub.models, f"{family}Backbone")
@@ -61,15 +94,18 @@ def make(family, head=True, **options):
     if not head:
         return backbone
     cls = getattr(keras_hub.models, f"{family}CausalLM")
-    return cls(backbone=backbone, preprocessor=None)
+    return cls(backbone=backbone, preprocessor=preprocessor)
 
 
 def adapt(model, **options):
     return randomize(keras_flix.enable_flix(model, FEATURES, **options))
 
 
-@pytest.mark.parametrize("head", [True, False])
-@pytest.mark.parametrize("family", OPTIONS)
+@pytest.mark.parametrize(
+    "family, head",
+    # Alone, that backbone is exported as a model that reads images.
+    [(f, h) for f in OPTIONS for h in (True, False) if h or f != "Qwen3_5"],
+)
 def test_transformers_computes_the_same(family, head, tmp_path):
     model = adapt(make(family, head))
     export_merged(model, COMBINATION, tmp_path / "merged")
@@ -135,10 +171,16 @@ def test_what_kerashub_exports_wrongly_is_refused(family, options, text, tmp_pat
     with pytest.raises(ValueError) as error:
         export_merged(adapt(plain), COMBINATION, tmp_path / "merged")
     message = str(error.value)
-    assert f"KerasHub exports a {family}Backbone rightly only with " in message
+    assert f"A {family}Backbone is exported rightly only with " in message
     assert (text or f"{name}=") in message
     assert "Use `export_lora`, which does not need the base, or" in message
     assert not (tmp_path / "merged").exists()
+
+
+def test_windows_that_kerashub_heeds_or_not_are_refused(tmp_path):
+    model = adapt(make("Qwen3", num_layers=1, sliding_window_size=3))
+    with pytest.raises(ValueError, match="sliding_window_size=None. Received: "):
+        export_merged(model, COMBINATION, tmp_path / "merged")
 
 
 def test_without_norms_of_queries_kerashub_exports_nothing(tmp_path):
@@ -147,6 +189,82 @@ def test_without_norms_of_queries_kerashub_exports_nothing(tmp_path):
         plain.export_to_transformers(str(tmp_path / "stock"))
     with pytest.raises(ValueError, match="use_query_key_norm=True. Received: "):
         export_merged(adapt(plain), COMBINATION, tmp_path / "merged")
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen3"])
+def test_tied_embeddings_have_no_head_of_their_own(family, tmp_path):
+    model = adapt(make(family, tie_word_embeddings=True, num_layers=1))
+    export_merged(model, COMBINATION, tmp_path / "merged", verify=True)
+    weights = safetensors.numpy.load_file(tmp_path / "merged" / "model.safetensors")
+    assert "lm_head.weight" not in weights
+
+
+def test_slowed_down_positions_of_llama(tmp_path):
+    options = {
+        "rope_frequency_adjustment_factor": 8.0,
+        "rope_low_freq_factor": 1.0,
+        "rope_high_freq_factor": 4.0,
+        "rope_pretraining_sequence_length": 8,
+    }
+    plain = make("Llama", num_layers=1, **options)
+    export_merged(adapt(plain), COMBINATION, tmp_path / "merged", verify=True)
+
+
+def qwen_preprocessor():
+    """Words of a few letters, and tokens that no text may be split into."""
+    special = ["<|im_end|>", "<|endoftext|>", "<|im_start|>"]
+    letters = [*"abcdefgh", "Ġ", "ab", "abc", "Ġd", *special]
+    tokenizer = keras_hub.models.Qwen3Tokenizer(
+        vocabulary={token: i for i, token in enumerate(letters)},
+        merges=["a b", "ab c", "Ġ d"],
+        unsplittable_tokens=special,
+    )
+    return keras_hub.models.Qwen3CausalLMPreprocessor(tokenizer, sequence_length=8)
+
+
+def llama_preprocessor():
+    proto = train_tokenizer(
+        model_type="bpe",
+        vocab_size=320,
+        **{"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1},
+        **{"unk_piece": "<unk>", "bos_piece": "<s>", "eos_piece": "</s>"},
+        **{"remove_extra_whitespaces": False, "normalization_rule_name": "identity"},
+    )
+    tokenizer = keras_hub.models.LlamaTokenizer(proto)
+    return keras_hub.models.LlamaCausalLMPreprocessor(tokenizer, sequence_length=8)
+
+
+@pytest.mark.parametrize(
+    "family, preprocessor, texts",
+    [
+        ("Qwen3", qwen_preprocessor, ["abc dabh", "<|im_start|>abd<|im_end|> d"]),
+        ("Llama", llama_preprocessor, ["the quick dog", "fox  jumps\nzé", "en sw"]),
+    ],
+)
+def test_transformers_reads_texts_as_the_same_tokens(
+    family, preprocessor, texts, tmp_path
+):
+    tokenizer = preprocessor().tokenizer
+    options = {"vocabulary_size": tokenizer.vocabulary_size(), "num_layers": 1}
+    plain = make(family, preprocessor=preprocessor(), **options)
+    export_merged(adapt(plain), COMBINATION, tmp_path / "merged", verify=True)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
+    for text in texts:
+        ids = np.asarray(tokenizer(text)).tolist()
+        assert theirs(text, add_special_tokens=False)["input_ids"] == ids
+        assert theirs.decode(ids) == text
+    assert theirs.eos_token_id == tokenizer.end_token_id
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert config["eos_token_id"] == tokenizer.end_token_id
+
+
+def test_other_tokenizers_are_refused(tmp_path):
+    tokenizer = keras_hub.models.GemmaTokenizer(train_tokenizer())
+    preprocessor = keras_hub.models.GemmaCausalLMPreprocessor(tokenizer)
+    plain = make("Llama", preprocessor=preprocessor, num_layers=1)
+    with pytest.raises(ValueError, match="Qwen3Tokenizer. Received: a GemmaTokenizer"):
+        export_merged(adapt(plain), COMBINATION, tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tied_embeddings_of_llama_are_kept(tmp_path):
@@ -176,7 +294,7 @@ def test_the_check_finds_what_is_not_known(monkeypatch, tmp_path):
         export_merged(model, COMBINATION, tmp_path / "merged")
     text = "must compute what the merged model does, to 0.01 of the largest logit."
     assert text in str(error.value)
-    assert "This is an error of KerasHub's export" in str(error.value)
+    assert "This is an error of the export" in str(error.value)
     assert list(tmp_path.iterdir()) == []
     # Not looked for, not found.
     export_merged(model, COMBINATION, tmp_path / "merged", verify=False)
@@ -196,10 +314,11 @@ def test_the_check_needs_transformers(monkeypatch, tmp_path):
     assert (tmp_path / "merged" / "model.safetensors").exists()
 
 
-def test_half_precision(tmp_path):
+@pytest.mark.parametrize("family", ["GPT2", "Qwen3"])
+def test_half_precision(family, tmp_path):
     keras.config.set_dtype_policy("bfloat16")
     try:
-        model = adapt(make("GPT2"))
+        model = adapt(make(family))
     finally:
         keras.config.set_dtype_policy("float32")
     export_merged(model, COMBINATION, tmp_path / "merged")
@@ -209,9 +328,12 @@ def test_half_precision(tmp_path):
 
 
 def test_families_without_an_export_are_refused(tmp_path):
-    llama = keras_hub.models.LlamaBackbone(**GROUPED)
-    with pytest.raises(ValueError, match="'GPT2Backbone'.*Received: a LlamaBackbone"):
-        export_merged(adapt(llama), COMBINATION, tmp_path / "merged")
+    phi = keras_hub.models.Phi3Backbone(**GROUPED)
+    with pytest.raises(ValueError, match="'Qwen3Backbone'.*Received: a Phi3Backbone"):
+        export_merged(adapt(phi), COMBINATION, tmp_path / "merged")
+    qwen = adapt(make("Qwen3_5", head=False))
+    with pytest.raises(ValueError, match="Qwen3_5 only as a CausalLM. Received: "):
+        export_merged(qwen, COMBINATION, tmp_path / "merged")
     # Its head would be lost.
     gpt2 = make("GPT2", head=False)
     head = keras.Model(gpt2.input, keras.layers.Dense(3)(gpt2(gpt2.input)))

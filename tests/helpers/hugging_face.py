@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import keras
@@ -32,6 +34,8 @@ SIZES = {
 GROUPED = {**SIZES, "num_key_value_heads": 2}
 # So that heads * head_dim is not the hidden size.
 WIDE = {**GROUPED, "head_dim": 6}
+# As all published ones have it: none for segments, and this epsilon.
+ROBERTA = {**SIZES, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 CONFIGS = {
     "Gemma": ("Gemma", WIDE),
     "Gemma2": (
@@ -62,6 +66,27 @@ CONFIGS = {
     "Mistral": ("Mistral", {**WIDE, "sliding_window": 3}),
     "Qwen": ("Qwen2", GROUPED),
     "Qwen3": ("Qwen3", WIDE),
+    "Qwen3_5": (
+        "Qwen3_5Text",
+        {
+            **WIDE,
+            "head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 4,
+            "linear_value_head_dim": 6,
+            "linear_conv_kernel_dim": 3,
+            "layer_types": ["linear_attention", "full_attention"],
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.5,
+                "mrope_section": [1, 1, 0],
+            },
+        },
+    ),
+    # The second layer rotates nothing.
+    "SmolLM3": ("SmolLM3", {**GROUPED, "no_rope_layers": [1, 0], "pad_token_id": 0}),
     "GPT2": (
         "GPT2",
         {
@@ -76,8 +101,40 @@ CONFIGS = {
     ),
     # KerasHub's is that kind of GELU.
     "Bert": ("Bert", {**SIZES, "hidden_act": "gelu_pytorch_tanh"}),
+    "Roberta": ("Roberta", ROBERTA),
+    "XLMRoberta": ("XLMRoberta", ROBERTA),
+    "DistilBert": (
+        "DistilBert",
+        {
+            "vocab_size": VOCABULARY,
+            "dim": 16,
+            "hidden_dim": 24,
+            "n_layers": 2,
+            "n_heads": 4,
+            "max_position_embeddings": 64,
+        },
+    ),
+    "Bart": (
+        "Bart",
+        {
+            "vocab_size": VOCABULARY,
+            "d_model": 16,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "forced_eos_token_id": None,
+            "max_position_embeddings": 64,
+            **{f"{part}_layers": 2 for part in ("encoder", "decoder")},
+            **{f"{part}_attention_heads": 4 for part in ("encoder", "decoder")},
+            **{f"{part}_ffn_dim": 24 for part in ("encoder", "decoder")},
+        },
+    ),
 }
 """By KerasHub family, the name and the options of transformers' configuration."""
+
+ENCODERS = ("Bert", "Roberta", "XLMRoberta", "DistilBert")
+
+AUTO = {**dict.fromkeys(ENCODERS, "AutoModel"), "Bart": "AutoModelForSeq2SeqLM"}
+"""Where it is no `AutoModelForCausalLM`, what loads transformers' model."""
 
 
 def save_base(family: str, directory: Path, auto: str, **more) -> None:
@@ -93,7 +150,27 @@ def save_base(family: str, directory: Path, auto: str, **more) -> None:
             parameter.mul_(1 if is_sharp else 3).add_(torch.randn_like(parameter) * 0.2)
             # KerasHub loads Mistral's weights as float16.
             parameter.copy_(parameter.half().float())
+            # RoBERTa was trained without segments: zeros in what is published.
+            parameter.mul_(not (family == "Roberta" and "token_type" in key))
     model.save_pretrained(directory)
+    if family in ("Roberta", "DistilBert") and auto == "AutoModel":
+        # As if a head had been saved with it, which KerasHub expects.
+        _rename(directory, lambda name: f"{family.lower()}.{name}")
+    if family == "Bart":
+        # Written into the published configurations by older transformers.
+        _configure(directory, lambda config: {**config, "num_hidden_layers": 2})
+
+
+def _rename(directory: Path, new_name) -> None:
+    path = directory / "model.safetensors"
+    weights = safetensors.numpy.load_file(path)
+    weights = {new_name(name): weight for name, weight in weights.items()}
+    safetensors.numpy.save_file(weights, path, {"format": "pt"})
+
+
+def _configure(directory: Path, change) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
 
 
 def load(directory: Path, auto: str):
@@ -104,6 +181,8 @@ def load_keras(family: str, directory: Path) -> keras.Model:
     """KerasHub's backbone of a model of transformers, by KerasHub's own import."""
     name = {"Gemma2": "Gemma"}.get(family, family)
     cls = getattr(keras_hub.models, f"{name}Backbone")
+    if family == "Qwen3_5":
+        directory = _with_room_for_images(directory)
     backbone = cls.from_preset(str(directory), dtype="float32")
     if type(backbone) is cls:
         return backbone
@@ -112,6 +191,22 @@ def load_keras(family: str, directory: Path) -> keras.Model:
     other = cls(**{k: v for k, v in config.items() if k != "name"})
     other.set_weights(backbone.get_weights())
     return other
+
+
+def _with_room_for_images(directory: Path) -> Path:
+    """A copy of a model of texts as all published ones are saved."""
+    copy = Path(tempfile.mkdtemp(dir=directory.parent)) / "model"
+    shutil.copytree(directory, copy)
+    _rename(copy, lambda name: name.replace("model.", "model.language_model.", 1))
+    _configure(
+        copy,
+        lambda config: {
+            "model_type": "qwen3_5",
+            "tie_word_embeddings": config["tie_word_embeddings"],
+            "text_config": config,
+        },
+    )
+    return copy
 
 
 def batch(**features) -> dict:
@@ -128,6 +223,11 @@ def batch(**features) -> dict:
 def keras_outputs(model, **features) -> np.ndarray:
     """Logits, or last hidden states, of a batch, without its padding."""
     x = batch(**features)
+    if isinstance(model, keras_hub.models.Seq2SeqLM):
+        ids, mask = x.pop("token_ids"), x.pop("padding_mask")
+        x |= {"encoder_token_ids": ids, "encoder_padding_mask": mask}
+        # Others than the encoder's, of the same lengths.
+        x |= {"decoder_token_ids": ids[:, ::-1] * mask, "decoder_padding_mask": mask}
     if isinstance(getattr(model, "backbone", model), keras_hub.models.BertBackbone):
         x["segment_ids"] = np.zeros_like(x["token_ids"])
     if isinstance(getattr(model, "backbone", model), keras_hub.models.Gemma4Backbone):
@@ -140,11 +240,13 @@ def keras_outputs(model, **features) -> np.ndarray:
 
 def torch_outputs(model) -> np.ndarray:
     x = batch()
+    ids, mask = x["token_ids"], x["padding_mask"]
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids[:, ::-1] * mask
+        inputs["decoder_attention_mask"] = mask
     with torch.no_grad():
-        outputs = model(
-            input_ids=torch.tensor(x["token_ids"]),
-            attention_mask=torch.tensor(x["padding_mask"]),
-        )
+        outputs = model(**{k: torch.tensor(v) for k, v in inputs.items()})
     kind = "logits" if hasattr(outputs, "logits") else "last_hidden_state"
     return _without_padding(getattr(outputs, kind).numpy())
 

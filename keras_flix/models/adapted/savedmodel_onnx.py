@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 
 from keras_flix import _compat
+from keras_flix._utils.optional_packages import needed
 
 FORMATS = {
     "tensorflow": ("tf_saved_model", "onnx", "litert"),
@@ -41,13 +43,20 @@ class Exporting(_compat.Mixin):
             input_signature: A dict of `keras.InputSpec` by input. Defaults to
                 the model's own inputs, with their unknown lengths. Features
                 that it leaves out are added: int32 ids of shape `(batch,)`, or
-                `(batch, k)` for a `multiple` one; -1 is absent. Of a feature of
+                `(batch, k)` for a `multiple` one; -1 is absent, and any id
+                that stands for no value gives its example NaN. Of a feature of
                 integer values, the artifact takes the values.
             **kwargs: As for Keras' `export`.
 
         Raises:
+            ImportError: If a package is missing that the format needs, such as
+                those of the extra `onnx`.
             ValueError: If the backend cannot export to the format, or needs
                 lengths that are not known.
+
+        Warns:
+            UserWarning: If a LiteRT file needs ops that LiteRT itself lacks, as
+                those of KerasHub's text models do without known lengths.
         """
         backend = keras.config.backend()
         if format not in FORMATS[backend]:
@@ -69,6 +78,8 @@ class Exporting(_compat.Mixin):
         )
         if format == "onnx":
             _check_onnx_inputs(filepath, specs)
+        if format == "litert":
+            _warn_of_select_ops(filepath)
         return exported
 
     @property
@@ -163,6 +174,8 @@ def _export_onnx_from_torch(
     """Keras' own goes by TorchScript here, which freezes lengths and lacks ops."""
     import torch
 
+    needed("onnxscript", "An export to ONNX", "onnx")
+
     class Flat(torch.nn.Module):
         """The model with its inputs one by one, in order."""
 
@@ -197,6 +210,26 @@ def _check_onnx_inputs(filepath: Any, specs: Specs) -> None:
             f"The ONNX file must have the inputs {list(specs)}. Received: {names} "
             "from the converter, which took constants of this model for inputs. "
             "Export to 'tf_saved_model', or to ONNX on the torch backend."
+        )
+
+
+def _warn_of_select_ops(filepath: Any) -> None:
+    """Converted with them, a file runs only where they were built in."""
+    from tensorflow.lite.python import schema_py_generated as schema
+
+    with open(filepath, "rb") as file:
+        program = schema.Model.GetRootAsModel(bytearray(file.read()), 0)
+    codes = (program.OperatorCodes(i) for i in range(program.OperatorCodesLength()))
+    names = [(code.CustomCode() or b"").decode() for code in codes]
+    select = sorted(name for name in names if name.startswith("Flex"))
+    if select:
+        warnings.warn(
+            f"This LiteRT file needs TensorFlow's own ops {select}, which LiteRT has "
+            "only where it was built with 'Select TensorFlow ops'. KerasHub's text "
+            "models need none once their lengths are known: pass `input_signature="
+            "{...}` with such as token_ids=keras.InputSpec(shape=(None, 128), "
+            "dtype='int32').",
+            stacklevel=3,
         )
 
 

@@ -143,3 +143,8 @@ def test_an_exported_function_takes_ids():
         expected = model({"x": X[:count], **own})
         found = loaded.call(X[:count], own["task"], own["language"])
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    # An id that stands for no value, of one feature and of the other.
+    odd = loaded.call(
+        X[:3], np.array([0, 3, 1], "int32"), np.array([-2, 0, 1], "int32")
+    )
+    assert np.isnan(odd).all(axis=1).tolist() == [True, True, False]

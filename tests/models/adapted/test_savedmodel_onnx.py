@@ -1,15 +1,32 @@
 """Exported artifacts take feature ids as named inputs and compute what Keras does."""
 
 import importlib.util
+import sys
+import warnings
 
 import keras
 import numpy as np
 import pytest
-from helpers.gemma import FEATURES, make_backbone, randomize, to_numpy
+from helpers.exported import (
+    assert_bad_ids_are_nan,
+    assert_same,
+    features,
+    gemma,
+    load_exported_program,
+    load_litert,
+    load_onnx,
+    load_openvino,
+    load_saved_model,
+    small_batch,
+    small_model,
+    text_batch,
+)
+from helpers.gemma import randomize, to_numpy
 
 import keras_flix
 from keras_flix.models.adapted.savedmodel_onnx import (
     _check_onnx_inputs as check_onnx_inputs,
+    _warn_of_select_ops as warn_of_select_ops,
     signature_of,
 )
 
@@ -18,6 +35,8 @@ NO_SAVED_MODEL = (
     "Keras exports a SavedModel from PyTorch by torch_xla, which lags behind PyTorch; "
     "load the adapter file on JAX or TensorFlow and export there."
 )
+NO_LITERT = "Adapted models are exported to LiteRT from TensorFlow only."
+NO_OPENVINO = "not installed: the extra `openvino`"
 NO_JAX2ONNX = (
     "Keras exports ONNX from JAX by the package jax2onnx, which is not installed here, "
     "and which fails on the causal masks of KerasHub."
@@ -26,107 +45,6 @@ NO_GEMMA_ONNX = (
     "The converters that Keras uses on JAX (jax2onnx) and TensorFlow (tf2onnx) fail on "
     "an adapted KerasHub Gemma; load the adapter file on PyTorch."
 )
-
-
-def features(multiple=False):
-    return [
-        keras_flix.Feature("task", FEATURES["task"], rank={"qa": 1, "*": 2}),
-        keras_flix.Feature("language", FEATURES["language"], multiple=multiple),
-        keras_flix.Feature("shared", always=True),
-    ]
-
-
-def small_model(multiple=False):
-    inputs = keras.Input((6,), name="x")
-    hidden = keras.layers.Dense(16, activation="relu", name="hidden")(inputs)
-    model = keras.Model(inputs, keras.layers.Dense(5, name="head")(hidden))
-    keras_flix.enable_flix(
-        model,
-        features(multiple),
-        targets="all-linear",
-        rank=2,
-        alpha=3,
-        dropout=0.3,
-        seed=0,
-    )
-    return randomize(model)
-
-
-def ids(size, multiple=False):
-    """Values of every kind: each of them, and none."""
-    task = np.array([0, 2, -1, 1, -1], "int32")[:size]
-    language = np.array([[1, 2], [-1, -1], [0, -1], [2, 0], [1, -1]], "int32")[:size]
-    return {"task": task, "language": language if multiple else language[:, 0]}
-
-
-def small_batch(size, multiple=False):
-    x = np.random.default_rng(size).normal(size=(size, 6)).astype("float32")
-    return {"x": x, **ids(size, multiple)}
-
-
-def text_batch(size, length):
-    generator = np.random.default_rng(size)
-    return {
-        "token_ids": generator.integers(1, 40, (size, length)).astype("int32"),
-        "padding_mask": (np.arange(length) < length - np.arange(size)[:, None]).astype(
-            "int32"
-        ),
-        **ids(size),
-    }
-
-
-def gemma():
-    return randomize(
-        keras_flix.enable_flix(make_backbone(num_layers=1), features(), alpha=3, rank=2)
-    )
-
-
-def load_saved_model(path):
-    import tensorflow as tf
-
-    artifact = tf.saved_model.load(str(path))
-    serve = artifact.signatures["serving_default"]
-    names = set(serve.structured_input_signature[1])
-
-    def run(batch, keep=artifact):
-        assert set(batch) == names
-        (outputs,) = serve(**{k: tf.constant(v) for k, v in batch.items()}).values()
-        return outputs.numpy()
-
-    return run
-
-
-def load_onnx(path):
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path))
-    names = {value.name for value in session.get_inputs()}
-
-    def run(batch):
-        assert set(batch) == names
-        (outputs,) = session.run(None, batch)
-        return outputs
-
-    return run
-
-
-def load_exported_program(path):
-    import torch
-
-    program = torch.export.load(str(path)).module()
-    return lambda batch: program({k: torch.tensor(v) for k, v in batch.items()})
-
-
-def assert_same(run, model, batches):
-    """The artifact's numbers are the model's, and depend on the features."""
-    for batch in batches:
-        found = to_numpy(run(batch))
-        np.testing.assert_allclose(found, to_numpy(model(batch)), atol=2e-5, rtol=1e-4)
-        other = {**batch, "task": (batch["task"] + 2) % 3}
-        assert np.abs(to_numpy(run(other)) - found).max() > 1e-2
-        np.testing.assert_allclose(
-            to_numpy(run(other)), to_numpy(model(other)), atol=2e-5, rtol=1e-4
-        )
 
 
 @pytest.mark.support("State", "`export` to a SavedModel")
@@ -146,6 +64,7 @@ def test_saved_model(tmp_path, multiple):
     model.export(tmp_path / "model", verbose=False)
     run = load_saved_model(tmp_path / "model")
     assert_same(run, model, [small_batch(n, multiple) for n in (5, 1, 3)])
+    assert_bad_ids_are_nan(run, small_batch(5, multiple))
 
 
 @pytest.mark.short("tensorflow", "torch")
@@ -179,6 +98,7 @@ def test_onnx(tmp_path, multiple, capsys):
         assert capsys.readouterr().out == ""
     run = load_onnx(tmp_path / "model.onnx")
     assert_same(run, model, [small_batch(n, multiple) for n in (5, 1, 3)])
+    assert_bad_ids_are_nan(run, small_batch(5, multiple))
 
 
 @pytest.mark.slow
@@ -217,16 +137,60 @@ def test_integers_are_values_in_an_artifact(tmp_path):
         np.testing.assert_array_equal(odd[[0, 2, 3]], found[[0, 2, 3]])
 
 
+@pytest.fixture(scope="module")
+def onnx_of_gemma(tmp_path_factory):
+    """The model and its file, which takes half a minute to write."""
+    path = tmp_path_factory.mktemp("gemma") / "model.onnx"
+    model = gemma()
+    model.export(path, format="onnx", verbose=False)
+    return model, path
+
+
 @pytest.mark.short()
 @pytest.mark.slow
 @pytest.mark.support("State", "`export` of Gemma to ONNX")
-def test_onnx_of_gemma(tmp_path):
+def test_onnx_of_gemma(request):
     if BACKEND != "torch":
         pytest.skip(NO_GEMMA_ONNX)
-    model = gemma()
-    model.export(tmp_path / "model.onnx", format="onnx", verbose=False)
-    run = load_onnx(tmp_path / "model.onnx")
+    model, path = request.getfixturevalue("onnx_of_gemma")
+    run = load_onnx(path)
     assert_same(run, model, map(text_batch, (5, 1, 3), (7, 4, 9)))
+    assert_bad_ids_are_nan(run, text_batch(5, 7))
+
+
+@pytest.mark.slow
+@pytest.mark.short()
+def test_openvino_runs_the_onnx_file_of_gemma(request):
+    pytest.importorskip("openvino", reason=NO_OPENVINO)
+    if BACKEND != "torch":
+        pytest.skip(NO_GEMMA_ONNX)
+    model, path = request.getfixturevalue("onnx_of_gemma")
+    run = load_openvino(path)
+    assert_same(run, model, map(text_batch, (5, 1, 3), (7, 4, 9)))
+    assert_bad_ids_are_nan(run, text_batch(5, 7))
+
+
+@pytest.mark.slow
+@pytest.mark.short("torch")
+def test_openvino_runs_the_onnx_file_of_several_values(tmp_path):
+    pytest.importorskip("openvino", reason=NO_OPENVINO)
+    if BACKEND == "jax" and importlib.util.find_spec("jax2onnx") is None:
+        pytest.skip(NO_JAX2ONNX)
+    model = small_model(multiple=True)
+    model.export(tmp_path / "model.onnx", format="onnx", verbose=False)
+    run = load_openvino(tmp_path / "model.onnx")
+    assert_same(run, model, [small_batch(n, multiple=True) for n in (5, 1, 3)])
+    assert_bad_ids_are_nan(run, small_batch(5, multiple=True))
+
+
+@pytest.mark.short("torch")
+def test_onnx_needs_its_packages(monkeypatch, tmp_path):
+    if BACKEND != "torch":
+        pytest.skip("Keras' own export says so on the other backends.")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ImportError, match=r"pip install 'keras-flix\[onnx\]'"):
+        small_model().export(tmp_path / "model.onnx", format="onnx")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -238,23 +202,63 @@ def test_exported_program(tmp_path):
     model.export(tmp_path / "model.pt2", format="torch", verbose=False)
     run = load_exported_program(tmp_path / "model.pt2")
     assert_same(run, model, [small_batch(n) for n in (5, 1, 3)])
+    assert_bad_ids_are_nan(run, small_batch(5))
 
 
 @pytest.mark.support("State", "`export` to LiteRT")
 def test_litert(tmp_path):
     if BACKEND != "tensorflow":
-        pytest.skip("Adapted models are exported to LiteRT from TensorFlow only.")
+        pytest.skip(NO_LITERT)
+    model = small_model()
+    model.export(tmp_path / "model.tflite", format="litert", verbose=False)
+    run = load_litert(tmp_path / "model.tflite")
+    assert_same(run, model, [small_batch(n) for n in (5, 1, 3)])
+    assert_bad_ids_are_nan(run, small_batch(5))
+
+
+@pytest.mark.slow
+@pytest.mark.support("State", "`export` of Gemma to LiteRT")
+def test_litert_of_gemma(tmp_path):
+    if BACKEND != "tensorflow":
+        pytest.skip(NO_LITERT)
+    model = gemma()
+    spec = keras.InputSpec(shape=(None, 7), dtype="int32")
+    signature = {"token_ids": spec, "padding_mask": spec}
+    path = tmp_path / "model.tflite"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="This LiteRT file needs")
+        model.export(path, "litert", verbose=False, input_signature=signature)
+    run = load_litert(path)
+    assert_same(run, model, map(text_batch, (5, 1, 3), (7, 7, 7)))
+    assert_bad_ids_are_nan(run, text_batch(5, 7))
+
+
+def test_ops_that_litert_lacks_are_named(tmp_path):
+    if BACKEND != "tensorflow":
+        pytest.skip(NO_LITERT)
     import tensorflow as tf
 
-    model = small_model()
-    path = str(tmp_path / "model.tflite")
-    model.export(path, format="litert", verbose=False)
-
-    def run(batch):
-        (outputs,) = tf.lite.Interpreter(path).get_signature_runner()(**batch).values()
-        return outputs
-
-    assert_same(run, model, [small_batch(n) for n in (5, 1, 3)])
+    x = tf.TensorSpec((2, 2), "float32")
+    path = tmp_path / "program.tflite"
+    for function, lacks in ((tf.linalg.det, True), (tf.math.exp, False)):
+        # TensorFlow's own model of a function.
+        module = tf.Module()
+        module.call = tf.function(function, input_signature=[x])
+        converter = tf.lite.TFLiteConverter.from_concrete_functions(
+            [module.call.get_concrete_function()], module
+        )
+        ops = tf.lite.OpsSet
+        converter.target_spec.supported_ops = [ops.TFLITE_BUILTINS, ops.SELECT_TF_OPS]
+        path.write_bytes(converter.convert())
+        if lacks:
+            with pytest.warns(
+                UserWarning, match="ops .'FlexMatrixDeterminant'., which LiteRT"
+            ):
+                warn_of_select_ops(path)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                warn_of_select_ops(path)
 
 
 @pytest.mark.support("State", "`export` to other formats", "refused")
