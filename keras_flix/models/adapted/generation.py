@@ -21,6 +21,7 @@ from keras_flix.features.input_entries import (
 from keras_flix.layers.active_scope import Routing, routing_scope
 from keras_flix.layers.low_rank_update import gather_tables
 from keras_flix.models.adapted import cut_texts, prompts
+from keras_flix.models.adapted.default_features import default_entries
 from keras_flix.models.adapted.mixture_data import refuse_mixture
 from keras_flix.models.adapted.own_inputs import (
     GENERATE_KEYS,
@@ -78,6 +79,7 @@ class RoutedGeneration(_compat.Mixin):
                     f"features. Received: {described(own)}. Pass "
                     '{"prompts": [...], ...}.'
                 )
+            entries |= default_entries(state, own, entries)
             ids = encode_inputs(state.schema, entries, size, own)
             ids = state.schema.as_inputs(ids)
         if self.preprocessor is not None:
