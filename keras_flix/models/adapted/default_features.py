@@ -146,7 +146,10 @@ def _missing(schema: FeatureSchema, entries: Mapping[str, Any]) -> list[Feature]
 
 
 def default_entries(
-    state: Adaptation, own: Any, entries: Mapping[str, Any], trains: bool = False
+    state: Adaptation,
+    own: Any,
+    entries: Mapping[str, Any],
+    trains: bool | None = False,
 ) -> Entries:
     """What is stated now of the features that the inputs of a call leave out.
 
@@ -161,7 +164,7 @@ def default_entries(
         return {}
     if current_routing(state.schema) is not None:
         return {}
-    added = state.defaults.now(trains).entries(state.schema, entries)
+    added = state.defaults.now(bool(trains)).entries(state.schema, entries)
     if added and (is_tracing() or keras.KerasTensor in map(type, tree.flatten(own))):
         raise ValueError(
             "A function that is compiled, or a model that is made of another, must "

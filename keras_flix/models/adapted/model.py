@@ -74,8 +74,7 @@ class RoutedModel(
         if not entries:
             refuse_mixture(inputs)
             self._refuse_a_task_around(inputs)
-        trains = bool(kwargs.get("training"))
-        if added := default_entries(state, own, entries, trains):
+        if added := default_entries(state, own, entries, kwargs.get("training")):
             inputs = with_entries(self, inputs, added)
             own, entries = split_entries(inputs, state.schema)
         if entries and not state.rows_known:
