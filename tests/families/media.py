@@ -25,7 +25,7 @@ IMAGE_TOKENS, AUDIO_TOKENS = 4, 2
 KINDS = ["sliding_attention", "full_attention"]
 
 
-def gemma3() -> keras.Model:
+def gemma3(**sizes: Any) -> keras.Model:
     """Images of 16 by 16 make four tokens each."""
     keras.utils.set_random_seed(0)
     encoder = keras_hub.models.Gemma3VisionEncoder(
@@ -39,7 +39,7 @@ def gemma3() -> keras.Model:
         pool_size=2,
     )
     return keras_hub.models.Gemma3Backbone(
-        **SIZES, vision_encoder=encoder, use_sliding_window_attention=True
+        **{**SIZES, **sizes}, vision_encoder=encoder, use_sliding_window_attention=True
     )
 
 

@@ -53,6 +53,7 @@ def generate(model, assistant=None, **ids):
     return to_numpy(found["token_ids"])
 
 
+@pytest.mark.short("torch", "jax")
 @pytest.mark.support("Tasks", "Gemma 4 with an assistant that drafts")
 def test_greedy_answers_are_those_without_an_assistant():
     model, plain = make_target(), make_assistant()
@@ -69,9 +70,10 @@ def test_greedy_answers_are_those_without_an_assistant():
         np.testing.assert_array_equal(generate(model, plain), other)
 
 
+@pytest.mark.short("jax")
 def test_what_drafting_compiled_does_not_outlive_a_change():
     # No ids among the inputs, by which a compiled function could tell.
-    model, assistant = make_target([keras_flix.Feature("all", always=True)]), None
+    model = make_target([keras_flix.Feature("all", always=True)])
     assistant = make_assistant()
     expected = generate(model)
     np.testing.assert_array_equal(generate(model, assistant), expected)
