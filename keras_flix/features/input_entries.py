@@ -256,7 +256,7 @@ def encode_in_tf(
         ids = encode_inputs(schema, named, None if batch < 0 else int(batch))
         return [ids[f.name] for f in routed]
 
-    values = []
+    values: list[Any] = []
     for entry, _ in known:
         if isinstance(entry, tf.RaggedTensor):
             filler = "" if entry.dtype == tf.string else -1
