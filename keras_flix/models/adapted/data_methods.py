@@ -174,6 +174,7 @@ class DataMethods(TaskData):
         A source gets it batch by batch, later, in threads that know nothing of it.
         """
         stated = self._adaptation.defaults.now(trains)
+        refuse_mixture(x)
         if _compat.source_kind(x) == "arrays":
             x = complete(self, x, stated)
         return x, stated
