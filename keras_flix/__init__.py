@@ -52,9 +52,14 @@ if TYPE_CHECKING:
     from keras_flix.models.growing.set_trainable import set_trainable as set_trainable
     from keras_flix.models.merge import merge_features as merge_features
     from keras_flix.models.optimizers import LazyAdam as LazyAdam, LazySGD as LazySGD
+    from keras_flix.models.schema_of import schema_of as schema_of
     from keras_flix.models.sharding import add_adapter_rules as add_adapter_rules
     from keras_flix.models.share import share_features as share_features
     from keras_flix.models.summary import flix_summary as flix_summary
+    from keras_flix.models.use_features import (
+        set_default_features as set_default_features,
+        use_features as use_features,
+    )
 
 ORIGINS = {
     "Blend": "keras_flix.models.growing.blend",
@@ -91,12 +96,15 @@ ORIGINS = {
     "remove_values": "keras_flix.models.growing.add_remove",
     "rename_value": "keras_flix.models.growing.add_remove",
     "save_adapters": "keras_flix.files.saving",
+    "schema_of": "keras_flix.models.schema_of",
     "serving": "keras_flix.serving",
+    "set_default_features": "keras_flix.models.use_features",
     "set_learning_rates": "keras_flix.models.growing.set_learning_rates",
     "set_trainable": "keras_flix.models.growing.set_trainable",
     "share_features": "keras_flix.models.share",
     "text_metrics": "keras_flix.text_metrics",
     "update_from": "keras_flix.files.update_from",
+    "use_features": "keras_flix.models.use_features",
     "xtreme_up": "keras_flix.xtreme_up",
 }
 __all__ = sorted(ORIGINS)

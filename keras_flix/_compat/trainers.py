@@ -47,7 +47,8 @@ def reset_functions(model: keras.Model) -> dict[str, Any]:
     Returns:
         The functions that were there, by attribute.
     """
-    names = [*DATA_FUNCTIONS, "generate_function"]
+    # The last is Gemma 4's, with an assistant that drafts.
+    names = [*DATA_FUNCTIONS, "generate_function", "_cached_spec_generate_fn"]
     old = {name: getattr(model, name, None) for name in names if hasattr(model, name)}
     for name in old:
         setattr(model, name, None)

@@ -148,7 +148,9 @@ def _features_of(model: keras.Model, columns: Mapping[str, Any]) -> dict[str, An
     entries = {n: c for n, c in columns.items() if n not in (PROMPTS, RESPONSES)}
     if not is_adapted(model):
         return {name: entries_of(name, c, count) for name, c in entries.items()}
-    schema = adaptation_of(model).schema
+    adaptation = adaptation_of(model)
+    schema = adaptation.schema
+    entries |= adaptation.defaults.now().entries(schema, entries)
     schema.check_entries(entries)
     return schema.decode(encode_inputs(schema, entries, count))
 

@@ -49,10 +49,11 @@ class IntegerValue(int):
 
 @dataclasses.dataclass(frozen=True)
 class ForAll:
-    """Weighted values that hold for every example of a batch.
+    """An encoded entry that holds for every example of a batch.
 
     Attributes:
-        row: int32 `(k, 2)`: ids, and weights in `WEIGHT_UNIT`.
+        row: int32, of one example: an id of rank 0; `(k,)` of several values; `(k, 2)`
+            with weights, ids beside them in `WEIGHT_UNIT`.
         ndim: As that of a single id, which holds for every example too.
     """
 
@@ -82,8 +83,8 @@ class Encoder:
         """Encodes one entry of an input dict.
 
         Args:
-            entry: One value for all examples, or a sequence with one per
-                example; an example's own entry may be a list if `multiple`, and
+            entry: One value for all examples, or what `ForAll` is; or a sequence with
+                one per example; an example's own entry may be a list if `multiple`, and
                 a dict from values to weights on any feature. Or a float array of
                 shape `(batch, values)` with every value's weight.
 
@@ -92,6 +93,8 @@ class Encoder:
             of shape `(batch,)`, or `(batch, k)` if `multiple`. With weights, of
             shape `(batch, k, 2)`: ids, and weights in `WEIGHT_UNIT`; or `ForAll`.
         """
+        if isinstance(entry, ForAll):
+            return entry
         entry = without_masks(entry)
         if isinstance(entry, np.ndarray) and entry.ndim < 2:
             if entry.dtype.kind == "f" and np.isnan(entry).any():

@@ -42,6 +42,25 @@ def host_value(x: Any) -> Any:
     return x
 
 
+def is_tracing() -> bool:
+    """Whether what runs now is being compiled, so that values of now would stay in it.
+
+    Also where none of the values at hand is traced itself.
+    """
+    backend = keras.config.backend()
+    if backend == "jax":
+        import jax
+
+        return isinstance(jax.numpy.zeros(()), jax.core.Tracer)
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return bool(tf.inside_function())
+    import torch
+
+    return bool(torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
 def is_tf_symbolic(x: Any) -> bool:
     """Whether `x` is a TensorFlow tensor without a value, on any backend."""
     if type(x).__module__.partition(".")[0] != "tensorflow":

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from keras import ops, tree
 
-from keras_flix.features.encoding import one_row
+from keras_flix.features.encoding import ForAll, one_row
 from keras_flix.features.host_values import host_value, is_tf_symbolic
 from keras_flix.features.missing import whole_numbers
 from keras_flix.features.schema import FeatureSchema, stated
@@ -248,26 +248,31 @@ def encode_in_tf(
     known = [stated(entries, f) for f in routed]
     keys = [f.ids_key if is_ids else f.name for f, (_, is_ids) in zip(routed, known)]
 
+    # What holds for all examples is no tensor.
+    for_all = {k: e for k, (e, _) in zip(keys, known) if isinstance(e, ForAll)}
+
     def encode(batch: Any, *values: Any) -> list[np.ndarray]:
-        named = {key: _from_tf(value) for key, value in zip(keys, values)}
+        named = {key: _from_tf(value) for key, value in zip(keys, values)} | for_all
         ids = encode_inputs(schema, named, None if batch < 0 else int(batch))
         return [ids[f.name] for f in routed]
 
-    values = []
+    values: list[Any] = []
     for entry, _ in known:
         if isinstance(entry, tf.RaggedTensor):
             filler = "" if entry.dtype == tf.string else -1
             entry = entry.to_tensor(default_value=filler)
-        values.append(entry)
+        values.append(-1 if isinstance(entry, ForAll) else entry)
     outputs = tf.numpy_function(
         encode,
         [-1 if batch_size is None else batch_size, *values],
         [tf.int32] * len(routed),
     )
-    for feature, ids, value in zip(routed, outputs, values):
+    for feature, ids, value, (entry, _) in zip(routed, outputs, values, known):
         weighted = tf.is_tensor(value) and value.dtype.is_floating
         # Integers that became floats beside a NaN are no weights.
         weighted = weighted and value.shape.rank != 1
+        if isinstance(entry, ForAll):
+            weighted = entry.row.ndim == 2
         shape = (None, None) if feature.multiple else (None,)
         ids.set_shape((None, None, 2) if weighted else shape)
     return {feature.name: ids for feature, ids in zip(routed, outputs)}

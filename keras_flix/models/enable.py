@@ -19,6 +19,7 @@ from keras_flix.layers.quantized import rounded_logits
 from keras_flix.layers.row_orders import Orders
 from keras_flix.layers.token_rows import TokenRows
 from keras_flix.models.adapted.adaptation import Adaptation, Model
+from keras_flix.models.adapted.default_features import DefaultFeatures
 from keras_flix.models.adapted.devices import creation_scope
 from keras_flix.models.adapted.model import routed_class
 from keras_flix.models.adapted.own_state import warn_of_own_state
@@ -220,6 +221,7 @@ def adapt_layers(
     _compat.switch([*parts, *holders, *tables, *besides], True)
     turns = Turns()
     added: dict[str, set[Any]] = {}
+    defaults = DefaultFeatures()
     for part in parts:
         adaptation = Adaptation(
             schema=schema,
@@ -239,6 +241,7 @@ def adapt_layers(
             frozen_before=frozen,
             token_rows=rows_of,
             added=added,
+            defaults=defaults,
         )
         if isinstance(part, keras_hub.models.Task):
             adaptation.no_gradient = rounded_logits(inner)

@@ -254,6 +254,12 @@ def test_tables_of_an_adapted_model(gemma):
     expected = gemma.generate(asked, max_length=16, strip_prompt=True)
     assert list(scores.predictions) == expected
     assert scores.features["language"] == (None, "sw", None)
+    unsaid = [{k: v for k, v in row.items() if k != "language"} for row in table]
+    with keras_flix.use_features(gemma, language="sw"):
+        stated = evaluate(gemma, unsaid, max_length=16)
+    of_sw = [{**row, "language": "sw"} for row in table]
+    assert stated.predictions == evaluate(gemma, of_sw, max_length=16).predictions
+    assert stated.features["language"] == ("sw",) * 3
     mixture = Mixture(table, features=["task", "language"])
     again = evaluate(gemma, mixture, max_length=16)
     assert sorted(again.predictions) == sorted(scores.predictions)

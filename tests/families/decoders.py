@@ -9,7 +9,12 @@ from typing import Any
 import keras
 import keras_hub
 import numpy as np
-from families.encoders import ATTENTION, FEED_FORWARD as FFW, VOCABULARY
+from families.encoders import (
+    ATTENTION,
+    FEED_FORWARD as FFW,
+    VOCABULARY,
+    embedder,
+)
 from families.family import Family, builder, has_backbone
 
 LENGTH = 7
@@ -80,6 +85,7 @@ def decoder(
     all_linear: frozenset[str] = frozenset(),
     experts: frozenset[str] = frozenset(),
     inputs: Callable[[int], Any] = texts,
+    embeds: bool = False,
     **options: Any,
 ) -> Family:
     """A family of a backbone and its causal language model."""
@@ -87,7 +93,7 @@ def decoder(
         name,
         builder(name, **sizes),
         inputs,
-        causal_lm(name),
+        {**causal_lm(name), **(embedder(name) if embeds else {})},
         default=default,
         all_linear=all_linear,
         experts=experts,
@@ -186,6 +192,7 @@ FAMILIES = [
             "sliding_window_size": 3,
         },
         all_linear=GEMMA_FFW,
+        embeds=True,
     ),
     decoder(
         "Gemma3n",
@@ -235,7 +242,7 @@ FAMILIES = [
     ),
     decoder("Phi3", GROUPED, all_linear=GATED_FFW),
     decoder("Qwen", GROUPED, all_linear=GATED_FFW),
-    decoder("Qwen3", {**GROUPED, "head_dim": 6}, all_linear=GATED_FFW),
+    decoder("Qwen3", {**GROUPED, "head_dim": 6}, all_linear=GATED_FFW, embeds=True),
     # The expert that all tokens share is made of layers.
     decoder(
         "QwenMoe",

@@ -77,6 +77,12 @@ def tasks(name: str) -> dict[str, Callable[[Any], keras.Model]]:
     return {"text_classifier": text_classifier, "masked_lm": masked_lm}
 
 
+def embedder(name: str) -> dict[str, Callable[[Any], keras.Model]]:
+    """One vector per text, of a `{name}Backbone`."""
+    cls = getattr(keras_hub.models, f"{name}TextEmbedder")
+    return {"text_embedder": lambda backbone: cls(backbone, preprocessor=None)}
+
+
 def esm_tasks() -> dict[str, Callable[[Any], keras.Model]]:
     models = keras_hub.models
     return {
@@ -92,7 +98,7 @@ FAMILIES = [
         "Bert",
         builder("Bert"),
         with_segments,
-        tasks("Bert"),
+        {**tasks("Bert"), **embedder("Bert")},
         default=ATTENTION,
         all_linear=FEED_FORWARD | POOLER,
     ),
@@ -108,7 +114,7 @@ FAMILIES = [
         "XLMRoberta",
         builder("XLMRoberta"),
         texts,
-        tasks("XLMRoberta"),
+        {**tasks("XLMRoberta"), **embedder("XLMRoberta")},
         default=ATTENTION,
         all_linear=FEED_FORWARD,
     ),

@@ -21,8 +21,8 @@ class Family:
             the array) that the backbone takes. Examples differ, and their
             padding does.
         tasks: By kind (`"causal_lm"`, `"seq_2_seq_lm"`, `"text_classifier"`,
-            `"image_classifier"`, `"masked_lm"`), what makes a task, without a
-            preprocessor, of a backbone.
+            `"image_classifier"`, `"masked_lm"`, `"text_embedder"`), what makes a task,
+            without a preprocessor, of a backbone.
         default: Names of the layers that the default targets adapt.
         all_linear: Names of those that `targets="all-linear"` adds.
         experts: Names of the kernels that `experts="shared"` adds.

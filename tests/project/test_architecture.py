@@ -50,8 +50,8 @@ IN_MODELS = (
     ("targets",),
     ("model_checks", "multiplied", "places"),
     ("trainable_tokens", "trial", "whole_layers"),
-    ("disable", "enable", "merge", "optimizers", "sharding", "summary"),
-    ("growing", "restore", "share"),
+    ("disable", "enable", "merge", "optimizers", "schema_of", "sharding", "summary"),
+    ("growing", "restore", "share", "use_features"),
 )
 """The floors inside of `models`."""
 API = {

@@ -12,6 +12,7 @@ import numpy as np
 from keras_flix.features.feature import Value
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.layers.row_orders import Orders
+from keras_flix.models.adapted.default_features import DefaultFeatures
 
 if TYPE_CHECKING:
     import keras
@@ -86,6 +87,8 @@ class Adaptation:
         sharing: Other models that `share_features` lets take the features.
         shares: Whether this is of such a model.
         cut_texts: Where a running `fit` or `evaluate` counts texts that are cut.
+        defaults: What is stated for calls that bring no features; the same for the
+            model, its backbone and those that share its features.
     """
 
     schema: FeatureSchema
@@ -115,6 +118,7 @@ class Adaptation:
     sharing: list[weakref.ref[Any]] = dataclasses.field(default_factory=list)
     shares: bool = False
     cut_texts: CutTexts | None = None
+    defaults: DefaultFeatures = dataclasses.field(default_factory=DefaultFeatures)
 
     @property
     def adapted_layers(self) -> list[Any]:

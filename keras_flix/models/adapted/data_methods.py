@@ -22,6 +22,7 @@ from keras_flix.models.adapted.adaptation import Adaptation
 from keras_flix.models.adapted.arguments import by_name
 from keras_flix.models.adapted.cut_counts import CutTexts
 from keras_flix.models.adapted.data_sources import map_batches
+from keras_flix.models.adapted.default_features import Stated, before, complete
 from keras_flix.models.adapted.devices import check_whole
 from keras_flix.models.adapted.example_order import Examples
 from keras_flix.models.adapted.mixture_data import (
@@ -53,11 +54,12 @@ class DataMethods(TaskData):
         elif kwargs.get("validation_data") is not None:
             found = parts_of(kwargs["validation_data"], kwargs)
             kwargs = {**kwargs, "validation_data": found}
+        x, stated = self._stated(x, trains=True)
         if drawn is not None or self._is_task_in_memory(x):
             x, kwargs = self._training_examples(x, args, kwargs, texts, drawn)
             args, pipeline = (), False
         else:
-            x, pipeline = self._feed(x, texts)
+            x, pipeline = self._feed(x, stated, texts)
         if pipeline and kwargs.get("validation_data") is not None:
             texts.which = "training and validation "
         mark_trained(self)
@@ -65,6 +67,7 @@ class DataMethods(TaskData):
         if kwargs.get("validation_data") is not None:
             kwargs["validation_data"] = self._feed_validation(
                 kwargs["validation_data"],
+                stated,
                 pipeline,
                 kwargs.get("validation_batch_size"),
                 validation,
@@ -84,11 +87,12 @@ class DataMethods(TaskData):
         if mixture is not None:
             x, kwargs = columns_of(mixture, named(args, kwargs))
             args = ()
+        x, stated = self._stated(x)
         if self._is_task_in_memory(x):
             x, kwargs = self._examples(x, args, kwargs, texts)
             args, pipeline = (), False
         else:
-            x, pipeline = self._feed(x, texts)
+            x, pipeline = self._feed(x, stated, texts)
         with (
             self._counted(kwargs, texts) as options,
             _compat.variables_survive(self),
@@ -100,18 +104,19 @@ class DataMethods(TaskData):
         args, kwargs = by_name(super().predict, x, args, kwargs)
         mixture = as_mixture(x)
         x = x if mixture is None else mixture.inputs()
+        x, stated = self._stated(x)
         if self._is_task_in_memory(x):
             kwargs = {**dict(zip(("batch_size",), args)), **kwargs}
             x, kwargs = self._examples(x, (), kwargs, None)
             args, pipeline = (), False
         else:
-            x, pipeline = self._feed(x)
+            x, pipeline = self._feed(x, stated)
         with _compat.variables_survive(self), tf_errors_as_value_errors():
             return self._data_method("predict", pipeline)(x, *args, **kwargs)
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         trained = self._check_optimizer()
-        x = self._encode(x)
+        x = self._encode(self._stated(x, trains=True)[0])
         # Not in every step, where only adapters train.
         if not all([getattr(v, "has_rows_of_values", False) for v in trained]):
             mark_trained(self)
@@ -119,10 +124,10 @@ class DataMethods(TaskData):
             return super().train_on_batch(x, *args, **kwargs)
 
     def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().test_on_batch(self._encode(x), *args, **kwargs)
+        return super().test_on_batch(self._encode(self._stated(x)[0]), *args, **kwargs)
 
     def predict_on_batch(self, x: Any, **kwargs: Any) -> Any:
-        return super().predict_on_batch(self._encode(x), **kwargs)
+        return super().predict_on_batch(self._encode(self._stated(x)[0]), **kwargs)
 
     def preprocess_samples(
         self, x: Any, y: Any = None, sample_weight: Any = None
@@ -163,6 +168,17 @@ class DataMethods(TaskData):
             return contextlib.nullcontext(options)
         return cut_counts.counted(self._adaptation, options, *texts)
 
+    def _stated(self, x: Any, trains: bool = False) -> tuple[Any, Stated]:
+        """What is stated for inputs without features, and `x` with it.
+
+        A source gets it batch by batch, later, in threads that know nothing of it.
+        """
+        stated = self._adaptation.defaults.now(trains)
+        refuse_mixture(x)
+        if _compat.source_kind(x) == "arrays":
+            x = complete(self, x, stated)
+        return x, stated
+
     def _encode(self, x: Any) -> Any:
         if not isinstance(x, Mapping):
             refuse_mixture(x)
@@ -197,7 +213,9 @@ class DataMethods(TaskData):
             outputs = self.preprocess_samples(*batch)
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
-    def _feed(self, x: Any, texts: CutTexts | None = None) -> tuple[Any, bool]:
+    def _feed(
+        self, x: Any, stated: Stated, texts: CutTexts | None = None
+    ) -> tuple[Any, bool]:
         """Encodes a data source, and counts texts that are cut.
 
         Returns:
@@ -210,41 +228,53 @@ class DataMethods(TaskData):
         if kind == "arrays":
             return self._encode_all(x), has_pipeline
         if not has_pipeline:
-            return map_batches(x, self._encode_batch), False
+            return map_batches(x, before(self, self._encode_batch, stated)), False
         if kind == "grain_dataset":
-            return x, True
-        return self._preprocessed(x, texts), False
+            return self._left_to_keras_hub(x, stated), True
+        return self._preprocessed(x, stated, texts), False
 
-    def _preprocessed(self, source: Any, texts: CutTexts | None) -> Any:
+    def _left_to_keras_hub(self, source: Any, stated: Stated) -> Any:
+        """A data source that KerasHub's own pipeline preprocesses."""
+        if not stated:
+            return source
+        return map_batches(source, before(self, self._encode_batch, stated))
+
+    def _preprocessed(self, source: Any, stated: Stated, texts: CutTexts | None) -> Any:
         """A data source whose batches are preprocessed here."""
         if _compat.source_kind(source) == "tf":
             _compat.renew_tokenizer(getattr(self.preprocessor, "tokenizer", None))
         function = functools.partial(self._preprocess_batch, texts=texts)
-        return map_batches(source, function, ahead=True)
+        return map_batches(source, before(self, function, stated), ahead=True)
 
     def _feed_validation(
-        self, data: Any, pipeline: bool, batch_size: int | None, texts: CutTexts
+        self,
+        data: Any,
+        stated: Stated,
+        pipeline: bool,
+        batch_size: int | None,
+        texts: CutTexts,
     ) -> Any:
         if is_table(data):
             data = (data,)
         if isinstance(data, (tuple, list)):
+            data = (complete(self, data[0], stated), *data[1:])
             if not isinstance(self, keras_hub.models.Task):
                 return (self._encode_all(data[0]), *data[1:])
             if pipeline:
                 return self._validation_arrays(data)
             return self._validation_examples(data, batch_size, texts)
         if not isinstance(self, keras_hub.models.Task):
-            return self._feed(data, texts)[0]
+            return self._feed(data, stated, texts)[0]
         check_whole(self)
         if not pipeline:
-            return self._preprocessed(data, texts)
+            return self._preprocessed(data, stated, texts)
         if _compat.source_kind(data) not in ("tf", "grain_dataset"):
             raise ValueError(
                 "Beside training data in a grain dataset, validation data of a task "
                 "must be arrays, a tf.data or a grain dataset. Received: "
                 f"validation_data of type {type(data).__name__}. Convert one of them."
             )
-        return data
+        return self._left_to_keras_hub(data, stated)
 
     def _data_method(self, name: str, pipeline: bool) -> Any:
         if pipeline or not isinstance(self, keras_hub.models.Task):

@@ -21,6 +21,8 @@ from keras_flix.features.input_entries import (
 from keras_flix.layers.active_scope import Routing, routing_scope
 from keras_flix.layers.low_rank_update import gather_tables
 from keras_flix.models.adapted import cut_texts, prompts
+from keras_flix.models.adapted.adaptation import Adaptation
+from keras_flix.models.adapted.default_features import default_entries
 from keras_flix.models.adapted.mixture_data import refuse_mixture
 from keras_flix.models.adapted.own_inputs import (
     GENERATE_KEYS,
@@ -50,8 +52,11 @@ class RoutedGeneration(_compat.Mixin):
                 attached, with one entry per feature; the same as a table of
                 another form, as for `fit`; or a `tf.data.Dataset` of such dicts.
             *args: As for the model's own `generate`.
-            **kwargs: As for the model's own `generate`.
+            **kwargs: As for the model's own `generate`. An `assistant_model` that
+                drafts may be plain, merged, or adapted with the same schema; it then
+                drafts by the features of each prompt.
         """
+        _check_assistant(self._adaptation, kwargs.get("assistant_model"))
         if _compat.source_kind(inputs) == "tf":
             batches = [
                 {key: none_for_empty(value) for key, value in batch.items()}
@@ -78,6 +83,7 @@ class RoutedGeneration(_compat.Mixin):
                     f"features. Received: {described(own)}. Pass "
                     '{"prompts": [...], ...}.'
                 )
+            entries |= default_entries(state, own, entries)
             ids = encode_inputs(state.schema, entries, size, own)
             ids = state.schema.as_inputs(ids)
         if self.preprocessor is not None:
@@ -130,6 +136,21 @@ class RoutedGeneration(_compat.Mixin):
                     routing.gathered[id(layer)] = gathered
         with routing_scope(routing):
             return super().generate_step(own, *args, **kwargs)
+
+
+def _check_assistant(state: Adaptation, assistant: Any) -> None:
+    """Raises unless the layers of a model that drafts get the features they take."""
+    own = getattr(assistant, "_adaptation", None)
+    if own is None or own.disabled or not own.schema.routed:
+        return
+    if own.schema != state.schema:
+        raise ValueError(
+            "An assistant that is adapted must have the features of the model that it "
+            f"drafts for, with equal ranks and options: {state.schema!r}. Received: an "
+            f"assistant with {own.schema!r}. Adapt it by `enable_flix(assistant, "
+            "schema_of(model))`, or pass one without adapters, such as "
+            "`merge_features(assistant, ...)` gives."
+        )
 
 
 def _keeps_rows_together(sampler: Any) -> bool:

@@ -27,6 +27,7 @@ from keras_flix.features.input_entries import (
 from keras_flix.layers.active_scope import Routing, current_routing, routing_scope
 from keras_flix.models.adapted.adaptation import Adaptation
 from keras_flix.models.adapted.data_methods import DataMethods
+from keras_flix.models.adapted.default_features import default_entries, with_entries
 from keras_flix.models.adapted.devices import MirroredBuild, check_whole
 from keras_flix.models.adapted.first_batch import FirstBatch
 from keras_flix.models.adapted.frozen_values import FrozenRows
@@ -73,6 +74,9 @@ class RoutedModel(
         if not entries:
             refuse_mixture(inputs)
             self._refuse_a_task_around(inputs)
+        if added := default_entries(state, own, entries, kwargs.get("training")):
+            inputs = with_entries(self, inputs, added)
+            own, entries = split_entries(inputs, state.schema)
         if entries and not state.rows_known:
             self._find_rows(inputs, *args[1:], **kwargs)
         if state.disabled:

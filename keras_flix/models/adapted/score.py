@@ -9,6 +9,7 @@ from typing import Any
 from keras_flix import _compat
 from keras_flix.features.input_entries import split_entries
 from keras_flix.layers.active_scope import routing_scope
+from keras_flix.models.adapted.default_features import default_entries
 from keras_flix.models.adapted.thread_lock import take_turns
 
 
@@ -23,7 +24,7 @@ class RoutedScore(_compat.Mixin):
             token_ids: A dict of `token_ids`, int `(batch, length)`, and if need be
                 of further arguments such as `padding_mask`, with one entry per
                 feature as for `generate`. Only token ids, where features need not be
-                stated: within `adapters_disabled`, for one.
+                stated: within `adapters_disabled` or `use_features`, for one.
             *args: As for the model's own `score`.
             **kwargs: As for the model's own `score`.
 
@@ -51,5 +52,6 @@ class RoutedScore(_compat.Mixin):
             kwargs = {**own, **kwargs}
         else:
             kwargs = signature.bind(own, *args, **kwargs).arguments
+        entries |= default_entries(self._adaptation, kwargs["token_ids"], entries)
         with routing_scope(self._routing(kwargs["token_ids"], entries, None)):
             return super().score(**kwargs)

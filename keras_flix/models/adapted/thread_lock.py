@@ -218,7 +218,9 @@ def _in_turn(method: Callable[..., Any], use: Use) -> Callable[..., Any]:
     def in_turn(self: Any, *args: Any, **kwargs: Any) -> Any:
         if reads_variables and _compat.in_replica():
             return method(self, *args, **kwargs)
-        with self._adaptation.turns.use(use):
+        # With an assistant, KerasHub exchanges the model's sampler meanwhile.
+        drafts = kwargs.get("assistant_model") is not None
+        with self._adaptation.turns.use(Use.ALONE if drafts else use):
             return method(self, *args, **kwargs)
 
     return in_turn

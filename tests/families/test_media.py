@@ -1,0 +1,128 @@
+"""Gemma 3 with images, and Gemma 4 with images and sound, beside features."""
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+from families import media
+from families.family import Family
+from families.test_families import FEATURES, IDS, Adapted, check_mixed_batch
+from helpers.gemma import randomize, to_numpy, train_tokenizer
+from keras_hub.models import Gemma3CausalLM, Gemma4CausalLM
+
+import keras_flix
+
+# Nothing here depends on a backend that the families' own tests do not.
+pytestmark = [pytest.mark.short("torch"), pytest.mark.slow]
+
+GEMMA3 = Family("Gemma3", media.gemma3, lambda size: media.gemma3_inputs(size, 2))
+GEMMA4 = Family("Gemma4", media.gemma4, media.gemma4_inputs)
+TASKS = {"Gemma3": Gemma3CausalLM, "Gemma4": Gemma4CausalLM}
+ENCODERS = {
+    "Gemma3": ["query_proj", "value_proj"],
+    "Gemma4": ["conformer_0_attention_attn_v_proj_dense", "vision_input_projection"],
+}
+"""Of what reads images and sound, next to the decoder's."""
+
+
+def support(family, what):
+    row = pytest.mark.support("Tasks", f"{family.name} with {what}")
+    return pytest.param(family, id=family.name, marks=row)
+
+
+BOTH = [support(GEMMA3, "images"), support(GEMMA4, "images and sound")]
+
+
+@pytest.mark.parametrize("family", BOTH)
+@pytest.mark.parametrize("where", ["all-linear", "encoders"])
+def test_mixed_batch_equals_single_examples_and_merged_models(family, where):
+    names = [*ENCODERS[family.name], "query"]
+    own = family.inputs(3)
+    adapted = Adapted.make(
+        family, family.build(), own, names if where == "encoders" else where
+    )
+    encoder = adapted.model.vision_encoder
+    of_encoder = {id(layer) for layer in encoder._flatten_layers()}
+    found = [id(layer) in of_encoder for layer in adapted.layers.values()]
+    assert any(found) == (where == "encoders")
+    check_mixed_batch(adapted)
+    # The media do matter.
+    before = adapted.adapted_outputs()[0]
+    for name in ("images", "pixel_values", "audio_mel"):
+        if name in own:
+            changed = {**own, name: 2 * own[name] + 1}
+            assert (
+                np.abs(adapted.outputs(own=changed, ids=IDS)[0] - before) > 1e-3
+            ).any()
+
+
+@pytest.mark.parametrize("family", BOTH)
+def test_generate_equals_merged_models(family):
+    model = TASKS[family.name](backbone=family.build(), preprocessor=None)
+    keras_flix.enable_flix(model, FEATURES, rank=2, seed=0)
+    randomize(model, scale=0.8)
+    model.compile(sampler="greedy")
+    own = family.inputs(3)
+    # Room for new tokens.
+    own["padding_mask"][:, -3:] = 0
+
+    def generate(model, **ids):
+        found = model.generate({**own, **ids}, stop_token_ids=None)
+        return to_numpy(found["token_ids"])
+
+    mixed = generate(model, **IDS)
+    for i in range(3):
+        combination = {name: int(ids[i]) for name, ids in IDS.items()}
+        merged = keras_flix.merge_features(model, combination)
+        merged.compile(sampler="greedy")
+        np.testing.assert_array_equal(mixed[i], generate(merged)[i])
+        with keras_flix.use_features(model, combination):
+            np.testing.assert_array_equal(mixed[i], generate(model)[i])
+    with keras_flix.adapters_disabled(model):
+        assert (generate(model) != mixed).any()
+
+
+def with_texts():
+    """A Gemma 3 that takes prompts and images."""
+    tokens = "<start_of_turn>,<end_of_turn>,<start_of_image>,<end_of_image>,<img>"
+    tokenizer = keras_hub.models.Gemma3Tokenizer(
+        proto=train_tokenizer(user_defined_symbols=tokens)
+    )
+    preprocessor = keras_hub.models.Gemma3CausalLMPreprocessor(
+        tokenizer,
+        image_converter=keras_hub.layers.Gemma3ImageConverter(image_size=(16, 16)),
+        sequence_length=32,
+        max_images_per_prompt=1,
+        num_vision_tokens_per_image=media.IMAGE_TOKENS,
+    )
+    backbone = media.gemma3(vocabulary_size=tokenizer.vocabulary_size())
+    model = Gemma3CausalLM(backbone=backbone, preprocessor=preprocessor)
+    keras_flix.enable_flix(model, FEATURES, rank=2, seed=0)
+    model.compile(sampler="greedy", optimizer=keras.optimizers.SGD(0.0))
+    return randomize(model, scale=0.8)
+
+
+@pytest.mark.support("Tasks", "Gemma 3: prompts with images")
+def test_prompts_with_images():
+    model = with_texts()
+    images = np.random.default_rng(0).uniform(0, 255, (2, 16, 16, 3)).astype("float32")
+    own = {
+        "prompts": ["the quick <start_of_image>", "dog <start_of_image>"],
+        "images": list(images),
+    }
+    features = {"task": ["qa", None], "language": ["sw", "yo"]}
+    mixed = model.generate({**own, **features}, max_length=24)
+    for i in range(2):
+        combination = {name: values[i] for name, values in features.items()}
+        merged = keras_flix.merge_features(model, combination)
+        merged.compile(sampler="greedy")
+        one = {"prompts": own["prompts"][i], "images": images[i]}
+        assert merged.generate(dict(one), max_length=24) == mixed[i]
+        with keras_flix.use_features(model, combination):
+            assert model.generate(dict(one), max_length=24) == mixed[i]
+    rows = {**own, "responses": ["fox", "the dog"], **features}
+    history = model.fit(rows, batch_size=2, verbose=0)
+    x, y, weights = model.preprocess_samples(rows)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    expected = float(to_numpy(loss(y, model(x), weights)))
+    assert history.history["loss"] == [pytest.approx(expected, rel=1e-4)]

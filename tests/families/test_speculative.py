@@ -1,0 +1,133 @@
+"""Gemma 4 whose tokens an assistant drafts: the same answers, whoever is adapted."""
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+from families import media
+from helpers.gemma import FEATURES, randomize, to_numpy
+
+import keras_flix
+
+pytestmark = pytest.mark.slow
+
+IDS = {"task": ["qa", None, "list"], "language": ["sw", "yo", None]}
+OWN = media.texts(3)
+# Room for new tokens.
+OWN["padding_mask"][:, -4:] = 0
+
+
+def make_target(features=FEATURES):
+    backbone = media.gemma4(media=False)
+    model = keras_hub.models.Gemma4CausalLM(backbone=backbone, preprocessor=None)
+    keras_flix.enable_flix(model, features, rank=2, seed=0)
+    model.compile(sampler="greedy")
+    return randomize(model, scale=0.8)
+
+
+def make_assistant(seed=1):
+    keras.utils.set_random_seed(seed)
+    sizes = {**media.SIZES, "hidden_dim": 8, "intermediate_dim": 12}
+    backbone = keras_hub.models.Gemma4Backbone(
+        **sizes, layer_types=media.KINDS, num_kv_shared_layers=2
+    )
+    return keras_hub.models.Gemma4AssistantCausalLM(
+        backbone=backbone,
+        backbone_hidden_size=16,
+        num_centroids=4,
+        centroid_intermediate_top_k=2,
+        use_ordered_embeddings=False,
+        num_speculative_tokens=2,
+    )
+
+
+def adapted_assistant(schema, seed=3):
+    assistant = make_assistant()
+    keras_flix.enable_flix(assistant, schema, seed=0)
+    return randomize(assistant, scale=0.8, seed=seed)
+
+
+def generate(model, assistant=None, **ids):
+    options = {} if assistant is None else {"assistant_model": assistant}
+    found = model.generate({**OWN, **ids}, stop_token_ids=None, **options)
+    return to_numpy(found["token_ids"])
+
+
+@pytest.mark.short("torch", "jax")
+@pytest.mark.support("Tasks", "Gemma 4 with an assistant that drafts")
+def test_greedy_answers_are_those_without_an_assistant():
+    model, plain = make_target(), make_assistant()
+    expected = generate(model, **IDS)
+    other = generate(model, task="parse", language="en")
+    assert (expected != other).any()
+    adapted = adapted_assistant(keras_flix.schema_of(model))
+    for assistant in (plain, adapted):
+        np.testing.assert_array_equal(generate(model, assistant, **IDS), expected)
+        # Compiled once: nothing of the first features stays.
+        found = generate(model, assistant, task="parse", language="en")
+        np.testing.assert_array_equal(found, other)
+    with keras_flix.use_features(model, task="parse", language="en"):
+        np.testing.assert_array_equal(generate(model, plain), other)
+
+
+@pytest.mark.short("jax")
+def test_what_drafting_compiled_does_not_outlive_a_change():
+    # No ids among the inputs, by which a compiled function could tell.
+    model = make_target([keras_flix.Feature("all", always=True)])
+    assistant = make_assistant()
+    expected = generate(model)
+    np.testing.assert_array_equal(generate(model, assistant), expected)
+    with keras_flix.adapters_disabled(model):
+        base = generate(model)
+        np.testing.assert_array_equal(generate(model, assistant), base)
+    assert (base != expected).any()
+    np.testing.assert_array_equal(generate(model, assistant), expected)
+
+
+@pytest.mark.short("torch")
+def test_an_adapted_assistant_drafts_by_each_prompts_features(monkeypatch):
+    model = make_target()
+    adapted = adapted_assistant(keras_flix.schema_of(model))
+
+    def first_draft(assistant):
+        drafts = []
+        call = type(assistant).call_with_cache
+
+        def noted(self, *args, **kwargs):
+            outputs = call(self, *args, **kwargs)
+            drafts.append(to_numpy(outputs[0]))
+            return outputs
+
+        monkeypatch.setattr(type(assistant), "call_with_cache", noted)
+        generate(model, assistant, **IDS)
+        monkeypatch.undo()
+        return drafts[0]
+
+    mixed = first_draft(adapted)
+    for i in range(3):
+        combination = {name: values[i] for name, values in IDS.items()}
+        merged = keras_flix.merge_features(adapted, combination)
+        expected = first_draft(merged)[i]
+        np.testing.assert_allclose(mixed[i], expected, rtol=1e-4, atol=1e-5)
+    base = first_draft(make_assistant())
+    assert (np.abs(base - mixed).max(axis=(1, 2)) > 1e-3).all()
+    with keras_flix.adapters_disabled(adapted):
+        np.testing.assert_allclose(first_draft(adapted), base, atol=1e-6)
+
+
+@pytest.mark.short("torch")
+@pytest.mark.support("Tasks", "An assistant of other features", "refused")
+def test_an_assistant_of_other_features_is_refused():
+    model = make_target()
+    other = adapted_assistant({"task": ["qa"]})
+    with pytest.raises(ValueError, match=r"enable_flix\(assistant, schema_of\(model\)"):
+        generate(model, other, **IDS)
+    plain = keras_hub.models.Gemma4CausalLM(
+        backbone=media.gemma4(media=False), preprocessor=None
+    )
+    plain.compile(sampler="greedy")
+    with pytest.raises(ValueError, match=r"must know the features \['task'\]"):
+        generate(plain, other)
+    # What is written of it is that of a plain assistant.
+    merged = keras_flix.merge_features(other, {"task": "qa"})
+    np.testing.assert_array_equal(generate(plain, merged), generate(plain))
