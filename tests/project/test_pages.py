@@ -1,6 +1,6 @@
-"""Every code block of README, the guides' pages and the reference runs as printed.
+"""Every code block of README, the pages and the reference runs as printed.
 
-A block goes on where those before it on its page ended. What a block cannot have here
+Python in README does so in `tests/project/test_readme.py`, with the files it names. A block goes on where those before it on its page ended. What a block cannot have here
 (a large preset, a hub, eight devices) is stood in for, by `STAND_INS`.
 """
 
@@ -21,6 +21,7 @@ from keras_flix.command_line.main import main, parser
 PAGES = [
     ROOT / "README.md",
     *sorted(GUIDES.glob("*.md")),
+    *sorted((GUIDES / "how_to").glob("*.md")),
     *sorted((GUIDES / "reference").glob("*.md")),
 ]
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -44,8 +45,9 @@ def once(test):
 def names(make_gemma, tmp_path, monkeypatch):
     """What blocks find: a fresh model, and files of other people."""
     monkeypatch.chdir(tmp_path)
-    causal_lm = keras_hub.models.GemmaCausalLM
-    monkeypatch.setattr(causal_lm, "from_preset", lambda name: make_gemma())
+    for name in ("GemmaCausalLM", "Gemma3CausalLM"):
+        causal_lm = getattr(keras_hub.models, name)
+        monkeypatch.setattr(causal_lm, "from_preset", lambda name: make_gemma())
     sample = keras_flix.mixtures.Mixture.sample
     few = lambda mixture, count, **kwargs: sample(mixture, min(count, 4), **kwargs)  # noqa: E731
     monkeypatch.setattr(keras_flix.mixtures.Mixture, "sample", few)
@@ -64,6 +66,12 @@ def adapted(make_gemma, **features):
 
 def before_any(names, monkeypatch):
     return {"gemma": compiled(names["make_gemma"]()), "keras_flix": keras_flix}
+
+
+def before_growing(names, monkeypatch):
+    rows = {"prompts": ["a b"], "responses": ["c"], "task": ["qa"], "language": ["sw"]}
+    unseen = keras_flix.mixtures.Mixture(rows, features=["task", "language"])
+    return {"gemma": adapted(names["make_gemma"]), "unseen": unseen}
 
 
 def before_files(names, monkeypatch):
@@ -91,7 +99,10 @@ def before_ddp(names, monkeypatch):
 STAND_INS = {
     "keras_flix.enable_flix(\n    gemma,\n    features=[": before_any,
     "from keras_flix.evaluation import": before_any,
+    "keras_flix.add_values": before_growing,
+    "keras_flix.set_learning_rates": before_growing,
     "keras_flix.save_adapters": before_files,
+    "keras_flix.export_base": before_files,
     "gemma.backbone.quantize": before_any,
     'keras_flix.enable_flix(gemma, {"task": ["qa", "parse"]})\nddp': before_ddp,
 }
@@ -100,7 +111,7 @@ STAND_INS = {
 
 @once
 @pytest.mark.slow
-@pytest.mark.parametrize("page", sorted({page for page, *_ in blocks("python")}))
+@pytest.mark.parametrize("page", sorted({page for page, *_ in blocks("python")} - {"README.md"}))
 def test_python_blocks_run(page, names, monkeypatch):
     torch = pytest.importorskip("torch", reason="extra `torch`")
     pytest.importorskip("matplotlib", reason="extra `plots`").use("Agg")

@@ -1,12 +1,12 @@
 """Builds the site, and checks every link of it.
 
-    python tests/tools/site.py          # into build/site
-    python tests/tools/site.py --serve  # and shows it on http://localhost:8000
+    python tests/tools/build_site.py          # into build/site
+    python tests/tools/build_site.py --serve  # and shows it on http://localhost:8000
 
 Pages lie where they are read on GitHub as well. From there they are copied into one
 folder: notebooks become Markdown, links to pages become links within the site, and links
-to other files of the repository lead to `[project.urls] Repository` of `pyproject.toml`,
-or are plain text while that is not set. `guides/reference/mkdocs.yml` has the settings.
+to other files lead to where the repository lies (`tests/tools/repository.py`), or are
+plain text while nobody has said it. `guides/reference/mkdocs.yml` has the settings.
 """
 
 import argparse
@@ -19,35 +19,29 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 
+import repository
 import yaml
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "guides" / "reference" / "mkdocs.yml"
 FOLDER = ROOT / "build" / "site"
 LINK = re.compile(r"(!?)\[((?:[^][]|\[[^]]*\])*)\]\(([^()\s]+)\)")
-CODE = re.compile(r"^(```|~~~).*?^\1 *$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"^(```+|~~~+).*?^\1 *$|`[^`\n]+\]\([^`\n]+`", re.MULTILINE | re.DOTALL)
 OUTSIDE = ("http://", "https://", "mailto:", "data:")
 CELLS = """{% extends "markdown/index.md.j2" %}
-{% block stream %}
-```text
-{{ output.text.rstrip("\\n") }}
-```
-{: .output }
-{% endblock stream %}
-{% block traceback_line %}{% endblock traceback_line %}
+{% macro block(text) %}
+~~~~{ .text .output }
+{{ text.rstrip("\\n") }}
+~~~~
+{% endmacro %}
+{% block stream %}{{ block(output.text) }}{% endblock stream %}
+{% block data_text scoped %}{{ block(output.data["text/plain"]) }}{% endblock data_text %}
 """
 """What a cell printed is a block that the style sheet knows."""
-
-
-def repository() -> str:
-    """The address of the repository, or an empty text while nobody has set it."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return project["urls"].get("Repository", "").rstrip("/")
 
 
 def sources() -> dict[str, str]:
@@ -214,7 +208,7 @@ def broken(site: Path) -> list[str]:
 
 def build(folder: Path = FOLDER, address: str | None = None) -> Path:
     """Builds and checks the site; returns the folder of its HTML."""
-    settings = assemble(folder, repository() if address is None else address)
+    settings = assemble(folder, repository.address() if address is None else address)
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
     subprocess.run([*command, "-f", settings.name], cwd=folder, check=True)
     site = folder / "html"
