@@ -46,12 +46,50 @@ def is_table(data: Any) -> bool:
     >>> is_table([{"task": "qa"}]), is_table({"task": ["qa"]}), is_table(["qa"])
     (True, True, False)
     """
-    return (
-        isinstance(data, Mapping)
-        or _is_records(data)
-        or _is_frame(data)
-        or _is_a(data, "datasets", "Dataset")
-    )
+    return form_of(data) is not None
+
+
+def form_of(data: Any) -> str | None:
+    """`"columns"`, `"records"`, `"frame"` or `"dataset"`; `None` for what is no table.
+
+    >>> form_of([{"task": "qa"}]), form_of({"task": ["qa"]}), form_of(["qa"])
+    ('records', 'columns', None)
+    """
+    if isinstance(data, Mapping):
+        return "columns"
+    if _is_records(data):
+        return "records"
+    if _is_frame(data):
+        return "frame"
+    return "dataset" if _is_a(data, "datasets", "Dataset") else None
+
+
+def is_split_dict(data: Any) -> bool:
+    """Whether something is a dict of the splits of a Hugging Face dataset."""
+    return _is_a(data, "datasets", "DatasetDict", "IterableDatasetDict")
+
+
+def column_names(table: Any) -> list[Any]:
+    """The names of the columns of a table that is none of records."""
+    check_read(table)
+    return list(table) if isinstance(table, Mapping) else _names(table)
+
+
+def selected(table: Any, names: Sequence[str]) -> Any:
+    """A table of some of its columns; the others are not read."""
+    if isinstance(table, Mapping):
+        return {name: table[name] for name in names}
+    if _is_a(table, "datasets", "Dataset"):
+        return table.select_columns(list(names))
+    if _is_a(table, "pyarrow", "Table", "RecordBatch"):
+        return table.select(list(names))
+    return table[list(names)]
+
+
+def label_names(table: Any) -> dict[str, list[str]]:
+    """The names of the classes, by column of class labels of a Hugging Face dataset."""
+    types = table.features if _is_a(table, "datasets", "Dataset") else {}
+    return {n: t.names for n, t in types.items() if _is_a(t, "datasets", "ClassLabel")}
 
 
 def as_columns(data: Any) -> Any:
@@ -78,7 +116,7 @@ def as_columns(data: Any) -> Any:
     {'prompts': ['a?', 'b?'], 'id': array([1, 2])}
     """
     # First: a dict of datasets is a dict, too.
-    _check_read(data)
+    check_read(data)
     if isinstance(data, Mapping):
         read = {name: as_column(column) for name, column in data.items()}
         return read if any([read[k] is not data[k] for k in read]) else data
@@ -168,7 +206,8 @@ def _is_frame(data: Any) -> bool:
     )
 
 
-def _check_read(data: Any) -> None:
+def check_read(data: Any) -> None:
+    """Raises where something looks like a table and must be read first."""
     for (package, name), (kind, remedy) in UNREAD.items():
         if _is_a(data, package, name):
             raise ValueError(

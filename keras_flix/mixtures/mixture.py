@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,7 +14,6 @@ from keras_flix.features.columns import described, is_table
 from keras_flix.features.dropout import FeatureDropout
 from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema, check_feature
-from keras_flix.features.values import Value
 from keras_flix.mixtures.dataset import (
     Dataset,
     check_alike,
@@ -23,14 +21,16 @@ from keras_flix.mixtures.dataset import (
     gathered,
     values_of,
 )
+from keras_flix.mixtures.from_tables import FromTables
 from keras_flix.mixtures.sampling import Batch, DrawnBatches, draw_places
+from keras_flix.mixtures.splits import Splits
 from keras_flix.mixtures.tables import datasets_of
 
 __all__ = ["Dataset", "Mixture"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False, init=False)
-class Mixture:
+class Mixture(FromTables, Splits):
     """Several datasets with the same features and columns, drawn from together.
 
     Args:
@@ -170,7 +170,7 @@ class Mixture:
             )
         return FeatureSchema(features)
 
-    def draw(self, count: int, seed: int = 0) -> np.ndarray:
+    def draw(self, count: int, seed: int | Sequence[int] = 0) -> np.ndarray:
         """Draws examples.
 
         Datasets are drawn with `probabilities`, independently. The rows of one
@@ -180,7 +180,7 @@ class Mixture:
         Args:
             count: How many.
             seed: The same seed draws the same, and a smaller count then draws
-                the beginning.
+                the beginning. A number, or several.
 
         Returns:
             int64 of shape `(count, 2)`: dataset and row of each example.
@@ -275,50 +275,6 @@ class Mixture:
         places = [(i, row) for i, size in enumerate(self.sizes) for row in range(size)]
         return self.take(np.asarray(places, "int64"))
 
-    def split(
-        self, *combinations: Mapping[str, Value | None]
-    ) -> tuple[Mixture, Mixture]:
-        """Holds datasets out.
-
-        Args:
-            *combinations: Values of some features each: `{"task": "qa", "language":
-                "sw"}` holds one cell out, `{"language": "rw"}` a language.
-
-        Returns:
-            The mixture of the other datasets, and that of those which have any
-            of the combinations. Neither is empty.
-
-        Raises:
-            ValueError: If a combination matches no dataset, or nothing would be
-                left on one side.
-
-        Example:
-
-        >>> mixture = Mixture(
-        ...     [Dataset({"task": t}, {"prompts": ["?"]}) for t in ("qa", "parse")]
-        ... )
-        >>> rest, held_out = mixture.split({"task": "qa"})
-        >>> held_out.datasets[0].features
-        {'task': 'qa'}
-        """
-        for combination in combinations:
-            if not any(dataset.has(combination) for dataset in self.datasets):
-                raise ValueError(
-                    "A combination to hold out must match a dataset. Received: "
-                    f"{dict(combination)}, which matches none. The nearest dataset "
-                    f"has {self._nearest(combination)}. Correct or remove it."
-                )
-        held_out = [d for d in self.datasets if any(map(d.has, combinations))]
-        rest = [d for d in self.datasets if not any(map(d.has, combinations))]
-        if not held_out or not rest:
-            raise ValueError(
-                "A split must leave datasets on both sides. Received: "
-                f"{len(combinations)} combinations, which match {len(held_out)} of "
-                f"{len(self.datasets)} datasets. Name "
-                f"{'fewer' if held_out else 'some'} of them."
-            )
-        return Mixture(rest, self.temperature), Mixture(held_out, self.temperature)
-
     def limit(self, count: int, seed: int = 0) -> Mixture:
         """At most `count` random examples of every dataset, in their order.
 
@@ -338,10 +294,3 @@ class Mixture:
             dataset.select(rows) for dataset, rows in zip(self.datasets, chosen)
         ]
         return Mixture(datasets, self.temperature)
-
-    def _nearest(self, combination: Mapping[str, Value | None]) -> dict[str, Any]:
-        def likeness(dataset: Dataset) -> float:
-            pairs = [(str(v), str(dataset.features[k])) for k, v in combination.items()]
-            return sum(difflib.SequenceMatcher(None, *p).ratio() for p in pairs)
-
-        return dict(max(self.datasets, key=likeness).features)

@@ -10,7 +10,7 @@ import numpy as np
 from keras_flix._utils.near_names import hint
 from keras_flix.features.columns import as_columns
 from keras_flix.features.host_values import host_value
-from keras_flix.features.missing import is_missing
+from keras_flix.features.missing import is_missing, whole_numbers
 from keras_flix.mixtures.dataset import Dataset
 
 
@@ -89,7 +89,7 @@ def entries_of(name: str, column: Any, count: int) -> list[Any]:
             f"{len(values)} entries of {name!r} in a table of {count} rows. Give "
             "every row an entry in every column."
         )
-    return [_hashable(name, value) for value in values]
+    return [_hashable(name, value) for value in whole_numbers(values)]
 
 
 def _hashable(name: str, value: Any) -> Any:
@@ -100,7 +100,7 @@ def _hashable(name: str, value: Any) -> Any:
             "such as `model.fit(table)`."
         )
     if isinstance(value, (list, tuple, np.ndarray)):
-        return tuple(value)
+        return tuple(_hashable(name, one) for one in value)
     return None if is_missing(value) else value
 
 
