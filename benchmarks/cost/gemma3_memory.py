@@ -2,9 +2,9 @@
 
     python -m benchmarks.cost.gemma3_memory  # writes guides/how_to/sizes.md anew
 
-Nothing is run for it. The tests compare it with what is known: the numbers of parameters
-with those of KerasHub's presets, weights, adapters and activations with what a small
-Gemma 3 has and keeps on PyTorch.
+Nothing is run for it. The tests compare it with what is known: the numbers of
+parameters with those of KerasHub's presets, weights, adapters and activations with what
+a small Gemma 3 has and keeps on PyTorch.
 """
 
 from __future__ import annotations
@@ -73,13 +73,14 @@ class Gemma3:
         outputs = self.num_layers * sum(o for _, o in self.kernels)
         inputs = self.num_layers * sum(i for i, _ in self.kernels)
         groups = self.num_layers * sum(-(-i // 128) * o for i, o in self.kernels)
-        return rest + {
+        kernels = {
             "bfloat16": 2 * self.kernel_parameters,
             # A scale per output.
             "int8": self.kernel_parameters + 2 * outputs,
             # A scale and a zero point per output and 128 inputs; an index of those.
             "int4": self.kernel_parameters / 2 + 3 * groups + 4 * inputs,
-        }[dtype]
+        }
+        return rest + kernels[dtype]
 
     def adapter_bytes(self, values: int = VALUES, rank: int = RANK) -> int:
         """Of the adapter weights in float32, on all linear layers."""
@@ -107,7 +108,8 @@ class Gemma3:
             + 4 * 2 * self.intermediate_dim  # gate, its activation, value, product
             + (4 + 2 + 2) * query  # before its norm; rotated; of the output kernel
             + (4 + 2 + 2) * key  # before its norm; rotated; values
-            + (4 + 2) * self.num_query_heads * length + length  # weights; mask
+            + (4 + 2) * self.num_query_heads * length  # weights of attention
+            + length  # mask
             + 2 * len(self.kernels) * rank  # between A and B
         )
         # The kernels of attention are kept as they are multiplied, in another order.

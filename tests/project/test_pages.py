@@ -1,7 +1,8 @@
 """Every code block of README, the pages and the reference runs as printed.
 
-Python in README does so in `tests/project/test_readme.py`, with the files it names. A block goes on where those before it on its page ended. What a block cannot have here
-(a large preset, a hub, eight devices) is stood in for, by `STAND_INS`.
+That in Python of README does in `tests/project/test_readme.py`, with the files that it
+names. A block goes on where those before it on its page ended. What a block cannot have
+here (a large preset, a hub, eight devices) is stood in for, by `STAND_INS`.
 """
 
 import doctest
@@ -111,7 +112,9 @@ STAND_INS = {
 
 @once
 @pytest.mark.slow
-@pytest.mark.parametrize("page", sorted({page for page, *_ in blocks("python")} - {"README.md"}))
+@pytest.mark.parametrize(
+    "page", sorted({page for page, *_ in blocks("python")} - {"README.md"})
+)
 def test_python_blocks_run(page, names, monkeypatch):
     torch = pytest.importorskip("torch", reason="extra `torch`")
     pytest.importorskip("matplotlib", reason="extra `plots`").use("Agg")

@@ -4,9 +4,9 @@
     python tests/tools/build_site.py --serve  # and shows it on http://localhost:8000
 
 Pages lie where they are read on GitHub as well. From there they are copied into one
-folder: notebooks become Markdown, links to pages become links within the site, and links
-to other files lead to where the repository lies (`tests/tools/repository.py`), or are
-plain text while nobody has said it. `guides/reference/mkdocs.yml` has the settings.
+folder: notebooks become Markdown, links to pages become links within the site, and
+links to other files lead to where the repository lies (`tests/tools/repository.py`), or
+are plain text while nobody has said it. `guides/reference/mkdocs.yml` has the settings.
 """
 
 import argparse
@@ -30,7 +30,9 @@ ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "guides" / "reference" / "mkdocs.yml"
 FOLDER = ROOT / "build" / "site"
 LINK = re.compile(r"(!?)\[((?:[^][]|\[[^]]*\])*)\]\(([^()\s]+)\)")
-CODE = re.compile(r"^(```+|~~~+).*?^\1 *$|`[^`\n]+\]\([^`\n]+`", re.MULTILINE | re.DOTALL)
+CODE = re.compile(
+    r"^(```+|~~~+).*?^\1 *$|`[^`\n]+\]\([^`\n]+`", re.MULTILINE | re.DOTALL
+)
 OUTSIDE = ("http://", "https://", "mailto:", "data:")
 CELLS = """{% extends "markdown/index.md.j2" %}
 {% macro block(text) %}
@@ -39,7 +41,9 @@ CELLS = """{% extends "markdown/index.md.j2" %}
 ~~~~
 {% endmacro %}
 {% block stream %}{{ block(output.text) }}{% endblock stream %}
-{% block data_text scoped %}{{ block(output.data["text/plain"]) }}{% endblock data_text %}
+{% block data_text scoped %}
+{{ block(output.data["text/plain"]) }}
+{% endblock data_text %}
 """
 """What a cell printed is a block that the style sheet knows."""
 

@@ -4,8 +4,8 @@
 
 The address is a setting of `pyproject.toml`: `Repository` of `[project.urls]`. The site
 links to it, and each guide's first cell, which Colab runs without the other files, gets
-it too. Until it is said, nothing links to a place that is not there. Without an address,
-this prints the one that is set, and fails where a guide has another one.
+it too. Until it is said, nothing links to a place that is not there. Without an
+address, this prints the one that is set, and fails where a guide has another one.
 """
 
 import argparse
