@@ -107,6 +107,9 @@ def test_the_address_is_said_once(tools, tmp_path, monkeypatch):
         cells = json.loads((tmp_path / "guides/serving.ipynb").read_text())["cells"]
         assert f'REPOSITORY = "{address}"' in "".join(cells[1]["source"])
         assert (tmp_path / "pyproject.toml").read_text().count("Repository = ") == 1
+        text = repository.absolute("![a](b.png) [c](d.md#e) [f](https://g)")
+        picture, page = f"{address}/raw/main/b.png", f"{address}/blob/main/d.md#e"
+        assert text == f"![a]({picture}) [c]({page}) [f](https://g)"
     with pytest.raises(SystemExit, match="Received: 'here'"):
         repository.say("here")
 

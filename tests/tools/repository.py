@@ -1,6 +1,7 @@
 """Says where the repository lies, in all places at once.
 
     python tests/tools/repository.py https://github.com/me/keras_flix
+    python tests/tools/repository.py --readme  # for the package index, before a build
 
 The address is a setting of `pyproject.toml`: `Repository` of `[project.urls]`. The site
 links to it, and each guide's first cell, which Colab runs without the other files, gets
@@ -15,7 +16,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PYPROJECT = ROOT / "pyproject.toml"
+PYPROJECT, README = ROOT / "pyproject.toml", ROOT / "README.md"
 CELL = re.compile(r'^(REPOSITORY = ")([^"]*)(")', re.MULTILINE)
 STORED_CELL = re.compile(r'^( *"REPOSITORY = \\")([^"\\]*)(\\")', re.MULTILINE)
 """The same line as a notebook holds it, in JSON."""
@@ -60,6 +61,17 @@ def say(new: str) -> None:
         in_cell(path, new)
 
 
+def absolute(text: str) -> str:
+    """A README whose links and pictures are found from anywhere, as on PyPI."""
+    if not (place := address()):
+        raise SystemExit(
+            "README can only link to a repository that is known. Received: none. Say "
+            "it: python tests/tools/repository.py https://github.com/me/keras_flix."
+        )
+    text = re.sub(r"(!\[[^]]*\]\()(?!https?:)", rf"\g<1>{place}/raw/main/", text)
+    return re.sub(r"(\]\()(?!https?:|#)", rf"\g<1>{place}/blob/main/", text)
+
+
 def differing() -> list[str]:
     """The guides that name another address than the setting."""
     return [path.name for path in guides() if in_cell(path) != address()]
@@ -68,8 +80,12 @@ def differing() -> list[str]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("address", nargs="?", help="where the repository lies")
-    if (given := parser.parse_args().address) is not None:
-        say(given)
+    parser.add_argument("--readme", action="store_true", help="make its links absolute")
+    options = parser.parse_args()
+    if options.address is not None:
+        say(options.address)
+    if options.readme:
+        README.write_text(absolute(README.read_text("utf-8")), encoding="utf-8")
     print(address() or "not said yet")
     if wrong := differing():
         sys.exit(f"Other addresses stand in {', '.join(wrong)}.")
