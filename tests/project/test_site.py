@@ -70,12 +70,12 @@ def test_links_are_right_on_the_site(tools, address):
     there = f"[the file]({address}/blob/main/pyproject.toml)"
     text = (
         "[a table](../guides/support.md#families) [the file](../pyproject.toml)\n"
-        "[home](../README.md) [afar](https://keras.io) `[code](gone.md)`\n"
+        "`a` [home](../README.md) `b` [`afar`](https://keras.io) `[code](gone.md)`\n"
         "```python\n[code](gone.md)\n```\n"
     )
     assert build_site.linked(text, "benchmarks/README.md", places, address) == (
         f"[a table](support.md#families) {there if address else 'the file'}\n"
-        "[home](index.md) [afar](https://keras.io) `[code](gone.md)`\n"
+        "`a` [home](index.md) `b` [`afar`](https://keras.io) `[code](gone.md)`\n"
         "```python\n[code](gone.md)\n```\n"
     )
     with pytest.raises(ValueError, match="README.md links to gone.md, which is not"):

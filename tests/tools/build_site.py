@@ -30,9 +30,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "guides" / "reference" / "mkdocs.yml"
 FOLDER = ROOT / "build" / "site"
 LINK = re.compile(r"(!?)\[((?:[^][]|\[[^]]*\])*)\]\(([^()\s]+)\)")
-CODE = re.compile(
-    r"^(```+|~~~+).*?^\1 *$|`[^`\n]+\]\([^`\n]+`", re.MULTILINE | re.DOTALL
-)
+CODE = re.compile(r"^(```+|~~~+).*?^\1 *$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 OUTSIDE = ("http://", "https://", "mailto:", "data:")
 CELLS = """{% extends "markdown/index.md.j2" %}
 {% macro block(text) %}
@@ -109,30 +107,30 @@ def linked(text: str, path: str, places: dict[str, str], address: str) -> str:
         if target.startswith((*OUTSIDE, "#")):
             return match.group()
         name, mark, anchor = target.partition("#")
+        if name.startswith(f"{Path(path).stem}_files"):
+            return match.group()  # a figure of a notebook
         at = posixpath.normpath(posixpath.join(posixpath.dirname(path), name))
         if at in places:
             here = posixpath.dirname(places[path])
             to = posixpath.relpath(places[at], here or ".")
             return f"{picture}[{words}]({to}{mark}{anchor})"
-        if not (ROOT / at).exists() and not name.startswith(f"{Path(path).stem}_files"):
+        if not (ROOT / at).exists():
             raise ValueError(f"{path} links to {target}, which is not there.")
-        if name.startswith(f"{Path(path).stem}_files"):
-            return match.group()
         kind = "tree" if (ROOT / at).is_dir() else "blob"
         return f"[{words}]({address}/{kind}/main/{at})" if address else words
 
-    parts, end = [], 0
-    for code in CODE.finditer(text):
-        parts += [LINK.sub(link, text[end : code.start()]), code.group()]
-        end = code.end()
-    return "".join([*parts, LINK.sub(link, text[end:])])
+    # No link begins or ends within code, but its words may be code.
+    codes = [code.group() for code in CODE.finditer(text)]
+    text = LINK.sub(link, CODE.sub("\0", text))
+    return re.sub("\0", lambda _: codes.pop(0), text)
 
 
 def assemble(folder: Path, address: str) -> Path:
     """Copies all pages into `folder / "pages"`; returns the settings for them."""
     places = sources()
     pages = folder / "pages"
-    shutil.rmtree(folder, ignore_errors=True)
+    for old in (pages, folder / "html"):
+        shutil.rmtree(old, ignore_errors=True)
     for path, place in places.items():
         if path == "README.md":
             continue
