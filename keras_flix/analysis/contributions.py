@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
@@ -12,6 +12,7 @@ import keras_hub
 import numpy as np
 from keras import ops, tree
 
+from keras_flix._utils.displayed import Displayed, Rows, count, shown, some
 from keras_flix._utils.renamed import renamed_keyword
 from keras_flix._utils.text_tables import aligned, number, plain
 from keras_flix.evaluation.evaluate import equal_batches, rows_of
@@ -29,8 +30,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """From targets and outputs to losses by example, `(batch, ...)`."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class FeatureContributions:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class FeatureContributions(Displayed):
     """Losses with and without each feature: what `feature_contributions` returns.
 
     All arrays have the shape `(examples,)`. A contribution is negative where the
@@ -105,18 +106,27 @@ class FeatureContributions:
     @renamed_keyword("axis", "feature")
     def table(self, feature: str | None = None) -> str:
         """Mean contributions as a text: of all features, or by the values of one."""
+        return aligned(self._rows(feature))
+
+    def _rows(self, feature: str | None = None) -> Rows:
         if feature is not None:
             rows = [[feature, "examples", "leave one out", "alone over base"]]
             for value, means in self.by_value(feature).items():
-                label = "(none)" if value is None else str(value)
                 pair = [number(means[x]) for x in ("leave_one_out", "over_base")]
-                rows.append([label, str(means["examples"]), *pair])
-            return aligned(rows)
+                rows.append([shown(value), str(means["examples"]), *pair])
+            return rows
         rows = [["feature", "leave one out", "alone over base"]]
         for name, mean in self.means().items():
             rows.append([name, *map(number, mean.values())])
         rows.append(["all features", "", number(_mean(self.full - self.base))])
-        return aligned(rows)
+        return rows
+
+    def _line(self) -> str:
+        examples = count(len(self), "example")
+        return f"FeatureContributions({examples}, features {some(self.without)})"
+
+    def _tables(self) -> Iterable[tuple[str, Rows]]:
+        return [("", self._rows(name)) for name in (None, *self.without)]
 
     def __str__(self) -> str:
         return self.table()

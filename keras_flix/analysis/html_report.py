@@ -7,13 +7,14 @@ import dataclasses
 import html
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
 
 from keras_flix._utils.atomic_files import check_folder, write_whole
+from keras_flix._utils.displayed import Displayed, Rows, count, cut, some
 from keras_flix.analysis import plots
 from keras_flix.analysis.contributions import (
     FeatureContributions,
@@ -42,8 +43,8 @@ STYLE = (
 )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Analysis:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Analysis(Displayed):
     """All that `analyze` found.
 
     Attributes:
@@ -60,10 +61,21 @@ class Analysis:
     ranks: EffectiveRank
     contributions: FeatureContributions | None = None
 
-    def __str__(self) -> str:
+    def _parts(self) -> list[Displayed]:
         parts = [self.norms, *self.similarities.values(), self.ranks]
-        parts += [] if self.contributions is None else [self.contributions]
-        return "\n\n".join(map(str, parts))
+        return parts if self.contributions is None else [*parts, self.contributions]
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self._parts()))
+
+    def _line(self) -> str:
+        layers = count(len(self.norms.layers), "layer")
+        features = some(self.norms.values)
+        return f"Analysis({cut(self.name)!r}, {layers}, features {features})"
+
+    def _tables(self) -> Iterable[tuple[str, Rows]]:
+        for part in self._parts():
+            yield from ((title or repr(part), rows) for title, rows in part._tables())
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers as a dict of JSON types; `None` stands for NaN."""

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keras_flix._utils.displayed import Displayed, Rows, count
 from keras_flix._utils.near_names import hint
 from keras_flix._utils.renamed import renamed_keyword, warn_renamed
 from keras_flix._utils.text_tables import aligned, number, plain
+from keras_flix.analysis.by_feature import ByFeature
 from keras_flix.analysis.sources import (
     kernel_norm,
     norms_by_feature,
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
     import keras
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class UpdateNorms:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class UpdateNorms(ByFeature):
     """How large updates are: what `update_norms` returns.
 
     Attributes:
@@ -56,10 +58,7 @@ class UpdateNorms:
         """By feature, the norm of each value over all layers, `(values,)`."""
         return {name: _over_layers(norms) for name, norms in self.norms.items()}
 
-    @renamed_keyword("axis", "feature")
-    def table(self, feature: str) -> str:
-        """The values of a feature as a text, one line each."""
-        check_feature(feature, self.values, "A table")
+    def _rows(self, feature: str) -> Rows:
         kernels = _over_layers(self.kernel_norms)
         rows = [[feature, "norm", "relative", "largest in"]]
         for value, total, norms in zip(
@@ -68,18 +67,15 @@ class UpdateNorms:
             share = number(total / kernels)
             where = self.layers[int(np.argmax(norms))] if total > 0 else "-"
             rows.append([str(value), number(total), share, where])
-        return aligned(rows)
-
-    def __str__(self) -> str:
-        return "\n\n".join(self.table(name) for name in self.values)
+        return rows
 
     def to_dict(self) -> dict[str, Any]:
         """The norms as a dict of JSON types; `None` stands for NaN."""
         return plain(dataclasses.asdict(self))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class ValueSimilarity:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class ValueSimilarity(Displayed):
     """How alike the updates of a feature's values are: see `value_similarity`.
 
     Attributes:
@@ -100,8 +96,7 @@ class ValueSimilarity:
         warn_renamed("`ValueSimilarity.axis`", "`feature`")
         return self.feature
 
-    def table(self) -> str:
-        """Each value with the one that is most like it, as a text."""
+    def _rows(self) -> Rows:
         rows = [[self.feature, "nearest", "cosine"]]
         others = np.where(np.eye(len(self.values), dtype=bool), np.nan, self.matrix)
         for value, cosines in zip(self.values, others):
@@ -111,10 +106,22 @@ class ValueSimilarity:
                 best = int(np.nanargmax(cosines))
                 row = [str(value), str(self.values[best]), f"{cosines[best]:.2f}"]
                 rows.append(row)
-        return aligned(rows)
+        return rows
+
+    def table(self) -> str:
+        """Each value with the one that is most like it, as a text."""
+        return aligned(self._rows())
 
     def __str__(self) -> str:
         return self.table()
+
+    def _line(self) -> str:
+        values = count(len(self.values), "value")
+        layers = count(len(self.layers), "layer")
+        return f"ValueSimilarity({layers}, {values} of {self.feature})"
+
+    def _tables(self) -> Iterable[tuple[str, Rows]]:
+        return [("", self._rows())]
 
     def to_dict(self) -> dict[str, Any]:
         """The similarities as a dict of JSON types; `None` stands for NaN."""
@@ -123,8 +130,8 @@ class ValueSimilarity:
         return plain({"axis": found.pop("feature"), **found})
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class EffectiveRank:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class EffectiveRank(ByFeature):
     """How much of their ranks updates use: what `effective_rank` returns.
 
     Attributes:
@@ -156,10 +163,8 @@ class EffectiveRank:
             for name, ranks in self.energy_ranks.items()
         }
 
-    @renamed_keyword("axis", "feature")
-    def table(self, feature: str) -> str:
-        """The values of a feature as a text: means over the layers."""
-        check_feature(feature, self.values, "A table")
+    def _rows(self, feature: str) -> Rows:
+        """Means over the layers."""
         rows = [[feature, "rank", f"for {self.energy:.0%}", "by entropy", "used"]]
         for value, *numbers, used in zip(
             self.values[feature],
@@ -169,10 +174,7 @@ class EffectiveRank:
             self.used[feature].mean(axis=1),
         ):
             rows.append([str(value), *map(number, numbers), f"{used:.0%}"])
-        return aligned(rows)
-
-    def __str__(self) -> str:
-        return "\n\n".join(self.table(name) for name in self.values)
+        return rows
 
     def to_dict(self) -> dict[str, Any]:
         """The ranks as a dict of JSON types; `None` stands for NaN."""

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from keras_flix._utils.displayed import Displayed, Rows
 from keras_flix._utils.near_names import nearest
 
 CHUNK = 2**22
 """How many numbers are drawn at once."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Comparison(Displayed):
     """How much better one model is than another: what `paired_bootstrap` returns.
 
     Attributes:
@@ -30,6 +31,13 @@ class Comparison:
 
     def __str__(self) -> str:
         return f"{self.difference:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+
+    def _line(self) -> str:
+        return f"Comparison({self})"
+
+    def _tables(self) -> Iterable[tuple[str, Rows]]:
+        numbers = dataclasses.asdict(self)
+        return [("", [list(numbers), [f"{x:+.1f}" for x in numbers.values()]])]
 
 
 def paired_bootstrap(

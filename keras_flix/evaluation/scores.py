@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from keras_flix._utils.displayed import Displayed, Rows, count, shown, some
 from keras_flix._utils.text_tables import aligned
 from keras_flix.evaluation.metrics import Metric, Reference
 from keras_flix.features.schema import check_feature
@@ -16,8 +17,8 @@ Score = dict[str, float]
 """One number per metric."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Scores:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Scores(Displayed):
     """Predictions with their references and features: what `evaluate` returns.
 
     Args:
@@ -47,9 +48,9 @@ class Scores:
     all           3         66.7
     """
 
-    features: Mapping[str, Sequence[Any]] = dataclasses.field(repr=False)
-    predictions: Sequence[str] = dataclasses.field(repr=False)
-    references: Sequence[Reference] = dataclasses.field(repr=False)
+    features: Mapping[str, Sequence[Any]]
+    predictions: Sequence[str]
+    references: Sequence[Reference]
     metrics: Mapping[str, Metric]
 
     def __post_init__(self) -> None:
@@ -103,17 +104,29 @@ class Scores:
 
     def table(self, *features: str) -> str:
         """The groups of `by` as a text, one line each, and all examples last."""
+        return aligned(self._rows(*features))
+
+    def _rows(self, *features: str) -> list[list[str]]:
         counts, scores = self.counts(*features), self.by(*features)
         rows = [["/".join(features), "examples", *self.metrics]]
         # Without features, the one group is that of the last line.
         for key, score in scores.items() if features else ():
-            label = "/".join(_label(v) for v in (key if len(features) > 1 else (key,)))
-            rows.append([label, str(counts[key]), *_numbers(score)])
+            name = "/".join(map(shown, key if len(features) > 1 else (key,)))
+            rows.append([name, str(counts[key]), *_numbers(score)])
         rows.append(["all", str(len(self)), *_numbers(self.overall())])
-        return aligned(rows)
+        return rows
 
     def __str__(self) -> str:
         return "\n\n".join(self.table(name) for name in self.features)
+
+    def _line(self) -> str:
+        return (
+            f"Scores({count(len(self), 'example')}, features {some(self.features)}, "
+            f"metrics {some(self.metrics)})"
+        )
+
+    def _tables(self) -> Iterable[tuple[str, Rows]]:
+        return [("", self._rows(name)) for name in self.features]
 
     def to_dict(self, examples: bool = False) -> dict[str, Any]:
         """The scores as a dict of JSON types.
@@ -187,10 +200,6 @@ def check_metrics(metrics: Mapping[str, Metric]) -> None:
 def _keys(entries: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
     """The groups of an example: each choice of one of its values per feature."""
     return itertools.product(*[values_of(entry) or (None,) for entry in entries])
-
-
-def _label(value: Any) -> str:
-    return "(none)" if value is None else str(value)
 
 
 def _numbers(score: Score) -> list[str]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from keras_flix._utils.atomic_files import MissingFileError
+from keras_flix._utils.displayed import Displayed, Rows, count, some
 from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.hub_handles import INDEX_FILE
@@ -41,8 +42,8 @@ SHOWN = 4
 """So many combinations are listed in an error."""
 
 
-@dataclasses.dataclass(frozen=True)
-class AdapterIndex:
+@dataclasses.dataclass(frozen=True, repr=False)
+class AdapterIndex(Displayed):
     """What a directory of exported adapters holds.
 
     Attributes:
@@ -58,6 +59,17 @@ class AdapterIndex:
     schema: FeatureSchema
     adapters: Sequence[Mapping[str, Any]]
     max_rank: int
+
+    def _line(self) -> str:
+        return (
+            f"AdapterIndex({count(len(self.adapters), 'adapter')} for {self.server}, "
+            f"features {some(self.schema.names)})"
+        )
+
+    def _tables(self) -> Iterable[tuple[str, Rows]]:
+        names = list(self.adapters[0]) if self.adapters else []
+        rows = [[adapter[name] for name in names] for adapter in self.adapters]
+        return [("", [names, *rows])]
 
     def request(self, features: Mapping[str, Any]) -> dict[str, Any]:
         """What a request to the server says besides its prompt.

@@ -6,11 +6,12 @@ import dataclasses
 import functools
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from keras_flix._utils.displayed import Displayed, Rows, cut, some
 from keras_flix.features.dropout import FeatureDropout, as_dropout
 from keras_flix.features.encoding import ABSENT, WEIGHT_UNIT, Encoder
 from keras_flix.features.missing import is_missing
@@ -33,8 +34,8 @@ from keras_flix.features.values import (
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
-@dataclasses.dataclass(frozen=True)
-class Feature:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Feature(Displayed):
     """One way in which examples differ, such as their task or their language.
 
     Args:
@@ -118,6 +119,16 @@ class Feature:
             ) from None
         # The plain number where it says all.
         return checked.rate if checked == FeatureDropout(checked.rate) else checked
+
+    def _line(self) -> str:
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[2:]}
+        given = [
+            f"{n}={cut(repr(x))}" for n, x in options.items() if x not in (None, False)
+        ]
+        return f"Feature({', '.join([repr(self.name), some(self.values), *given])})"
+
+    def _tables(self) -> Iterable[tuple[str, Rows]]:
+        return [("", [["id", self.name], *enumerate(self.values)])]
 
     def __hash__(self) -> int:
         return hash((self.name, self.values))

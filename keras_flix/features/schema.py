@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_flix._utils.displayed import Displayed, Rows, shown, some
 from keras_flix._utils.near_names import hint
 from keras_flix.features import encoding
 from keras_flix.features.columns import as_columns, described
@@ -29,7 +30,7 @@ Dropouts = float | FeatureDropout | Mapping[str, float | FeatureDropout]
 """Feature dropout for all features, or by feature."""
 
 
-class FeatureSchema:
+class FeatureSchema(Displayed):
     """The ordered features of one model.
 
     Args:
@@ -117,8 +118,15 @@ class FeatureSchema:
     def __hash__(self) -> int:
         return hash(tuple((f.name, f.values) for f in self._features))
 
-    def __repr__(self) -> str:
+    def _line(self) -> str:
         return f"FeatureSchema({list(self._features)!r})"
+
+    def _tables(self) -> Iterable[tuple[str, Rows]]:
+        rows = [
+            [f.name, len(f.values), some(f.values), shown(f.rank), shown(f.dropout)]
+            for f in self._features
+        ]
+        return [("", [["feature", "values", "which", "rank", "dropout"], *rows])]
 
     def resolve(
         self,

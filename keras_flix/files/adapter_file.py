@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from keras_flix._utils.atomic_files import (
     check_folder,
     write_whole,
 )
+from keras_flix._utils.displayed import Displayed, Rows, count, cut, some
 from keras_flix._utils.renamed import renamed_keyword
 from keras_flix.features.scaling import check_scale
 from keras_flix.features.schema import FeatureSchema
@@ -52,8 +53,8 @@ MAX_MESSAGE = 500
 """So many characters of an error about what a file says are shown."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Adapters:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Adapters(Displayed):
     """The adapters of a model: what an adapter file holds.
 
     Attributes:
@@ -84,6 +85,14 @@ class Adapters:
     scale: str = "rank"
     places: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     tokens: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+
+    def _line(self) -> str:
+        layers = count(len(self.layers), "layer")
+        features = some(self.schema.names)
+        return f"Adapters({cut(self.source)!r}, {layers}, features {features})"
+
+    def _tables(self) -> Iterable[tuple[str, Rows]]:
+        return self.schema._tables()
 
     @property
     def tensors(self) -> dict[str, np.ndarray]:

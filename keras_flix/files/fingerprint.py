@@ -9,12 +9,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from keras_flix._utils.displayed import Displayed, count
+
 Settings = Mapping[str, Any]
 """Entries of a layer's config by name: numbers, strings, and lists of them."""
 
 
-@dataclasses.dataclass(frozen=True)
-class BaseFingerprint:
+@dataclasses.dataclass(frozen=True, repr=False)
+class BaseFingerprint(Displayed):
     """Digests of a model's base weights, by the paths of the variables.
 
     Attributes:
@@ -26,6 +28,10 @@ class BaseFingerprint:
 
     variables: Mapping[str, str]
     settings: Mapping[str, Settings] = dataclasses.field(default_factory=dict)
+
+    def _line(self) -> str:
+        count_of = count(len(self.variables), "variable")
+        return f"BaseFingerprint({self.digest!r}, {count_of})"
 
     @property
     def digest(self) -> str:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from keras_flix._utils.displayed import Displayed, Rows, count
 from keras_flix.features.encoding import ABSENT, IntegerValue
 from keras_flix.features.schema import check_feature
 from keras_flix.features.values import Value, plain_value
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Dataset:
+class Dataset(Displayed):
     """Examples that have the same features.
 
     Args:
@@ -78,11 +79,15 @@ class Dataset:
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
 
-    def __repr__(self) -> str:
+    def _line(self) -> str:
         return (
-            f"Dataset({dict(self.features)}, {len(self)} examples of "
+            f"Dataset({dict(self.features)}, {count(len(self), 'example')} of "
             f"{list(self.columns)})"
         )
+
+    def _tables(self) -> Iterable[tuple[str, Rows]]:
+        rows = [[name, _kind(column)] for name, column in self.columns.items()]
+        return [("", [["column", "what"], *rows])]
 
     def select(self, rows: Any) -> Dataset:
         """The dataset of some of the examples.

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_flix._utils.displayed import Displayed, Rows, count, shown
 from keras_flix.features.columns import described, is_table
 from keras_flix.features.dropout import FeatureDropout
 from keras_flix.features.feature import Feature
@@ -30,7 +31,7 @@ __all__ = ["Dataset", "Mixture"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False, init=False)
-class Mixture(FromTables, Splits):
+class Mixture(FromTables, Splits, Displayed):
     """Several datasets with the same features and columns, drawn from together.
 
     Args:
@@ -109,13 +110,29 @@ class Mixture(FromTables, Splits):
     def __len__(self) -> int:
         return sum(self.sizes)
 
-    def __repr__(self) -> str:
+    def _line(self) -> str:
         first = self.datasets[0]
         warm = "" if self.temperature == 1 else f", temperature {self.temperature:g}"
         return (
-            f"Mixture({len(self.datasets)} datasets, {len(self)} examples, features "
+            f"Mixture({count(len(self.datasets), 'dataset')}, "
+            f"{count(len(self), 'example')}, features "
             f"{list(first.features)}, columns {list(first.columns)}{warm})"
         )
+
+    def _tables(self) -> Iterable[tuple[str, Rows]]:
+        names = list(self.datasets[0].features)
+        rows = [
+            [
+                *(
+                    ", ".join(map(shown, values_of(d.features[n]) or [None]))
+                    for n in names
+                ),
+                f"{len(d):,}",
+                f"{share:.1%}",
+            ]
+            for d, share in zip(self.datasets, self.probabilities)
+        ]
+        return [("", [[*names, "examples", "drawn"], *rows])]
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -231,7 +231,7 @@ def _shares(
     """How many of each to part off: whole numbers, by the largest remainders.
 
     >>> _shares(np.array([20, 5, 5, 1]), 0.1, np.random.default_rng(0)).tolist()
-    [2, 1, 0, 0]
+    [2, 0, 1, 0]
     """
     wanted = share * sizes
     counts = np.minimum(np.floor(wanted).astype("int64"), sizes - 1)

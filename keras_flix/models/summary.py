@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
 
 from keras_flix import _compat
+from keras_flix._utils.displayed import Displayed, Rows, count
 from keras_flix.models.adapted.adaptation import adaptation_of
 from keras_flix.models.adapted.frozen_values import frozen_rows
 from keras_flix.models.adapted.optimizer_advice import added_values, large_adapters
@@ -17,10 +19,12 @@ from keras_flix.models.adapted.trained_base import heads, trained_base
 from keras_flix.models.multiplied import expert_kernels
 
 MB = 1e6
+BLOCK = re.compile(r"(?:[^/]+/)*?[^/]*\d(?=/)")
+"""The start of a layer's path, up to the first folder whose name ends in a number."""
 
 
-@dataclasses.dataclass(frozen=True)
-class FlixSummary:
+@dataclasses.dataclass(frozen=True, repr=False)
+class FlixSummary(Displayed):
     """What `flix_summary` returns.
 
     Attributes:
@@ -47,6 +51,24 @@ class FlixSummary:
     def share(self) -> float:
         """Trainable parameters over all parameters."""
         return self.trainable / self.total
+
+    def _line(self) -> str:
+        return (
+            f"FlixSummary({count(len(self.layers), 'layer')}, {self.trainable:,} of "
+            f"{self.total:,} parameters train, {self.share:.2%})"
+        )
+
+    def _tables(self) -> Iterable[tuple[str, Rows]]:
+        layers = [
+            [block, path, shape]
+            for block, inside in by_block(self.layers).items()
+            for path, shape in inside.items()
+        ]
+        features = [[name, f"{n:,}"] for name, n in self.parameters.items()]
+        return [
+            ("", [["feature", "parameters"], *features]),
+            ("", [["block", "layer", "kernel"], *layers]),
+        ]
 
 
 def flix_summary(
@@ -91,9 +113,40 @@ def flix_summary(
     return summary
 
 
+def by_block(
+    layers: Mapping[str, tuple[int, ...]],
+) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Layers by the numbered block that they are in; equal ones in a row are one.
+
+    >>> by_block({f"block_{i}/query": (8, 4) for i in range(3)} | {"head": (8, 2)})
+    {'block_0 to block_2 (3 blocks)': {'query': (8, 4)}, '': {'head': (8, 2)}}
+    """
+    blocks: dict[str, dict[str, tuple[int, ...]]] = {}
+    for path, shape in layers.items():
+        block = BLOCK.match(path)
+        name = block.group() if block else ""
+        blocks.setdefault(name, {})[path[len(name) :].lstrip("/")] = shape
+    # Where they come one after another, or in turn.
+    runs: list[tuple[list[str], dict[str, tuple[int, ...]]]] = []
+    for name, inside in blocks.items():
+        if runs and name and runs[-1][0][-1] and runs[-1][1] == inside:
+            runs[-1][0].append(name)
+        else:
+            runs.append(([name], inside))
+    return {
+        names[0]
+        if len(names) == 1
+        else f"{names[0]} to {names[-1]} ({len(names)} blocks)": inside
+        for names, inside in runs
+    }
+
+
 def _lines(adaptation: Any, summary: FlixSummary) -> list[str]:
     lines = [f"FLix adapters in {len(summary.layers)} layers:"]
-    lines += [f"  {path} {shape}" for path, shape in summary.layers.items()]
+    for block, inside in by_block(summary.layers).items():
+        lines += [f"  {block}:"] if block else []
+        indent = "    " if block else "  "
+        lines += [f"{indent}{path} {shape}" for path, shape in inside.items()]
     for feature in adaptation.schema:
         ranks = sorted(set(feature.ranks))
         rank = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"

@@ -24,9 +24,16 @@ from keras_flix.models.adapted.cut_counts import CutTexts
 from keras_flix.models.adapted.data_sources import map_batches
 from keras_flix.models.adapted.devices import check_whole
 from keras_flix.models.adapted.example_order import Examples
+from keras_flix.models.adapted.mixture_data import (
+    as_mixture,
+    columns_of,
+    refuse_mixture,
+    training_of,
+    validation_of,
+)
 from keras_flix.models.adapted.optimizer_advice import advise
 from keras_flix.models.adapted.own_inputs import check_entries, checked_columns
-from keras_flix.models.adapted.task_data import TaskData
+from keras_flix.models.adapted.task_data import TaskData, named
 from keras_flix.models.adapted.trained_base import mark_trained
 
 
@@ -39,8 +46,15 @@ class DataMethods(TaskData):
         args, kwargs = by_name(super().fit, x, args, kwargs)
         self._check_optimizer()
         texts, validation = CutTexts(trains=True), CutTexts("validation ")
-        if self._is_task_in_memory(x):
-            x, kwargs = self._training_examples(x, args, kwargs, texts)
+        drawn, mixture = None, as_mixture(x)
+        if mixture is not None:
+            x, kwargs, drawn = training_of(mixture, named(args, kwargs))
+            args = ()
+        elif kwargs.get("validation_data") is not None:
+            found = validation_of(kwargs["validation_data"], kwargs)
+            kwargs = {**kwargs, "validation_data": found}
+        if drawn is not None or self._is_task_in_memory(x):
+            x, kwargs = self._training_examples(x, args, kwargs, texts, drawn)
             args, pipeline = (), False
         else:
             x, pipeline = self._feed(x, texts)
@@ -66,7 +80,10 @@ class DataMethods(TaskData):
         if kwargs.get("_use_cached_eval_dataset"):
             return super().evaluate(x, *args, **kwargs)
         args, kwargs = by_name(super().evaluate, x, args, kwargs)
-        texts = CutTexts()
+        texts, mixture = CutTexts(), as_mixture(x)
+        if mixture is not None:
+            x, kwargs = columns_of(mixture, named(args, kwargs))
+            args = ()
         if self._is_task_in_memory(x):
             x, kwargs = self._examples(x, args, kwargs, texts)
             args, pipeline = (), False
@@ -81,6 +98,8 @@ class DataMethods(TaskData):
 
     def predict(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = by_name(super().predict, x, args, kwargs)
+        mixture = as_mixture(x)
+        x = x if mixture is None else mixture.inputs()
         if self._is_task_in_memory(x):
             kwargs = {**dict(zip(("batch_size",), args)), **kwargs}
             x, kwargs = self._examples(x, (), kwargs, None)
@@ -145,6 +164,8 @@ class DataMethods(TaskData):
         return cut_counts.counted(self._adaptation, options, *texts)
 
     def _encode(self, x: Any) -> Any:
+        if not isinstance(x, Mapping):
+            refuse_mixture(x)
         state = self._adaptation
         # Without features, a table may itself be what a model of one input takes.
         if state.schema.routed or not state.unwraps:

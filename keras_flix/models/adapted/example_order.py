@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -22,6 +22,18 @@ from keras_flix.models.adapted.data_sources import BatchFunction, to_numpy
 
 DEFAULT_BATCH_SIZE = 32
 """As in Keras and KerasHub."""
+
+
+class Drawn(NamedTuple):
+    """Passes that are drawn, instead of each example once.
+
+    Attributes:
+        rows: By the number of a pass, which examples it has.
+        batches: How many batches a pass has, all of them full.
+    """
+
+    rows: Callable[[int], np.ndarray]
+    batches: int
 
 
 class Examples(keras.utils.PyDataset):
@@ -39,6 +51,7 @@ class Examples(keras.utils.PyDataset):
         seed: Of the order. `None` keeps that of the data.
         first_batch: Tells how many batches came before number 0, as where training is
             resumed. If given, pass follows pass without an end, each in a new order.
+        drawn: What passes consist of, if not of each example once.
     """
 
     def __init__(
@@ -50,13 +63,17 @@ class Examples(keras.utils.PyDataset):
         texts: CutTexts | None = None,
         seed: int | None = None,
         first_batch: Callable[[], int] | None = None,
+        drawn: Drawn | None = None,
     ) -> None:
         super().__init__()
         _compat.number_sources()
         self.data = tuple(_map_columns(part, _on_host) for part in data)
         self.count = _count(self.data)
         self.batch_size = checked_batch_size(batch_size)
-        self.per_pass = -(-self.count // self.batch_size)
+        self.drawn = drawn
+        self.per_pass = (
+            -(-self.count // self.batch_size) if drawn is None else drawn.batches
+        )
         self.function = function
         self.texts = texts
         if texts is not None:
@@ -74,12 +91,14 @@ class Examples(keras.utils.PyDataset):
         index += self.first_batch() if self.first_batch is not None else 0
         number, place = divmod(index, self.per_pass)
         start = place * self.batch_size
-        end = min(start + self.batch_size, self.count)
-        if self.seed is None:
-            return np.arange(start, end)
+        end = start + self.batch_size
+        if self.seed is None and self.drawn is None:
+            return np.arange(start, min(end, self.count))
         return self._order(number)[start:end]
 
     def _new_order(self, number: int) -> np.ndarray:
+        if self.drawn is not None:
+            return self.drawn.rows(number)
         seed = [self.seed or 0, number]
         return np.random.default_rng(seed).permutation(self.count)
 

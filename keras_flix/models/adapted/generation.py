@@ -21,6 +21,7 @@ from keras_flix.features.input_entries import (
 from keras_flix.layers.active_scope import Routing, routing_scope
 from keras_flix.layers.low_rank_update import gather_tables
 from keras_flix.models.adapted import cut_texts, prompts
+from keras_flix.models.adapted.mixture_data import refuse_mixture
 from keras_flix.models.adapted.own_inputs import (
     GENERATE_KEYS,
     check_entries,
@@ -62,6 +63,7 @@ class RoutedGeneration(_compat.Mixin):
                 return _concatenate(
                     [self.generate(b, *args, **kwargs) for b in batches]
                 )
+        refuse_mixture(inputs)
         state = self._adaptation
         own, entries = split_entries(as_columns(inputs), state.schema)
         check_entries(self.preprocessor, own, state.schema.names, generates=True)

@@ -31,6 +31,7 @@ from keras_flix.models.adapted.devices import MirroredBuild, check_whole
 from keras_flix.models.adapted.first_batch import FirstBatch
 from keras_flix.models.adapted.frozen_values import FrozenRows
 from keras_flix.models.adapted.generation import RoutedGeneration
+from keras_flix.models.adapted.mixture_data import refuse_mixture
 from keras_flix.models.adapted.plain_view import REGISTERED_NAME, PlainView
 from keras_flix.models.adapted.savedmodel_onnx import Exporting
 from keras_flix.models.adapted.score import RoutedScore
@@ -70,6 +71,7 @@ class RoutedModel(
         own, entries = split_entries(inputs, state.schema)
         ids: dict[str, Any] = {}
         if not entries:
+            refuse_mixture(inputs)
             self._refuse_a_task_around(inputs)
         if entries and not state.rows_known:
             self._find_rows(inputs, *args[1:], **kwargs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_flix import _compat
+from keras_flix._utils.displayed import Displayed, Rows, cut, some
 from keras_flix.features.columns import as_columns, is_table
 from keras_flix.features.encoding import ABSENT
 from keras_flix.features.feature import Feature, Value
@@ -31,8 +32,8 @@ from keras_flix.models.growing.schema_changes import (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Blend:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Blend(Displayed):
     """What `fit_blend` learned.
 
     Attributes:
@@ -50,6 +51,19 @@ class Blend:
     weights: dict[Value, float]
     losses: list[float]
     kept: float
+
+    def _line(self) -> str:
+        return (
+            f"Blend({self.feature} {cut(repr(self.value))} of "
+            f"{some(self._largest_first())}, {self.kept:.0%} kept)"
+        )
+
+    def _tables(self) -> Iterable[tuple[str, Rows]]:
+        rows = [[v, f"{self.weights[v]:.3g}"] for v in self._largest_first()]
+        return [("", [[self.feature, "weight"], *rows])]
+
+    def _largest_first(self) -> list[Value]:
+        return sorted(self.weights, key=lambda v: -abs(self.weights[v]))
 
 
 def fit_blend(
