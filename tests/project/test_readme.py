@@ -62,7 +62,7 @@ def test_its_table_is_that_of_the_stored_results():
     (table,) = TABLE.findall(README)
     stored = evidence_tables.README.read_text()
     stored = stored.partition(f"<!-- table: {ARMS} -->")[2].partition("<!-- end -->")[0]
-    numbers = [re.split(r" *\| *", row)[2:-1] for row in table.splitlines()[2:]]
+    numbers = [re.split(r" *\| *", row)[2:-1] for row in table.strip().splitlines()[2:]]
     flix, lora, difference = (cells[:3] for cells in numbers)
     for name, scores in (("flix_shared", flix), ("lora", lora)):
         found = rf"^\| `{name}` \|.* \| {' | '.join(scores)} \|".replace(" | ", r" \| ")

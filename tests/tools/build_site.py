@@ -180,9 +180,7 @@ class Page(html.parser.HTMLParser):
     def handle_starttag(self, tag: str, found: list[tuple[str, str | None]]) -> None:
         attributes = dict(found)
         self.names |= {attributes[n] or "" for n in ("id", "name") if n in attributes}
-        for name in ("href", "src"):
-            if attributes.get(name) and not (tag == "link" and "rel" not in attributes):
-                self.links.append(attributes[name] or "")
+        self.links += [attributes[n] or "" for n in ("href", "src") if n in attributes]
 
 
 def broken(site: Path) -> list[str]:
