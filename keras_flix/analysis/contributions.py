@@ -25,6 +25,7 @@ from keras_flix.features.schema import FeatureSchema, check_feature
 from keras_flix.features.tensor_ids import Tensor
 from keras_flix.layers.active_scope import Routing, routing_scope
 from keras_flix.models.adapted.adaptation import adaptation_of
+from keras_flix.models.adapted.mixture_data import as_mixture, columns_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From targets and outputs to losses by example, `(batch, ...)`."""
@@ -155,8 +156,9 @@ def feature_contributions(
     Args:
         model: A model adapted by `enable_flix`.
         x: Its inputs with the entries of the features, all in memory, as a dict or
-            another table that `fit` takes. A task with its preprocessor takes
-            strings, such as `{"prompts", "responses"}`.
+            another table that `fit` takes, or a `Mixture`, of which `y` and
+            `sample_weight` name columns. A task with its preprocessor takes strings,
+            such as `{"prompts", "responses"}`.
         y: Targets; those of a causal LM come from its preprocessor.
         sample_weight: How much each target of an example counts, of the shape of
             the losses: the loss of an example is their weighted mean. `None`
@@ -177,12 +179,16 @@ def feature_contributions(
     Example:
 
     ```python
-    contributions = feature_contributions(gemma, mixture.inputs())
+    contributions = feature_contributions(gemma, mixture)
     print(contributions)
     print(contributions.table("language"))
     ```
     """
     schema = adaptation_of(model).schema
+    mixture = as_mixture(x)
+    if mixture is not None:
+        x, named = columns_of(mixture, {"y": y, "sample_weight": sample_weight})
+        y, sample_weight = named["y"], named["sample_weight"]
     x = as_columns(x)
     if isinstance(x, Mapping) and any(key in x for key in TEXT_KEYS):
         if getattr(model, "preprocessor", None) is not None:

@@ -31,7 +31,6 @@ from keras_flix.analysis.updates import (
 )
 from keras_flix.features.schema import check_feature
 from keras_flix.files.adapter_file import Adapters
-from keras_flix.mixtures.mixture import Mixture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,7 +132,6 @@ def analyze(
     norms = update_norms(model)
     contributions = None
     if data is not None:
-        data = data.inputs() if isinstance(data, Mixture) else data
         data = data if isinstance(data, tuple) else (data,)
         contributions = feature_contributions(model, *data, batch_size=batch_size)
     analysis = Analysis(

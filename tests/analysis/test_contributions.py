@@ -10,6 +10,7 @@ from helpers.models import make_mlp, rows
 
 import keras_flix
 from keras_flix.analysis import FeatureContributions, feature_contributions
+from keras_flix.mixtures import Mixture
 
 pytestmark = pytest.mark.eager
 
@@ -81,6 +82,17 @@ def test_losses_without_each_feature_and_with_it_alone():
     assert np.abs(found.leave_one_out["shared"]).min() > 1e-4
     # An example without a task: nothing to leave out.
     assert found.leave_one_out["task"][1] == 0.0 == found.over_base["task"][1]
+
+
+def test_a_mixture():
+    table = {**INPUTS, "target": TARGETS, "weight": np.arange(1.0, 6.0)}
+    mixture = Mixture(table, features=["task", "domain"])
+    model, inputs = adapted(), mixture.inputs()
+    y, weight = inputs.pop("target"), inputs.pop("weight")
+    expected = feature_contributions(model, inputs, y, weight)
+    found = feature_contributions(model, mixture, "target", "weight")
+    np.testing.assert_array_equal(found.full, expected.full)
+    assert found.values == expected.values
 
 
 def test_the_model_is_not_changed():

@@ -27,9 +27,9 @@ from keras_flix.models.adapted.example_order import Examples
 from keras_flix.models.adapted.mixture_data import (
     as_mixture,
     columns_of,
+    parts_of,
     refuse_mixture,
     training_of,
-    validation_of,
 )
 from keras_flix.models.adapted.optimizer_advice import advise
 from keras_flix.models.adapted.own_inputs import check_entries, checked_columns
@@ -51,7 +51,7 @@ class DataMethods(TaskData):
             x, kwargs, drawn = training_of(mixture, named(args, kwargs))
             args = ()
         elif kwargs.get("validation_data") is not None:
-            found = validation_of(kwargs["validation_data"], kwargs)
+            found = parts_of(kwargs["validation_data"], kwargs)
             kwargs = {**kwargs, "validation_data": found}
         if drawn is not None or self._is_task_in_memory(x):
             x, kwargs = self._training_examples(x, args, kwargs, texts, drawn)

@@ -51,13 +51,13 @@ def columns_of(
     return inputs, options
 
 
-def validation_of(data: Any, options: dict[str, Any]) -> Any:
-    """Validation data in a mixture as `(x, y, sample_weight)`; any other as it is.
+def parts_of(data: Any, options: dict[str, Any]) -> Any:
+    """Data in a mixture as `(x, y, sample_weight)`; any other as it is.
 
     Args:
-        data: `validation_data`: a mixture, or a tuple that begins with one, followed by
-            the names of its columns of labels and weights.
-        options: The arguments that name these columns of the training data, too.
+        data: Such as `validation_data`: a mixture, or a tuple that begins with one,
+            followed by the names of its columns of labels and weights.
+        options: Arguments that name these columns for a mixture alone.
     """
     parts = data if isinstance(data, (tuple, list)) and data else (data,)
     mixture = as_mixture(parts[0])
@@ -85,7 +85,7 @@ def training_of(
     if share and options.get("validation_data") is None:
         mixture, options["validation_data"] = mixture.validation_split(share)
     if options.get("validation_data") is not None:
-        found = validation_of(options["validation_data"], options)
+        found = parts_of(options["validation_data"], options)
         options["validation_data"] = found
     x, options = columns_of(mixture, options)
     steps, batch_size = options.get("steps_per_epoch"), options.get("batch_size")

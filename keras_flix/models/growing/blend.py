@@ -23,6 +23,7 @@ from keras_flix.layers.active_scope import Routing, routing_scope
 from keras_flix.layers.low_rank_update import ActiveValues
 from keras_flix.models.adapted.adaptation import Adaptation, adaptation_of
 from keras_flix.models.adapted.data_sources import to_numpy
+from keras_flix.models.adapted.mixture_data import parts_of
 from keras_flix.models.growing.add_remove import add_values
 from keras_flix.models.growing.resize import check_fits
 from keras_flix.models.growing.schema_changes import (
@@ -94,8 +95,8 @@ def fit_blend(
         feature: The feature, such as `"language"`.
         value: The new value, such as `"rw"`.
         data: What `fit` takes as `x`, such as `{"prompts": [...], "responses":
-            [...], "task": [...]}`, or a tuple `(x, y)` or `(x, y, sample_weight)`,
-            as arrays or lists. Without an entry for `feature`.
+            [...], "task": [...]}` or a `Mixture`, or a tuple `(x, y)` or `(x, y,
+            sample_weight)`, as arrays or lists. Without an entry for `feature`.
         init: The weights to start from, by value; others are left out. By default
             all known values count equally, and sum to 1.
         rank: Rank of the new value's update, see `add_values`. The higher, the closer
@@ -229,6 +230,7 @@ def _check_trainable(model: keras.Model, adaptation: Adaptation) -> None:
 
 def _read(data: Any) -> tuple[Any, ...]:
     """The data as a tuple, with a table as a dict of columns."""
+    data = parts_of(data, {})
     parts = data if isinstance(data, (tuple, list)) and not is_table(data) else (data,)
     return as_columns(parts[0]), *parts[1:]
 

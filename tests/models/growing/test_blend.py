@@ -7,6 +7,7 @@ from helpers.gemma import FEATURES, randomize, to_numpy
 from helpers.models import make_mlp, rows
 
 import keras_flix
+from keras_flix.mixtures import Mixture
 
 pytestmark = pytest.mark.eager
 
@@ -52,6 +53,19 @@ def test_a_list_of_dicts():
         data = (records if as_records else x, y)
         found.append(keras_flix.fit_blend(model, "language", "rw", data, epochs=2))
     assert found[0] == found[1]
+
+
+def test_a_mixture():
+    found = []
+    for as_mixture in (False, True):
+        model = trained_model()
+        x, y = few_examples(model)
+        mixture = Mixture({**x, "y": y}, features=["task"])
+        data = (mixture, "y") if as_mixture else (x, y)
+        found.append(keras_flix.fit_blend(model, "language", "rw", data, epochs=2))
+    # One batch, whose rows are in another order.
+    for value, weight in found[0].weights.items():
+        assert found[1].weights[value] == pytest.approx(weight, abs=1e-5)
 
 
 def test_a_lower_rank_says_what_it_lost():
