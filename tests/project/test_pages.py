@@ -89,6 +89,15 @@ def before_files(names, monkeypatch):
     return {"gemma": gemma, "another_gemma": names["make_gemma"]()}
 
 
+def before_csv(names, monkeypatch):
+    rows = [f"{task},sw,{i}?,{i}\n" for task in ("qa", "parse") for i in range(20)]
+    Path("train.csv").write_text("task,language,question,answer\n" + "".join(rows))
+    model = adapted(names["make_gemma"])
+    fit, few = model.fit, {"steps_per_epoch": 1, "epochs": 1}
+    model.fit = lambda data, **options: fit(data, **{**options, **few})
+    return {"model": model}
+
+
 def before_ddp(names, monkeypatch):
     import torch
 
@@ -104,6 +113,7 @@ STAND_INS = {
     "keras_flix.set_learning_rates": before_growing,
     "keras_flix.save_adapters": before_files,
     "keras_flix.export_base": before_files,
+    "from keras_flix.mixtures import Mixture\n\ntrain = ": before_csv,
     "gemma.backbone.quantize": before_any,
     'keras_flix.enable_flix(gemma, {"task": ["qa", "parse"]})\nddp': before_ddp,
 }

@@ -47,7 +47,7 @@ def test_the_site_builds_and_no_link_is_broken(tmp_path):
     for name in keras_flix.xtreme_up.__all__:
         assert f'id="keras_flix.xtreme_up.{name}"' in page
     # What a guide printed, apart from what it ran.
-    assert 'class="text output highlight"' in (site / "quickstart.html").read_text()
+    assert '<div class="output highlight"' in (site / "quickstart.html").read_text()
     assert json.loads((site / "search.json").read_text())["items"]
 
 
@@ -67,6 +67,7 @@ def test_broken_links_are_told(tools, tmp_path):
 def test_links_are_right_on_the_site(tools, address):
     build_site, _ = tools
     places = {"guides/support.md": "support.md", "README.md": "index.md"}
+    places["benchmarks/README.md"] = "benchmarks/index.md"
     there = f"[the file]({address}/blob/main/pyproject.toml)"
     text = (
         "[a table](../guides/support.md#families) [the file](../pyproject.toml)\n"
@@ -74,8 +75,8 @@ def test_links_are_right_on_the_site(tools, address):
         "```python\n[code](gone.md)\n```\n"
     )
     assert build_site.linked(text, "benchmarks/README.md", places, address) == (
-        f"[a table](support.md#families) {there if address else 'the file'}\n"
-        "`a` [home](index.md) `b` [`afar`](https://keras.io) `[code](gone.md)`\n"
+        f"[a table](../support.md#families) {there if address else 'the file'}\n"
+        "`a` [home](../index.md) `b` [`afar`](https://keras.io) `[code](gone.md)`\n"
         "```python\n[code](gone.md)\n```\n"
     )
     with pytest.raises(ValueError, match="README.md links to gone.md, which is not"):
