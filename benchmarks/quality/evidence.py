@@ -18,11 +18,10 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 from benchmarks.quality import (  # noqa: E402
     evidence_figures,
+    evidence_page,
     evidence_tables,
     plan,
     recipe_figures,
-    recipe_tables,
-    recipes,
     scheduler,
     store,
 )
@@ -64,7 +63,7 @@ def main() -> None:
             scheduler.run_all(trials, size.name, options.workers)
         print(evidence_tables.table(size, table))
     if options.report:
-        evidence_tables.write({recipes.SIZE: recipe_tables.TABLES})
+        evidence_page.write()
         evidence_figures.write(plan.SIZES["cpu"])
         recipe_figures.write()
 

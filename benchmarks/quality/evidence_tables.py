@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sized
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -324,28 +322,3 @@ SPECIAL = {
 def table(size: plan.Size, name: str) -> str:
     """One table in Markdown."""
     return SPECIAL[name](size) if name in SPECIAL else listed(size, name)
-
-
-README = Path(__file__).parent / "README.md"
-BLOCK = re.compile(r"(<!-- table: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-Others = Mapping[str, Mapping[str, Callable[[], str]]]
-"""By size, then by name: tables that are not those of a `plan.Size`."""
-
-
-def page(others: Others) -> str:
-    """The README with the tables of the stored results between their markers."""
-
-    def filled(match: re.Match[str]) -> str:
-        begin, size, name, end = match.groups()
-        if size in others:
-            return f"{begin}{others[size][name]()}{end}"
-        return f"{begin}{table(plan.SIZES[size], name)}{end}"
-
-    return BLOCK.sub(filled, README.read_text())
-
-
-def write(others: Others) -> None:
-    """Writes the tables into the README."""
-    README.write_text(page(others))

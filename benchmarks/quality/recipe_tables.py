@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality import cldr_mix, hierarchical, recipes
+from benchmarks.quality.arm_search import Setting
 from benchmarks.quality.evidence_tables import KIND_TITLES, TARGETS, markdown, seeds_of
 from benchmarks.quality.trial import Trial
 
@@ -30,11 +31,10 @@ def results_of(trial: Callable[[int], Trial]) -> Results:
 def cells(result: dict[str, Any], metric: str, kind: str) -> dict[str, float]:
     """The cells of one kind."""
     found = result["nats"] if metric == "nats" else result["scores"]["true"]
-    return {
-        name: value
-        for name, value in found.items()
-        if cldr_mix.kind_of(*name.split("/")) == kind
+    kinds = result.get("kinds") or {
+        name: cldr_mix.kind_of(*name.split("/")) for name in found
     }
+    return {name: value for name, value in found.items() if kinds[name] == kind}
 
 
 def mean(results: Iterable[dict[str, Any]], metric: str, kind: str) -> float:
@@ -93,12 +93,12 @@ def titles(against: str) -> list[str]:
     return [f"{what}, {against}" for what in (*kinds, "nats, held-out")]
 
 
-def of_arm(name: str, setting: recipes.Setting) -> Results:
+def of_arm(name: str, setting: Setting) -> Results:
     """The results of an arm in one setting."""
     return results_of(lambda seed: recipes.trial_of(name, setting, seed))
 
 
-def setting_columns(name: str, setting: recipes.Setting) -> list[str]:
+def setting_columns(name: str, setting: Setting) -> list[str]:
     """Targets, learning rate, active rank."""
     rank = sum(recipes.RANKS[name].values()) * setting.times
     return [TARGETS[setting.targets], f"{setting.rate:g}", f"{rank}"]
@@ -168,7 +168,7 @@ def all_results() -> list[tuple[str, str, Results]]:
                 seed: int,
                 name: str = name,
                 recipe: str = recipe,
-                setting: recipes.Setting = setting,
+                setting: Setting = setting,
             ) -> Trial:
                 return recipes.recipe_trial(name, recipe, setting, seed)
 

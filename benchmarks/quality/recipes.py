@@ -1,26 +1,24 @@
 """Which trials the search for a recipe is made of; `recipe_search` runs them.
 
-Every arm has the same budget: `BUDGET` trials over targets, learning rate and rank,
-of which the one with the fewest nats per answer on validation examples of *seen* cells
-counts. Trials lie beside those of `evidence`, in `standin/`, and resume as those do.
+Every arm has the same budget of trials over targets, learning rate and rank
+(`arm_search`), of which the one with the fewest nats per answer on validation examples
+of *seen* cells counts. Trials lie beside those of `evidence`, in `standin/`, and resume
+as those do.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.quality import store
+from benchmarks.quality import arm_search, store
+from benchmarks.quality.arm_search import Setting
 from benchmarks.quality.cldr_mix import Data
 from benchmarks.quality.evidence_arms import Arm
 from benchmarks.quality.trial import Trial
 
 SIZE, BASE = "standin", "base_instructed"
 STEPS, BATCH = 120, 32
-BUDGET = 6
-"""Trials for each arm."""
-
 RANKS: dict[str, dict[str, int]] = {
     "lora": {"shared": 6},
     "flix_shared": {"task": 2, "language": 2, "shared": 2},
@@ -30,21 +28,6 @@ RANKS: dict[str, dict[str, int]] = {
 
 FIRST_RATE = 6e-3
 FINALISTS = ("lora", "flix_shared", "task_shared")
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What is searched for.
-
-    Attributes:
-        targets: As in `enable_flix`.
-        rate: The learning rate.
-        times: What all ranks are multiplied with.
-    """
-
-    targets: str | None = "all-linear"
-    rate: float = FIRST_RATE
-    times: int = 1
 
 
 Known = Callable[[Trial], "dict[str, Any] | None"]
@@ -75,53 +58,19 @@ SEEN, HELD_OUT = "validation_nats", "validation_held_out_nats"
 """What a setting can be chosen by: both in nats per answer."""
 
 
-def best_of(
-    name: str, tried: list[Setting], known: Known = known, by: str = SEEN
-) -> Setting:
-    """The setting with the fewest nats per answer on validation examples."""
+def score_of(name: str, known: Known = known, by: str = SEEN) -> arm_search.Score:
+    """The nats per answer of an arm's settings on validation examples."""
 
-    def nats(setting: Setting) -> float:
+    def score(setting: Setting) -> float | None:
         result = known(trial_of(name, setting))
-        return float("inf") if result is None else result[by]
+        return None if result is None else result[by]
 
-    return min(tried, key=nats)
+    return score
 
 
 def search(name: str, known: Known = known) -> list[Setting]:
-    """The settings that an arm is tried with, as far as results tell by now.
-
-    First the targets; then the rate, doubled, and on in the direction that is
-    better; then the ranks, four times as high, at the best rate and at half of it.
-
-    Returns:
-        Settings in order, of which all but the last have a result: `BUDGET` when the
-        search is over.
-    """
-    tried: list[Setting] = []
-
-    def next_setting() -> Setting:
-        best = best_of(name, tried, known) if tried else Setting()
-        match len(tried):
-            case 0:
-                return Setting()
-            case 1:
-                return Setting(targets=None)
-            case 2:
-                return dataclasses.replace(best, rate=FIRST_RATE * 2)
-            case 3:
-                better = best.rate > FIRST_RATE
-                rate = FIRST_RATE * 4 if better else FIRST_RATE / 2
-                return dataclasses.replace(best, rate=rate)
-            case 4:
-                return dataclasses.replace(best, times=4)
-        rate = tried[4].rate / 2
-        return dataclasses.replace(tried[4], rate=rate)
-
-    while len(tried) < BUDGET:
-        tried.append(next_setting())
-        if known(trial_of(name, tried[-1])) is None:
-            break
-    return tried
+    """The settings that an arm is tried with, as far as results tell by now."""
+    return arm_search.search(FIRST_RATE, score_of(name, known))
 
 
 def tuned(name: str, known: Known = known, by: str = SEEN) -> Setting | None:
@@ -134,9 +83,9 @@ def tuned(name: str, known: Known = known, by: str = SEEN) -> Setting | None:
             examples of held-out cells.
     """
     tried = search(name, known)
-    if len(tried) < BUDGET or known(trial_of(name, tried[-1])) is None:
+    if not arm_search.is_over(tried, score_of(name, known)):
         return None
-    return best_of(name, tried, known, by)
+    return arm_search.best_of(tried, score_of(name, known, by))
 
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {

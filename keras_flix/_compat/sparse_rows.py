@@ -1,7 +1,7 @@
 """Gradients of only some rows of a variable.
 
 TensorFlow and PyTorch have tensors of this kind. JAX has none: see
-`keras_flix.row_gradients`.
+`keras_flix.layers.row_scope`.
 """
 
 from __future__ import annotations

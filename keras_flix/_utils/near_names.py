@@ -60,3 +60,13 @@ def hint(name: Any, known: Iterable[Any]) -> str:
     """
     near = nearest(name, known)
     return "" if near is None else f" The nearest is {near!r}."
+
+
+def the_nearest(name: Any, known: Iterable[Any]) -> str:
+    """The end of an error's text where nothing matched: three names, near or not.
+
+    >>> the_nearest("atention", ["attention", "dense"])
+    " The nearest are ['attention']"
+    """
+    names = list(known)
+    return f" The nearest are {most_alike(name, names, 3, 0.3) or names[:3]}"

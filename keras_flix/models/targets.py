@@ -11,7 +11,7 @@ import keras
 import keras_hub
 
 from keras_flix import _compat
-from keras_flix._utils.near_names import most_alike
+from keras_flix._utils.near_names import the_nearest
 from keras_flix.layers.checks import layer_equation
 from keras_flix.layers.einsum_split import split_equation
 from keras_flix.layers.row_orders import KERAS_HUB, Orders, as_orders
@@ -274,8 +274,7 @@ def paths_matching(target: Any, layers: Mapping[str, Any], error: str) -> list[s
     found = [path for path, layer in layers.items() if matches(target, path, layer)]
     if not found:
         names = sorted({layer.name for layer in layers.values()})
-        near = most_alike(target, names, 3, cutoff=0.3) or names[:3]
-        raise ValueError(f"{error} The nearest are {near}.")
+        raise ValueError(f"{error}{the_nearest(target, names)}.")
     return found
 
 
@@ -329,12 +328,11 @@ def _no_match(
         )
     names = sorted({layer.name for _, layer in candidates})
     paths = [key for key, _ in candidates]
-    known = list(dict.fromkeys([*names, *paths]))
-    near = most_alike(target, known, 3, cutoff=0.3)
+    known = dict.fromkeys([*names, *paths])
     return (
         "A target must match a layer's name, or its whole path as a regex. "
-        f"Received: {target!r}, which matches nothing. The nearest are "
-        f"{near or names[:3]}; paths look like {_some_paths(candidates)}."
+        f"Received: {target!r}, which matches nothing.{the_nearest(target, known)}; "
+        f"paths look like {_some_paths(candidates)}."
     )
 
 

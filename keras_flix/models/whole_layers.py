@@ -9,7 +9,7 @@ import keras
 import keras_hub
 
 from keras_flix import _compat
-from keras_flix._utils.near_names import most_alike
+from keras_flix._utils.near_names import the_nearest
 from keras_flix.models.adapted.trained_base import heads
 from keras_flix.models.targets import Placed, below_parent, compiled
 
@@ -95,8 +95,7 @@ def _matching(target: Any, walk: Sequence[Placed]) -> list[keras.layers.Layer]:
     names = sorted({layer.name for layer, _ in walk if layer.weights})
     raise ValueError(
         "`train` must name layers, or match their whole paths as a regex. Received: "
-        f"{target!r}, which matches nothing. The nearest are "
-        f"{most_alike(target, names, 3, cutoff=0.3) or names[:3]}."
+        f"{target!r}, which matches nothing.{the_nearest(target, names)}."
     )
 
 

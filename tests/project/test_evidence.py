@@ -22,6 +22,7 @@ from benchmarks.quality import (  # noqa: E402
     cldr_mix,
     evidence,
     evidence_arms,
+    evidence_page,
     evidence_tables,
     few_shot,
     plan,
@@ -295,4 +296,4 @@ def test_schemas_are_the_librarys():
 def test_the_few_shot_table_is_that_of_the_stored_result():
     result = json.loads((RESULTS / "few_shot_torch.json").read_text())
     assert {row["language"] for row in result["rows"]} == set(few_shot.NEW)
-    assert few_shot.table(result["rows"]) in evidence_tables.README.read_text()
+    assert few_shot.table(result["rows"]) in evidence_page.README.read_text()

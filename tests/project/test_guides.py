@@ -19,9 +19,7 @@ pytest.importorskip("matplotlib", reason="extra `guides`")
 
 from benchmarks.quality import (  # noqa: E402
     evidence_figures,
-    evidence_tables,
-    recipe_tables,
-    recipes,
+    evidence_page,
 )
 
 # Each of these runs in about a minute, and starts from the stored adapters.
@@ -218,8 +216,8 @@ def test_does_flix_help_says_what_the_stored_results_say(tmp_path):
 
 
 def test_figures_and_tables_of_the_docs_are_those_of_the_results():
-    old = evidence_tables.README.read_text()
-    assert len(evidence_tables.BLOCK.findall(old)) >= 10
-    assert evidence_tables.page({recipes.SIZE: recipe_tables.TABLES}) == old
+    old = evidence_page.README.read_text()
+    assert len(evidence_page.BLOCK.findall(old)) >= 10
+    assert evidence_page.page() == old
     for name in evidence_figures.FIGURES:
         assert (evidence_figures.FOLDER / f"{name}.png").stat().st_size > 10_000

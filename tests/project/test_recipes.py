@@ -18,13 +18,13 @@ pytest.importorskip("babel")
 pytestmark = pytest.mark.short("jax")
 
 from benchmarks.quality import (  # noqa: E402
+    arm_search,
     cldr_mix,
     evidence_arms,
-    evidence_tables,
+    evidence_page,
     hierarchical,
     instruct_base,
     plan,
-    recipe_tables,
     recipes,
     scoring,
     training,
@@ -91,7 +91,7 @@ def test_every_arm_has_the_same_budget(best_rate, targets, rank):
         while recipes.tuned(name, known) is None:
             asked.append(recipes.search(name, known)[-1])
             run(recipes.trial_of(name, asked[-1]))
-        assert len(set(asked)) == len(asked) == recipes.BUDGET
+        assert len(set(asked)) == len(asked) == arm_search.BUDGET
         found = recipes.tuned(name, known)
         expected = best_rate if rank == 6 else best_rate / 2
         assert (found.targets, found.rate) == (targets, expected)
@@ -201,9 +201,10 @@ def test_an_interval_covers_seeds_and_cells():
 
 
 def test_the_tables_of_the_readme_are_those_of_the_stored_results():
-    text = evidence_tables.README.read_text()
-    for name, table in recipe_tables.TABLES.items():
-        assert f"<!-- table: {recipes.SIZE} {name} -->\n{table()}<!-- end -->" in text
+    text = evidence_page.README.read_text()
+    for size, tables in evidence_page.OTHERS.items():
+        for name, table in tables.items():
+            assert f"<!-- table: {size} {name} -->\n{table()}<!-- end -->" in text
 
 
 @pytest.mark.slow

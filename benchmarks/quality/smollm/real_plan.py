@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from benchmarks.quality import arm_search
+from benchmarks.quality.arm_search import Setting
 from benchmarks.quality.evidence_arms import Arm
-from benchmarks.quality.smollm.real_trial import Trial
+from benchmarks.quality.smollm.trial import Trial
 
 SIZE = "smollm_cpu"
 """Folder of the results."""
 
-ATTENTION, ALL = None, "all-linear"
-TARGETS = {"attention": ATTENTION, "all_linear": ALL}
-RATES = (2e-3, 4e-3, 1e-3)
-"""The middle rate, and its neighbours; the search goes on by factors of two."""
+FIRST_RATE = 2e-3
 
-Load = Callable[[Trial], dict[str, Any] | None]
+Load = Callable[[Trial], "dict[str, Any] | None"]
 
 
 def lora(rank: int) -> Arm:
@@ -34,13 +33,11 @@ MAIN = (
     lora(12),
     Arm("flix_shared", {"task": 4, "language": 4, "shared": 4}),
 )
-"""The arms that come first, tuned over rate and targets, then run with more seeds."""
+"""The arms that are searched first, and then run with more seeds."""
 
 OTHERS = (
-    Arm("flix", {"task": 6, "language": 6}),
     Arm("task_shared", {"task": 6, "shared": 6}),
-    lora(4),
-    lora(48),
+    Arm("flix", {"task": 6, "language": 6}),
     Arm("task_only", {"task": 12}),
     Arm("flix_family", {"task": 4, "language": 4, "shared": 4, "family": 4}),
     Arm("flix_ranks_2_2_8", {"task": 2, "language": 2, "shared": 8}),
@@ -50,21 +47,43 @@ OTHERS = (
         dropout={"task": 0.3, "language": 0.3},
     ),
     rslora(48),
-    lora(24),
     Arm("shuffled", {"task": 4, "language": 4, "shared": 4}, labels="shuffled"),
 )
 """All of active rank 12 where the name states none other, but for `flix_family`."""
 
-
-def aimed(arm: Arm) -> list[Arm]:
-    """The arm for each of the targets."""
-    return [
-        dataclasses.replace(arm, name=f"{arm.name}@{name}", targets=targets)
-        for name, targets in TARGETS.items()
-    ]
-
-
 UNTRAINED = Trial(Arm("untrained", {"shared": 1}), 0.0, steps=0)
+
+
+def trial_of(arm: Arm, setting: Setting, seed: int = 0) -> Trial:
+    """A trial of an arm with one of the settings of its search."""
+    targets = "all_linear" if setting.targets else "attention"
+    times = "" if setting.times == 1 else f"_x{setting.times}"
+    changed = dataclasses.replace(
+        arm,
+        name=f"{arm.name}@{targets}{times}",
+        ranks={name: rank * setting.times for name, rank in arm.ranks.items()},
+        targets=setting.targets,
+    )
+    return Trial(changed, setting.rate, seed=seed)
+
+
+def score_of(arm: Arm, load: Load) -> arm_search.Score:
+    """The nats per answer of an arm's settings in seen validation cells."""
+
+    def score(setting: Setting) -> float | None:
+        result = load(trial_of(arm, setting))
+        return None if result is None else result["validation"]
+
+    return score
+
+
+def best_of(arm: Arm, load: Load) -> Setting | None:
+    """The best setting of an arm, `None` until its search is over."""
+    score = score_of(arm, load)
+    tried = arm_search.search(FIRST_RATE, score)
+    if not arm_search.is_over(tried, score):
+        return None
+    return arm_search.best_of(tried, score)
 
 
 def in_order(load: Load, seeds: int = 3) -> Iterator[Trial]:
@@ -73,48 +92,22 @@ def in_order(load: Load, seeds: int = 3) -> Iterator[Trial]:
     Args:
         load: The result of a trial, or `None`. Which trials come later depends on
             what was found, so that each is run before the next is asked for.
-        seeds: Of the main arms, at their best rates and targets.
+        seeds: Of the main arms, at their best settings.
     """
-    # First one rate of every main arm and target, then its neighbours.
-    for rate in RATES:
-        for arm in MAIN:
-            yield from (Trial(one, rate) for one in aimed(arm))
+    yield from searches(MAIN, load)
     yield UNTRAINED
-    for arm in MAIN:
-        for one in aimed(arm):
-            yield from search(one, load)
     for seed in range(1, seeds):
         for arm in MAIN:
-            if best := best_of(aimed(arm), load):
-                yield dataclasses.replace(best, seed=seed)
+            if best := best_of(arm, load):
+                yield trial_of(arm, best, seed)
     for arm in OTHERS:
-        for one in aimed(arm):
-            yield from search(one, load)
+        yield from searches([arm], load)
 
 
-def search(arm: Arm, load: Load) -> Iterator[Trial]:
-    """Trials until the best rate has been compared with both its neighbours."""
-    rates = list(RATES)
-    while True:
-        yield from (Trial(arm, rate) for rate in rates)
-        results = ranked([Trial(arm, rate) for rate in rates], load)
-        if len(results) < len(rates):
-            return
-        best = results[0].learning_rate
-        missing = [rate for rate in (best / 2, best * 2) if rate not in rates]
-        if not missing:
-            return
-        rates += missing
-
-
-def best_of(arms: Sequence[Arm], load: Load) -> Trial | None:
-    """The trial of seed 0 with the fewest nats in seen validation cells, if any."""
-    results = ranked([trial for arm in arms for trial in search(arm, load)], load)
-    return results[0] if results else None
-
-
-def ranked(trials: Sequence[Trial], load: Load) -> list[Trial]:
-    """Those that have a result, the fewest nats in seen validation cells first."""
-    found = [(load(trial), trial) for trial in trials]
-    done = [(result["validation"], trial) for result, trial in found if result]
-    return [trial for _, trial in sorted(done, key=lambda pair: pair[0])]
+def searches(arms: Any, load: Load) -> Iterator[Trial]:
+    """Trials of the arms in turns, so that all have as many when a run is stopped."""
+    for count in range(arm_search.BUDGET):
+        for arm in arms:
+            tried = arm_search.search(FIRST_RATE, score_of(arm, load))
+            if count < len(tried):
+                yield trial_of(arm, tried[count])
