@@ -9,7 +9,7 @@ import sys
 import pytest
 from helpers.places import GUIDES, ROOT
 
-from benchmarks.quality import evidence_tables
+from benchmarks.quality import evidence_page
 
 pytestmark = pytest.mark.short("torch")
 README = (ROOT / "README.md").read_text()
@@ -60,7 +60,7 @@ def test_the_example_prints_what_is_said():
 
 def test_its_table_is_that_of_the_stored_results():
     (table,) = TABLE.findall(README)
-    stored = evidence_tables.README.read_text()
+    stored = evidence_page.README.read_text()
     stored = stored.partition(f"<!-- table: {ARMS} -->")[2].partition("<!-- end -->")[0]
     numbers = [re.split(r" *\| *", row)[2:-1] for row in table.strip().splitlines()[2:]]
     flix, lora, difference = (cells[:3] for cells in numbers)
