@@ -54,7 +54,7 @@ def test_the_example_prints_what_is_said():
         text=True,
     )
     assert result.returncode == 0, result.stdout[-3000:]
-    (said,) = re.findall(r"It prints `(.+?)`", README)
+    (said,) = re.findall(r"it \[prints\]\(.+?\)\n`(.+?)`", README)
     assert said in result.stdout
 
 
