@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import json
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -50,6 +52,21 @@ def pytest_configure(config):
     path = config.getoption("--support-report")
     config.support = SupportReport(path, BACKEND) if path else None
     config.faults = {}
+    if BACKEND == "jax" and not config.getoption("--full"):
+        _keep_what_is_compiled(config)
+
+
+def _keep_what_is_compiled(config):
+    """For this run and the processes that it starts: many tests compile the same."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = tempfile.TemporaryDirectory(prefix="compiled")
+    config.add_cleanup(folder.cleanup)
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": folder.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -103,6 +120,17 @@ def spm_proto() -> bytes:
     from helpers.gemma import train_tokenizer
 
     return train_tokenizer()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _old_objects_stay():
+    """Nobody need look for garbage again among what other modules have left.
+
+    Keras does for every kernel that it quantizes, which takes half a second where all
+    tests and three backends are in memory.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

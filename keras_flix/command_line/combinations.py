@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 from keras_flix.features.feature import Feature
@@ -15,8 +16,9 @@ def parse_features(schema: FeatureSchema, entries: list[str] | None) -> dict[str
     Args:
         schema: The features.
         entries: `feature=value`; `feature=one,two` where that has several;
-            `feature=one:0.5,two:0.25` for a blend; `feature=` where there is none.
-            One that is always active has no entry.
+            `feature=one:0.5,two:0.25` for a blend; `feature=` where there is none;
+            and several of these in one, with commas between. One that is always
+            active has no entry.
 
     Example:
 
@@ -25,9 +27,20 @@ def parse_features(schema: FeatureSchema, entries: list[str] | None) -> dict[str
     {'task': 'qa', 'language': None}
     >>> parse_features(schema, ["task=", "language=en:0.5,sw:0.25"])
     {'task': None, 'language': {'en': 0.5, 'sw': 0.25}}
+    >>> parse_features(schema, ["task=qa,language=sw"])
+    {'task': 'qa', 'language': 'sw'}
     """
+    combination = parse_some_features(schema, entries)
+    schema.encode_one(combination)
+    return combination
+
+
+def parse_some_features(
+    schema: FeatureSchema, entries: Sequence[str] | None
+) -> dict[str, Any]:
+    """As `parse_features`, where features may be left out; values are not checked."""
     combination: dict[str, Any] = {}
-    for entry in entries or []:
+    for entry in [one for text in entries or [] for one in _apart(schema, text)]:
         name, mark, text = entry.partition("=")
         if not mark or name in combination:
             raise ValueError(
@@ -36,8 +49,64 @@ def parse_features(schema: FeatureSchema, entries: list[str] | None) -> dict[str
                 "none."
             )
         combination[name] = _entry(schema[name] if name in schema else None, text)
-    schema.encode_one(combination)
     return combination
+
+
+def _apart(schema: FeatureSchema, text: str) -> list[str]:
+    """The entries in a text, with commas between.
+
+    A comma begins a new entry where something with `=` follows it, unless it is in a
+    value: the longest text that is one of the feature's values is that value.
+    """
+    pieces = text.split(",")
+    entries = []
+    while pieces:
+        name, _, first = pieces[0].partition("=")
+        feature = schema[name] if name in schema else None
+        count = _longest([first, *pieces[1:]], feature)
+        while count < len(pieces):
+            more = _longest(pieces[count:], feature)
+            if "=" in pieces[count] and not _is_value(pieces[count:][:more], feature):
+                break
+            count += more
+        entries.append(",".join(pieces[:count]))
+        pieces = pieces[count:]
+    return entries
+
+
+def _longest(pieces: Sequence[str], feature: Feature | None) -> int:
+    """How many pieces make up the value that a text begins with; 1 if none does."""
+    counts = range(len(pieces), 1, -1)
+    return next((n for n in counts if _is_value(pieces[:n], feature)), 1)
+
+
+def _is_value(pieces: Sequence[str], feature: Feature | None) -> bool:
+    """Whether a text, maybe with a weight at its end, is a value."""
+    if feature is None:
+        return False
+    text = ",".join(pieces)
+    return any(_value(feature, x) in feature.values for x in _with_weight(text))
+
+
+def _with_weight(text: str) -> list[str]:
+    """What may be the value: the text, and what stands before a weight."""
+    value, _, weight = text.rpartition(":")
+    try:
+        float(weight)
+    except ValueError:
+        return [text]
+    return [text, value]
+
+
+def _parts(text: str, feature: Feature) -> list[str]:
+    """A list of values, or of values with weights, at its commas."""
+    pieces = text.split(",")
+    parts = []
+    while pieces:
+        count = _longest(pieces, feature)
+        parts.append(",".join(pieces[:count]))
+        pieces = pieces[count:]
+    return parts
 
 
 def _entry(feature: Feature | None, text: str) -> Any:
@@ -45,7 +114,7 @@ def _entry(feature: Feature | None, text: str) -> Any:
     if blend is not None:
         return blend
     if feature is not None and feature.multiple:
-        return [_value(feature, x) for x in text.split(",") if x]
+        return [_value(feature, x) for x in _parts(text, feature) if x]
     return _value(feature, text) if text else None
 
 
@@ -54,7 +123,7 @@ def _blend(feature: Feature, text: str) -> dict[str | int, float] | None:
     if text in feature.values:
         return None
     blend = {}
-    for part in text.split(","):
+    for part in _parts(text, feature):
         value, mark, weight = part.rpartition(":")
         if not mark:
             return None

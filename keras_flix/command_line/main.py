@@ -28,9 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    if "_ARGCOMPLETE" in os.environ:
+        # A shell asks how a command goes on; the process ends here.
+        importlib.import_module("keras_flix.command_line.completing").complete(parser())
     parsed = parser().parse_args(arguments)
     try:
-        answer = _command(parsed.run)(parsed)
+        answer = _imported(parsed.run)(parsed)
+        if isinstance(answer, int):
+            return answer
         answer.show(parsed.json)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -49,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(answer.code)
 
 
-def _command(name: str) -> Callable[[argparse.Namespace], Answer]:
+def _imported(name: str) -> Callable[[argparse.Namespace], Answer | int]:
     """A command by its module and its name; what it needs is imported now."""
     module, _, function = name.partition(":")
     return getattr(

@@ -6,9 +6,9 @@ import argparse
 from typing import Any
 
 import keras
-import keras_hub
 
 from keras_flix._utils.atomic_directories import check_new, new_directory
+from keras_flix.command_line.bases import load_base
 from keras_flix.command_line.combinations import parse_features
 from keras_flix.command_line.output import Answer, progress
 from keras_flix.exports import gguf_base
@@ -89,16 +89,7 @@ def _adapted(arguments: argparse.Namespace, begin: Any) -> keras.Model:
 
 def _base(arguments: argparse.Namespace, begin: Any) -> keras.Model:
     begin("loading the base")
-    cls: Any = getattr(keras_hub.models, arguments.model_class, None)
-    kinds = (keras_hub.models.Task, keras_hub.models.Backbone)
-    fits = isinstance(cls, type) and issubclass(cls, kinds)
-    if not fits:
-        raise ValueError(
-            "--class must be a task or backbone class of keras_hub.models. Received: "
-            f"{arguments.model_class!r}. Write such as CausalLM or Backbone."
-        )
-    options = {} if arguments.dtype is None else {"dtype": arguments.dtype}
-    return cls.from_preset(arguments.preset, **options)
+    return load_base(arguments.preset, arguments.model_class, arguments.dtype)
 
 
 def _written(

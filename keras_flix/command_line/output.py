@@ -53,6 +53,16 @@ class Answer:
                 _print_table(rich, block)
 
 
+def say(text: str) -> None:
+    """Tells what a command is about to do."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def on_stderr() -> contextlib.AbstractContextManager[Any]:
+    """A block in which what Keras prints goes to stderr: stdout is for the answer."""
+    return contextlib.redirect_stdout(sys.stderr)
+
+
 def _rich(stream: Any) -> Any | None:
     """The package `rich` (extra `cli`), if the stream is a terminal and it is there."""
     if not stream.isatty():

@@ -6,6 +6,7 @@ import argparse
 import os
 from typing import Any
 
+from keras_flix.command_line.run_parser import add_features, add_run_commands
 from keras_flix.version import __version__
 
 PROGRAM = "keras-flix"
@@ -19,12 +20,14 @@ def parser() -> argparse.ArgumentParser:
         "--traceback", action="store_true", help="show where an error comes from"
     )
     top = argparse.ArgumentParser(
-        prog=PROGRAM, description="Adapter files of keras_flix on the command line."
+        prog=PROGRAM,
+        description="Trains adapters of keras_flix, and does what is done with them.",
     )
     top.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_file_commands(commands, common)
     _add_model_commands(commands, common)
+    add_run_commands(commands, common)
     return top
 
 
@@ -56,7 +59,7 @@ def _add_file_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         help="what a server of exported adapters is asked for a combination",
     )
     three.add_argument("directory", help="what `export` wrote, with its index.json")
-    _add_features(three)
+    add_features(three)
     three.add_argument(
         "--server-arguments",
         action="store_true",
@@ -82,7 +85,7 @@ def _add_model_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     base = argparse.ArgumentParser(add_help=False)
     base.add_argument("file", help="an adapter file, or its handle on a hub")
     base.add_argument("--output", required=True, help="a new or empty folder")
-    _add_features(base)
+    add_features(base)
     base.add_argument(
         "--any-base", action="store_true", help="do not compare base fingerprints"
     )
@@ -117,12 +120,3 @@ def _add_model_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         "--context-length", type=int, help="of a prompt with its answer, in tokens"
     )
     three.set_defaults(run="model_commands:export_base")
-
-
-def _add_features(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--features",
-        nargs="*",
-        metavar="FEATURE=VALUE",
-        help="such as task=qa language=sw, or language=sw:0.5,yo:0.5 for a blend",
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from keras_flix.evaluation.scores import Scores
@@ -18,20 +19,22 @@ SHOWN = 40
 
 def adapter_card(
     adapters: Adapters,
-    handle: Handle,
+    handle: Handle | Path,
     *,
     base_model: str | None = None,
     license: str | None = None,
     scores: Scores | Mapping[str, Scores] | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> str:
     """The card of an adapter file.
 
     Args:
         adapters: What is in the file.
-        handle: Where it will be, with the file's name.
+        handle: Where it will be, with the file's name: on a hub, or in a folder.
         base_model: The preset that the adapters were trained on.
         license: Its identifier, such as `"apache-2.0"`.
         scores: The scores to show, or several by title.
+        training: How they were trained: settings by name.
 
     Returns:
         Markdown, with metadata as the hubs read it.
@@ -41,7 +44,7 @@ def adapter_card(
     base = adapters.base
     parts = [
         _metadata(base_model, license, ["keras", "flix"]),
-        f"# {handle.repository.rpartition('/')[2]}",
+        f"# {_title(handle)}",
         "Featurized low-rank adapters (FLix): every value of a feature has a low-rank "
         "update of the base model's weights, and an example uses the sum of the "
         "updates of its own values.",
@@ -66,6 +69,7 @@ def adapter_card(
         ),
         "## Use",
         _usage(adapters, handle, base_model),
+        *_training_parts(training),
         *_score_parts(scores),
         f"Written by keras_flix {__version__}.",
     ]
@@ -172,8 +176,15 @@ def _kind(feature: Feature) -> str:
     return "several per example" if feature.multiple else "one per example"
 
 
-def _usage(adapters: Adapters, handle: Handle, base_model: str | None) -> str:
+def _title(handle: Handle | Path) -> str:
+    if isinstance(handle, Path):
+        return handle.absolute().parent.name
+    return handle.repository.rpartition("/")[2]
+
+
+def _usage(adapters: Adapters, handle: Handle | Path, base_model: str | None) -> str:
     entries = {f.name: f.values[0] for f in adapters.schema.routed}
+    place = handle.name if isinstance(handle, Path) else str(handle)
     task = f"keras_hub.models.CausalLM.from_preset({base_model or '...'!r})"
     lines = [
         "```python",
@@ -181,11 +192,18 @@ def _usage(adapters: Adapters, handle: Handle, base_model: str | None) -> str:
         "",
         "# Or the class of the base that it was trained as.",
         f"model = {task}",
-        f"keras_flix.load_adapters(model, {str(handle)!r})",
+        f"keras_flix.load_adapters(model, {place!r})",
     ]
     if entries:
         lines.append(f"merged = keras_flix.merge_features(model, {entries!r})")
     return "\n".join([*lines, "```"])
+
+
+def _training_parts(training: Mapping[str, Any] | None) -> list[str]:
+    if not training:
+        return []
+    rows = [f"| {_code(name)} | {_code(value)} |" for name, value in training.items()]
+    return ["## Training", "\n".join(["| setting | value |", "| --- | --- |", *rows])]
 
 
 def _score_parts(scores: Scores | Mapping[str, Scores] | None) -> list[str]:

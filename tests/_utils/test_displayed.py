@@ -15,6 +15,8 @@ from keras_flix._utils.displayed import Displayed, as_html, some
 from keras_flix.models.growing.blend import Blend
 from keras_flix.models.summary import FlixSummary, by_block
 
+pytestmark = pytest.mark.short("torch")
+
 SECRET, NUMBER = "the <b>secret</b> text", 1234.5678
 VALUE = "<i>qa</i>"
 FEATURES = {"task": [VALUE, "parse"], "language": [f"l{i}" for i in range(60)]}

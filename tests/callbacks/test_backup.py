@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import keras
@@ -22,10 +23,10 @@ pytestmark = pytest.mark.eager
 EPOCHS, BATCHES = 4, 4
 
 SCRIPT = """
-import sys
+import json, sys
 sys.path.insert(0, sys.argv[1])
-from callbacks.test_backup import run_until_killed
-run_until_killed(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+from callbacks import test_backup
+test_backup.call(*json.loads(sys.argv[2]))
 """
 
 
@@ -63,9 +64,7 @@ class Interrupt(keras.callbacks.Callback):
 
 
 def run_until_killed(folder, save_freq, step):
-    backup = keras.callbacks.BackupAndRestore(
-        folder, save_freq=save_freq if save_freq == "epoch" else int(save_freq)
-    )
+    backup = keras.callbacks.BackupAndRestore(folder, save_freq=save_freq)
     small_model().fit(
         Numbered(),
         epochs=EPOCHS,
@@ -81,10 +80,55 @@ def uninterrupted():
     return model
 
 
-def kill_training(folder, save_freq, step):
+def call(name, *arguments):
+    globals()[name](*arguments)
+
+
+def fork_children():
+    """For each line of the input, processes side by side; prints how they ended."""
+    for line in sys.stdin:
+        children = []
+        for name, *arguments in json.loads(line):
+            children.append(os.fork())
+            if not children[-1]:
+                try:
+                    call(name, *arguments)
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)
+                os._exit(0)
+        statuses = [os.waitpid(child, 0)[1] for child in children]
+        print(json.dumps([*map(os.waitstatus_to_exitcode, statuses)]), flush=True)
+
+
+@pytest.fixture(scope="module")
+def run_apart():
+    """Calls functions of this module, each in a process of its own; exit codes."""
+    python = [sys.executable, "-c", SCRIPT, str(TESTS)]
+    if keras.config.backend() != "torch" or not hasattr(os, "fork"):
+
+        def start(*calls):
+            processes = [subprocess.Popen([*python, json.dumps(one)]) for one in calls]
+            return [process.wait() for process in processes]
+
+        yield start
+        return
+    # One that imports everything, and computes nothing before it is forked.
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*python, '["fork_children"]'], **pipes) as nursery:
+
+        def fork(*calls):
+            nursery.stdin.write(f"{json.dumps(calls)}\n")
+            nursery.stdin.flush()
+            return json.loads(nursery.stdout.readline())
+
+        yield fork
+        nursery.stdin.close()
+
+
+def kill_training(run_apart, folder, save_freq, step):
     """Runs training in a process of its own, up to one step."""
-    arguments = [str(TESTS), str(folder), str(save_freq), str(step)]
-    code = subprocess.run([sys.executable, "-c", SCRIPT, *arguments]).returncode
+    (code,) = run_apart(["run_until_killed", str(folder), save_freq, step])
     assert code == -signal.SIGKILL
 
 
@@ -159,22 +203,24 @@ def test_a_damaged_backup_gives_way_to_the_one_before(tmp_path, damage):
     assert_same_weights(model, uninterrupted())
 
 
-@pytest.mark.short("torch", "tensorflow")
+@pytest.mark.short("torch")
 @pytest.mark.slow
 @pytest.mark.support("State", "`BackupAndRestore` after SIGKILL")
-def test_killed_in_an_epoch_and_resumed_from_the_last_one(tmp_path):
-    kill_training(tmp_path / "backup", "epoch", 2 * BATCHES + 2)
+def test_killed_in_an_epoch_and_resumed_from_the_last_one(run_apart, tmp_path):
+    kill_training(run_apart, tmp_path / "backup", "epoch", 2 * BATCHES + 2)
     assert_same_weights(resume(tmp_path / "backup"), uninterrupted())
 
 
 @pytest.mark.short("torch", "jax")
 @pytest.mark.slow
 @pytest.mark.support("State", "`BackupAndRestore(save_freq=...)` after SIGKILL")
-def test_killed_and_resumed_in_the_middle_of_an_epoch(tmp_path, record_property):
+def test_killed_and_resumed_in_the_middle_of_an_epoch(
+    run_apart, tmp_path, record_property
+):
     note = "Keras starts the epoch again: the data must go on from the saved batch"
     record_property("support_note", note)
     # Killed in epoch 1 after its third step; backed up after every second one.
-    kill_training(tmp_path / "backup", 2, BATCHES + 3)
+    kill_training(run_apart, tmp_path / "backup", 2, BATCHES + 3)
     folder = tmp_path / "backup"
     metadata = json.loads((folder / "training_metadata.json").read_text())
     assert metadata == {"epoch": 1, "batch": 1}
@@ -193,19 +239,13 @@ def test_killed_and_resumed_in_the_middle_of_an_epoch(tmp_path, record_property)
 # One directory of several processes. -----------------------------------------
 
 SHARED_EPOCHS = 40
-TOGETHER = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from callbacks.test_backup import train_together
-train_together(*sys.argv[2:])
-"""
 
 
 def train_together(folder, rank, count):
     """One of `count` processes that begin at once and back up in one directory."""
     model = small_model()
     Path(folder, f"{rank}.ready").touch()
-    while len(list(Path(folder).glob("*.ready"))) < int(count):
+    while len(list(Path(folder).glob("*.ready"))) < count:
         time.sleep(0.001)
     fit_with_backup(model, Path(folder, "backup"))
     np.savez(Path(folder, f"{rank}.npz"), *state_of(model))
@@ -220,15 +260,9 @@ def fit_with_backup(model, folder, epochs=SHARED_EPOCHS, **options):
 
 @pytest.mark.short("torch")
 @pytest.mark.slow
-def test_processes_share_a_directory(tmp_path):
-    arguments = [sys.executable, "-c", TOGETHER, str(TESTS), str(tmp_path)]
-    processes = [
-        subprocess.Popen([*arguments, str(rank), "2"], stderr=subprocess.PIPE)
-        for rank in range(2)
-    ]
-    for process in processes:
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors.decode()[-3000:]
+def test_processes_share_a_directory(run_apart, tmp_path):
+    calls = [["train_together", str(tmp_path), rank, 2] for rank in range(2)]
+    assert run_apart(*calls) == [0, 0]
     assert not (tmp_path / "backup").exists()
     expected = state_of(fit_with_backup(small_model(), tmp_path / "alone"))
     for rank in range(2):

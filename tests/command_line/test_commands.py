@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import keras
 import keras_hub
@@ -12,6 +13,7 @@ import safetensors
 import safetensors.numpy
 from helpers.gemma import FEATURES, make_backbone, randomize, to_numpy
 from helpers.models import make_mlp
+from helpers.runs import PRESET, write_lines
 
 import keras_flix
 from keras_flix.command_line import output
@@ -375,7 +377,33 @@ def test_entries_of_combinations():
     assert parse_features(colons, ["time=a:b"]) == {"time": "a:b"}
     empty = {"task": None, "domain": [], "year": None}
     assert parse_features(schema, ["task=", "domain=", "year="]) == empty
+    joined = [",".join(entries), "year=2024,domain=web,news,task=[red]parse"]
+    for one in joined:
+        assert parse_features(schema, [one]) == parse_features(schema, entries)
+    assert parse_features(schema, [",".join(blends)]) == parse_features(schema, blends)
+    assert parse_features(schema, ["task=,domain=", "year="]) == empty
+    # The longest text that is a value is meant.
+    commas = keras_flix.FeatureSchema(
+        [
+            keras_flix.Feature("task", ["a", "a,b", "a,b=c"]),
+            keras_flix.Feature("domain", ["x", "x,y", "z=1"], multiple=True),
+        ]
+    )
+    for text, task, domain in (
+        ("task=a,domain=x,y", "a", ["x,y"]),
+        ("task=a,b,domain=x,x,y", "a,b", ["x", "x,y"]),
+        ("task=a,b=c,domain=x,z=1", "a,b=c", ["x", "z=1"]),
+        (
+            "domain=x,y:0.5,x:2,task=a,b:0.5,a:1",
+            {"a,b": 0.5, "a": 1},
+            {"x,y": 0.5, "x": 2},
+        ),
+    ):
+        found = parse_features(commas, [text])
+        assert found == {"task": task, "domain": domain}
     for entries, text in (
+        (["task=qa,task=qa"], "one of each feature. Received: 'task=qa'"),
+        (["task=qa,tusk=qa"], "Received: 'tusk'"),
         (["task"], "--features must be entries 'feature=value'"),
         (["task=qa", "task=qa"], "one of each feature. Received: 'task=qa'"),
         (["task=Qa", "domain=", "year="], "The nearest known value is 'qa'"),
@@ -451,3 +479,60 @@ def test_as_a_program():
         check=True,
     )
     assert result.stdout.strip() == f"keras-flix {keras_flix.__version__}"
+
+
+def program(*arguments, **options):
+    command = [sys.executable, "-m", "keras_flix", *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def ended(process, lines=""):
+    out, err = process.communicate(lines)
+    assert process.returncode == 0, err
+    return out
+
+
+@pytest.mark.slow
+def test_from_a_file_to_a_chat(tmp_path, capsys):
+    """Killed by the system and started again, then evaluated and asked."""
+    data = write_lines(tmp_path / "data.jsonl")
+    # Many short rounds, of which the kill meets some.
+    sizes = ("--steps", 20, "--backup-steps", 2, "--batch-size", 2)
+    options = (*sizes, "--targets", "query", "--rank", 2, "--score-examples", 1)
+    train = ("train", data, "--preset", PRESET, "--validation-split", 0, *options)
+    train = [str(x) for x in train]
+    folder = tmp_path / "killed"
+    process = program(*train, "--output", folder)
+    while not list(folder.glob("unfinished/backups/epoch-*.weights.h5")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    left = [path.name for path in folder.iterdir()]
+    assert left == ["unfinished"]
+    resumed = program(*train, "--output", folder, "--json")
+    out, err = resumed.communicate()
+    assert resumed.returncode == 0 and "going on where it was stopped" in err
+    assert json.loads(out)["steps"] == 20
+    # As one that nobody stopped.
+    assert main([*train, "--output", str(tmp_path / "whole")]) == 0
+    found, expected = (
+        read_adapters(path / "adapters.flix.safetensors").tables
+        for path in (folder, tmp_path / "whole")
+    )
+    for name, table in expected.items():
+        np.testing.assert_array_equal(found[name], table, err_msg=name)
+    scores = json.loads(ended(program("evaluate", folder, data, "--json")))
+    assert scores["count"] == 12 and scores["by"]["task"].keys() == {"month", "weekday"}
+    start = ("chat", folder, "--features", "task=month,language=de", "--json")
+    lines = "2024-03-05 2 = \n/features language=en\n2024-03-05 2 = \n/quit\n"
+    answers = [json.loads(x) for x in ended(program(*start), lines).splitlines()]
+    assert [one["features"]["language"] for one in answers] == ["de", "en"]
+    assert all(one["answer"] for one in answers)

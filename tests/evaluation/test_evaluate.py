@@ -306,6 +306,7 @@ def gemma(make_gemma):
     return model
 
 
+@pytest.mark.short("torch")
 @pytest.mark.slow
 def test_features_reach_the_model(gemma):
     """Answers are those of `generate`, example by example, and depend on features."""

@@ -30,8 +30,28 @@ IN_ALL_WAYS = "Gemma"
 """The family that does so without it, too."""
 DAILY = {"Gemma", "Bert", "ViT"}
 """Families in the daily loop; all others are marked slow."""
-CACHES = {"Gemma", "Gemma4", "Qwen3_5", "RWKV7"}
-"""Families of all kinds of caches, which generate on every backend."""
+MECHANISMS = {
+    "Gemma": "projections by einsums",
+    "Gemma4": "kernels that are used without their layers, and inputs per layer",
+    "Qwen3Moe": "experts",
+    "Qwen3_5": "linear attention",
+    "RWKV7": "a recurrence",
+    "Bert": "Keras' own attention, and heads on all tokens or on the first",
+    "Albert": "one layer for several depths",
+    "DebertaV3": "projections of what is the same for all examples",
+    "Bart": "attention from one text to another",
+    "ViT": "images",
+    "SwinTransformer": "windows, which multiply the rows of a batch",
+    "CLIP": "two towers",
+}
+"""What adapters meet, by the family that stands for it where models are compiled."""
+CACHES = {
+    "Gemma": ("jax", "tensorflow", "torch"),
+    "Gemma4": ("torch",),
+    "Qwen3_5": ("jax", "torch"),
+    "RWKV7": ("tensorflow", "torch"),
+}
+"""Families of all kinds of caches, and where they generate in the short form."""
 BACKEND = keras.config.backend()
 TASKS = {
     "causal_lm": "causal LM",
@@ -56,10 +76,13 @@ def marks(family, section="Families", row=None, *verdict, fast=True, kind=None):
     support = pytest.mark.support(section, row or family.name, *verdict)
     slow = [] if fast and family.name in DAILY else [pytest.mark.slow]
     if not kind or family.name == IN_ALL_WAYS:
-        return [support, *slow]
+        again = [pytest.mark.eager] if kind == "all-linear" else []
+        return [support, *slow, *again]
+    if family.name not in MECHANISMS:
+        return [support, *slow, pytest.mark.short("torch")]
     # Where models are compiled, one test per family, and other ones on each backend.
     pairs = pytest.mark.pairs("families", family=family.name, kind=kind)
-    return [support, *slow, pairs]
+    return [support, *slow, pairs, pytest.mark.eager]
 
 
 def in_full(family):
@@ -226,6 +249,15 @@ def adds_to_default(family):
     return family.all_linear | family.experts
 
 
+def few_are_left_out(family):
+    """Whether models with the default targets alone compute with `--full` only."""
+    return (
+        BACKEND == "torch"
+        and family.name not in REPRESENTATIVE
+        and bool(adds_to_default(family))
+    )
+
+
 def names(layers):
     return {layer.name for layer in layers.values()}
 
@@ -234,7 +266,11 @@ CASES = [
     pytest.param(
         (family, targets),
         id=f"{family.name}-{name}",
-        marks=marks(family, fast=targets is None, kind=name),
+        marks=[
+            # All layers are these and others. The first such mark counts.
+            *[pytest.mark.short()] * (targets is None and few_are_left_out(family)),
+            *marks(family, fast=targets is None, kind=name),
+        ],
     )
     for family in FAMILIES
     for name, targets, adds in [
@@ -275,7 +311,7 @@ GENERATING = [
         marks=[
             pytest.mark.support("Tasks", "`generate` of causal LMs"),
             *([] if family.name == "Gemma" else [pytest.mark.slow]),
-            *([] if family.name in CACHES else [pytest.mark.short("torch")]),
+            pytest.mark.short(*CACHES.get(family.name, ["torch"])),
         ],
     )
     for family in decoders.FAMILIES
@@ -406,6 +442,7 @@ def test_generate(family):
     assert any((alone[i] != alone[0]).any() for i in (1, 2))
 
 
+@pytest.mark.short("torch")
 def test_every_backbone_is_tested_or_left_out_for_a_reason():
     models = keras_hub.models
     installed = {
@@ -415,5 +452,6 @@ def test_every_backbone_is_tested_or_left_out_for_a_reason():
     }
     tested = {family.name for family in FAMILIES}
     assert len(tested) == len(FAMILIES)
+    assert MECHANISMS.keys() | CACHES.keys() <= tested
     assert not tested & NOT_COVERED.keys()
     assert installed == tested | NOT_COVERED.keys()

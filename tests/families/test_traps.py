@@ -84,6 +84,7 @@ def test_torch_parameters_of_layers_of_one_path():
     assert {id(v.value) for v in model.trainable_variables} <= known
 
 
+@pytest.mark.slow
 @pytest.mark.short("torch")
 def test_a_quantized_gemma4_says_what_to_leave_in_floats():
     model = FAMILIES["Gemma4"].build()

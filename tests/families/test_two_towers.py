@@ -21,6 +21,7 @@ def batch(images, texts):
     return {"images": of_images["images"], "token_ids": of_texts["token_ids"]}
 
 
+@pytest.mark.short("torch")
 @pytest.mark.pairs
 @pytest.mark.support(
     "Paths", "Unequal numbers of images and texts: one value per feature"
@@ -41,6 +42,7 @@ def test_one_value_holds_for_all_images_and_texts(clip, images, texts, form):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.short("torch")
 @pytest.mark.pairs
 @pytest.mark.support(
     "Paths", "Unequal numbers of images and texts: one entry per example", "refused"

@@ -80,6 +80,7 @@ def test_files_of_other_kinds_are_refused_and_run_nothing(
     record_fault("files: of other kinds", files=len(files), accepted=0)
 
 
+@pytest.mark.slow
 def test_hostile_files_are_refused(tmp_path, saved, model, plain, record_fault):
     path = tmp_path / "hostile.flix.safetensors"
     files = file_corpus.hostile(saved.read_bytes())
@@ -115,6 +116,7 @@ def test_a_file_of_a_terabyte_takes_no_memory(tmp_path, saved, model, plain):
     check_refused([model, plain], path)
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_and_every_length_is_noticed(
     tmp_path, saved, load, record_fault
 ):

@@ -93,6 +93,7 @@ def directions(rng, case, x):
         yield name, (np.zeros_like(x), tables)
 
 
+@pytest.mark.short("jax", "tensorflow", "torch")
 def test_gradients_of_random_layers_are_differences_of_the_formula(load, record_fault):
     count, worst = collections.Counter(), 0.0
 
@@ -131,6 +132,7 @@ def test_gradients_of_random_layers_are_differences_of_the_formula(load, record_
     )
 
 
+@pytest.mark.short("jax", "tensorflow", "torch")
 def test_every_gradient_is_a_central_difference(record_fault):
     """Number by number, of the layer's own outputs in float64."""
     policy = "float32" if BACKEND == "torch" else "float64"  # See `POLICIES`.

@@ -161,6 +161,7 @@ def test_a_value_that_comes_back_starts_anew():
     assert not any(to_numpy(v)[1].any() for v in moments)
 
 
+@pytest.mark.slow
 @once
 def test_nothing_is_left_of_what_was_dropped(tmp_path):
     """huggingface/peft #738, #3625."""
@@ -183,6 +184,7 @@ def test_nothing_is_left_of_what_was_dropped(tmp_path):
 # Stale. ------------------------------------------------------------------------
 
 
+@pytest.mark.short("jax", "tensorflow", "torch")
 def test_other_adapters_reach_what_is_compiled(tmp_path):
     """vllm-project/vllm #42125, #30931; huggingface/diffusers #9279."""
     model, other = adapted(), adapted(seed=1)

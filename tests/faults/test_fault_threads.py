@@ -413,6 +413,7 @@ def make_generator(make_gemma):
     return make
 
 
+@pytest.mark.short("torch", "jax")
 @pytest.mark.slow
 def test_generations_get_their_own_features(make_generator, load, record_fault):
     count = 4

@@ -38,6 +38,7 @@ def saved(tmp_path, model=None):
     return path
 
 
+@pytest.mark.short("jax", "tensorflow", "torch")
 def test_the_same_weights_have_one_digest_on_every_backend():
     # The one number says that three backends, and later versions, agree.
     assert base_fingerprint(numbers(make_backbone())).digest == BACKBONE_DIGEST

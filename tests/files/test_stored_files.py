@@ -19,6 +19,7 @@ def assert_gives(model, inputs, name):
     np.testing.assert_allclose(to_numpy(model(inputs)), OUTPUTS[name], atol=1e-5)
 
 
+@pytest.mark.short("torch")
 def test_a_keras_file_with_its_choice_and_optimizer():
     model = keras.models.load_model(STORED / "mlp.keras")
     assert_gives(model, BATCH, "mlp")
@@ -81,6 +82,7 @@ def test_a_layer_of_its_own():
     assert isinstance(model.get_layer("layer"), keras_flix.FlixEinsumDense)
 
 
+@pytest.mark.short("torch")
 def test_a_backbone_of_keras_hub():
     model = keras.models.load_model(STORED / "gemma.keras")
     assert isinstance(model, keras_hub.models.GemmaBackbone)

@@ -218,6 +218,7 @@ def test_columns_beyond_a_values_rank_stay_zero(make):
     assert a.shape[-1] == 3
 
 
+@pytest.mark.short("jax", "tensorflow", "torch")
 def test_initial_tables_are_those_of_the_seed_on_every_backend(make):
     keras.utils.set_random_seed(7)
     layer = make(name="probe")

@@ -306,6 +306,7 @@ ONLY_TF = pytest.mark.skipif(
 )
 
 
+@pytest.mark.short("tensorflow")
 @ONLY_TF
 def test_any_number_of_values_per_example():
     import tensorflow as tf
@@ -325,6 +326,7 @@ def test_any_number_of_values_per_example():
         )
 
 
+@pytest.mark.short("tensorflow")
 @ONLY_TF
 def test_a_batch_of_unknown_length_that_is_no_multiple_raises():
     import tensorflow as tf

@@ -86,6 +86,7 @@ def test_it_holds_in_its_own_context_only():
         np.testing.assert_array_equal(found[name], found["before"])
 
 
+@pytest.mark.short("jax", "tensorflow", "torch")
 def test_another_model_is_not_compiled_without_adapters():
     model = adapted()
     looks = keras.Model(model.input, model.get_layer("hidden").output)

@@ -157,6 +157,8 @@ def test_a_target_that_never_runs_in_a_subclassed_model():
         model({**rows(), "task": "qa", "language": "sw"})
 
 
+@pytest.mark.slow
+@pytest.mark.short("torch")
 def test_gemma4_is_left_as_it_was():
     model = make_gemma4()
     inputs = {

@@ -290,7 +290,13 @@ def test_loss_scaling_leaves_absent_values_alone():
             assert list(np.flatnonzero(changed)) == [3, 7, 39]
 
 
-@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param("mixed_bfloat16", marks=pytest.mark.short("torch", "jax")),
+        pytest.param("mixed_float16", marks=pytest.mark.short("torch", "tensorflow")),
+    ],
+)
 def test_in_half_precision(dtype, written):
     by_rows = train(make_model(dtype=dtype), keras_flix.LazySGD(0.05), BATCHES)
     assert written

@@ -149,6 +149,7 @@ def test_blocks_of_a_backbone():
         np.testing.assert_allclose(found[i : i + 1], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.short("torch")
 def test_a_model_that_is_gone_is_forgotten():
     model = adapted()

@@ -63,6 +63,21 @@ def test_lines():
     ]
 
 
+@pytest.mark.short("torch")
+def test_equal_blocks_are_listed_once(make_gemma):
+    lines = []
+    model = keras_flix.enable_flix(make_gemma(), {"task": ["qa"]}, rank=2)
+    keras_flix.flix_summary(model, print_fn=lines.append)
+    assert lines[:6] == [
+        "FLix adapters in 8 layers:",
+        "  decoder_block_0 to decoder_block_1 (2 blocks):",
+        "    attention/query (4, 16, 6)",
+        "    attention/key (2, 16, 6)",
+        "    attention/value (2, 16, 6)",
+        "    attention/attention_output (4, 6, 16)",
+    ]
+
+
 def test_the_scale_is_told_where_there_is_an_alpha():
     lines = []
     features = [keras_flix.Feature("task", ["qa"], alpha=8, scale="sqrt")]

@@ -40,12 +40,13 @@ FLOORS = (
     ("evaluation",),
     ("files",),
     ("exports", "analysis"),
-    ("callbacks", "command_line"),
+    ("callbacks",),
+    ("command_line",),
     ("__main__",),
 )
 """A room imports only from rooms of the floors before its own, and from itself."""
 IN_MODELS = (
-    ("adapted", "family_names"),
+    ("adapted", "family_names", "recommended"),
     ("targets",),
     ("model_checks", "multiplied", "places"),
     ("trainable_tokens", "trial", "whole_layers"),
@@ -179,6 +180,7 @@ def test_backends_are_imported_by_few_and_on_use(name):
         assert not {m.partition(".")[0] for m in inner} & set(BACKENDS)
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_no_other_backend():
     """Beyond those that Keras and KerasHub import themselves."""
     code = (

@@ -75,6 +75,7 @@ on_torch = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @on_torch
 def test_one_command_times_all_arms_from_the_same_loss(tmp_path, monkeypatch):
     output = tmp_path / "result.json"

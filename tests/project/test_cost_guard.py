@@ -252,6 +252,7 @@ def exceeded(kind):
     return {n: counted[n] for n, bound in bounds.items() if counted[n] > bound}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SHARES)
 def test_the_share_of_the_adapters_does_not_grow(kind):
     assert exceeded(kind) == {}

@@ -1,6 +1,8 @@
 """What people meet first names what is there: recipes, forms, workflows, versions."""
 
 import ast
+import contextlib
+import importlib
 import os
 import re
 import subprocess
@@ -66,8 +68,8 @@ def test_the_floors_are_those_that_are_tested():
         for node in ast.parse(source).body
         if isinstance(node, ast.Assign) and node.targets[0].id == "FLOORS"
     )
-    (block,) = re.findall(r"^```\n(9  .+?)^```", *_recipes())
-    lines = [re.sub(r"\(.*", "", line[1:]) for line in block.splitlines()]
+    (block,) = re.findall(r"^```\n(10 .+?)^```", *_recipes())
+    lines = [re.sub(r"^\d+|\(.*", "", line) for line in block.splitlines()]
     told = [set(re.findall(r"\w+", line.replace(".py", ""))) for line in lines]
     assert told[::-1] == [set(rooms) for rooms in floors[:-1]] + [
         {*floors[-1], "__init__"}
@@ -136,6 +138,31 @@ def test_older_versions_are_told():
         "keras 3.9.0, not 3.15.1",
         "keras-hub is missing, not 0.32.0",
     ]
+
+
+@pytest.mark.parametrize("keras_version, ran", [("3.14.0", 1), ("3.15.1", 0)])
+def test_the_oldest_versions_are_not_tested_twice(monkeypatch, keras_version, ran):
+    monkeypatch.syspath_prepend(TOOLS)
+    oldest_versions = importlib.import_module("oldest_versions")
+    here = {"keras": keras_version, "keras-hub": "0.32.0"}
+    bounds = {"keras": "3.15.1", "keras-hub": "0.32.0"}
+    runs = []
+
+    @contextlib.contextmanager
+    def environment(pins):
+        runs.append(pins)
+        yield "python"
+
+    monkeypatch.setattr(oldest_versions, "lower_bounds", lambda: bounds)
+    monkeypatch.setattr(oldest_versions.importlib.metadata, "version", here.get)
+    tools = oldest_versions.core_tests
+    monkeypatch.setattr(tools, "environment", environment)
+    monkeypatch.setattr(tools, "versions", lambda *_: "")
+    monkeypatch.setattr(tools, "run", lambda *_: 7)
+    for arguments, expected in ((["--unless-here"], 7 * ran), ([], 7)):
+        monkeypatch.setattr("sys.argv", ["oldest_versions.py", *arguments])
+        assert oldest_versions.main() == expected
+    assert runs == [["keras==3.15.1", "keras-hub==0.32.0"]] * (1 + ran)
 
 
 def test_what_is_under_test_is_told():

@@ -221,6 +221,7 @@ def test_flops_are_those_of_the_shapes():
     assert training_flops.count(kernels, size, arm) == expected
 
 
+@pytest.mark.short()
 @pytest.mark.slow
 def test_a_trial_trains_and_scores():
     arm = dataclasses.replace(plan.arms_of(SMOKE)["flix_shared"], dropout={"task": 0.5})
@@ -240,6 +241,7 @@ def test_a_trial_trains_and_scores():
     json.dumps(result)
 
 
+@pytest.mark.short()
 @pytest.mark.slow
 def test_task_arithmetic_adds_what_was_trained_apart(monkeypatch):
     arm = evidence_arms.Arm("arithmetic", {"task": 1, "language": 1}, apart=True)

@@ -1,6 +1,7 @@
 """The guides run, reach their numbers, and equal their notebooks.
 
-Three that train run with `--full` only: the quickstart trains as they do.
+Without `--full`, only the quickstart runs: the others train, read and export adapters
+as other tests do.
 """
 
 import importlib.util
@@ -160,7 +161,7 @@ def test_quantized_reaches_its_numbers(tmp_path):
     assert "Only floating-point kernels can be merged" in text
 
 
-@pytest.mark.short("jax")
+@pytest.mark.short()
 @pytest.mark.slow
 @pytest.mark.guide
 def test_many_devices_compute_the_same(tmp_path):
@@ -173,7 +174,7 @@ def test_many_devices_compute_the_same(tmp_path):
     assert "under the same distribution" in text
 
 
-@pytest.mark.short("jax")
+@pytest.mark.short()
 @pytest.mark.slow
 @pytest.mark.guide
 def test_serving_writes_what_peft_reads(tmp_path):
@@ -188,7 +189,7 @@ def test_serving_writes_what_peft_reads(tmp_path):
         )
 
 
-@pytest.mark.short("jax")
+@pytest.mark.short()
 @pytest.mark.slow
 @pytest.mark.guide
 def test_reading_adapters_finds_families(tmp_path):
@@ -198,7 +199,7 @@ def test_reading_adapters_finds_families(tmp_path):
     assert (tmp_path / "output" / "reading_adapters.html").stat().st_size > 10_000
 
 
-@pytest.mark.short("jax")
+@pytest.mark.short()
 @pytest.mark.skipif(keras.config.backend() != "jax", reason="it computes nothing")
 def test_does_flix_help_says_what_the_stored_results_say(tmp_path):
     result = subprocess.run(

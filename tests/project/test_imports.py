@@ -42,6 +42,8 @@ REPORT = (
         ["--version"],
         ["--help"],
         ["inspect", "--help"],
+        ["train", "--help"],
+        ["chat", "--help"],
         ["inspect", str(GUIDES / "cldr_adapters.flix.safetensors")],
         ["diff", *[str(STORED / f"{n}.flix.safetensors") for n in ("mlp", "gemma")]],
     ],
@@ -116,8 +118,16 @@ def test_the_public_names_stand_at_their_places():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("order", ["keras, keras_flix", "keras_flix, keras"])
-@pytest.mark.parametrize("file", ["mlp.keras", "layer.keras"])
+@pytest.mark.parametrize(
+    "file, order",
+    [
+        ("mlp.keras", "keras, keras_flix"),
+        ("layer.keras", "keras_flix, keras"),
+        # Each starts a process that imports all.
+        pytest.param("mlp.keras", "keras_flix, keras", marks=pytest.mark.short()),
+        pytest.param("layer.keras", "keras, keras_flix", marks=pytest.mark.short()),
+    ],
+)
 def test_saved_models_load_whatever_was_imported_first(order, file):
     code = (
         f"import {order}; import sys; "

@@ -144,6 +144,7 @@ def test_drawn_mutants_are_other_programs(drawn):
         assert ast.dump(ast.parse(after)) != ast.dump(ast.parse(before))
 
 
+@pytest.mark.slow
 def test_a_seed_draws_the_same():
     first, again, other = (draw(ROOT, 18, seed) for seed in (0, 0, 1))
     assert first == again

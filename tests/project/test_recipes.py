@@ -117,6 +117,7 @@ def test_searches_take_turns(monkeypatch):
         assert max(counts.values()) - min(counts.values()) <= 1
 
 
+@pytest.mark.short()
 @pytest.mark.slow
 def test_what_is_measured_is_what_the_logits_say(monkeypatch):
     test = cldr_mix.test_examples(SMOKE.data, SMOKE.base)
@@ -207,6 +208,7 @@ def test_the_tables_of_the_readme_are_those_of_the_stored_results():
             assert f"<!-- table: {size} {name} -->\n{table()}<!-- end -->" in text
 
 
+@pytest.mark.short()
 @pytest.mark.slow
 def test_early_stopping_keeps_the_best_weights(monkeypatch):
     arm = evidence_arms.Arm("flix", {"task": 1, "language": 1}, stop=True)

@@ -1,10 +1,11 @@
 """The short form of the tests keeps every pair, and every backend's share of them."""
 
 import itertools
+import re
 from types import SimpleNamespace
 
 import pytest
-from helpers.places import TESTS
+from helpers.places import ROOT, TESTS
 from tools import short_form
 
 
@@ -62,6 +63,7 @@ class Item(SimpleNamespace):
 def item(file, name="test_a", params=None, **marks):
     return Item(
         path=TESTS / file,
+        name=name,
         originalname=name,
         callspec=SimpleNamespace(params=params or {}),
         marks={
@@ -80,9 +82,9 @@ def test_what_depends_on_no_backend_runs_on_one():
     plain = item("mixtures/test_mixture.py")
     file = item("files/test_hub.py")
     kept = item("mixtures/test_mixture.py", short=("jax", "torch"))
-    model = item("models/test_enable.py")
-    elsewhere = item("models/test_enable.py", short=("torch",))
-    in_full = item("models/test_enable.py", short=())
+    model = item("models/test_optimizers.py")
+    elsewhere = item("models/test_optimizers.py", short=("torch",))
+    in_full = item("models/test_optimizers.py", short=())
     items = [plain, file, kept, model, elsewhere, in_full]
     assert short_form.left_out(items, "torch", TESTS) == {in_full}
     found = short_form.left_out(items, "jax", TESTS)
@@ -120,6 +122,38 @@ def test_tests_of_a_group_are_shared_by_the_parameters_that_they_name():
         assert sorted(names) == sorted(["test_a", "test_b", "test_c"] * 2)
 
 
+def test_backends_share_the_tests_of_what_asks_for_no_backend():
+    items = [
+        item("models/growing/test_blend.py", f"test_{i}", {"a": i}) for i in range(200)
+    ]
+    two = item("models/growing/test_blend.py", short=("jax", "tensorflow"))
+    own = item("models/adapted/test_train_step.py")
+    assert short_form.left_out([*items, two, own], "torch", TESTS) == {two}
+    run = [
+        {*items, two, own} - short_form.left_out([*items, two, own], b, TESTS)
+        for b in short_form.OTHERS
+    ]
+    assert run[0] & run[1] == {two, own}
+    assert run[0] | run[1] == {*items, two, own}
+    assert all(80 < len(chosen) < 120 for chosen in run)
+    # Others that come or go change nothing.
+    half = items[::2]
+    again = set(half) - short_form.left_out(half, "jax", TESTS)
+    assert again == run[0] & set(half)
+
+
+def test_modules_with_a_way_of_their_own_per_backend_are_not_shared():
+    asks = re.compile(
+        r"config\.backend\(\)|^\s+(?:import|from) (?:jax|tensorflow)\b", re.M
+    )
+    package = ROOT / "keras_flix"
+    found = [p for p in package.rglob("*.py") if asks.search(p.read_text())]
+    paths = [path.relative_to(package) for path in found]
+    tests = [path.with_name(f"test_{path.name}").as_posix() for path in paths]
+    assert len(tests) > 10
+    assert [name for name in tests if name.startswith(short_form.SHARED)] == []
+
+
 def test_a_named_file_is_run_whole():
     folder, file = str(TESTS), str(TESTS / "conftest.py")
     assert not short_form.names_files([folder])
@@ -127,6 +161,6 @@ def test_a_named_file_is_run_whole():
     assert short_form.names_files([f"{file}::test_a"])
 
 
-@pytest.mark.parametrize("place", short_form.NO_BACKEND)
+@pytest.mark.parametrize("place", [*short_form.NO_BACKEND, *short_form.SHARED])
 def test_what_depends_on_no_backend_is_there(place):
     assert (TESTS / place).exists()

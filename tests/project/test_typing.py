@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from helpers.places import ROOT, TESTS
@@ -20,21 +21,24 @@ keras_flix.no_such_name
 """Four lines that must not pass."""
 
 
-def mypy(script, folder):
+def mypy(scripts, folder):
+    """What it says of scripts: pairs of a file and an error."""
     command = ["-m", "mypy", "--strict", "--ignore-missing-imports"]
     # What is inside the package is checked elsewhere.
     command += ["--follow-imports=silent", "--config-file=", "--no-error-summary"]
-    command += [f"--cache-dir={folder}", str(script)]
+    command += [f"--cache-dir={folder}", *map(str, scripts)]
     run = subprocess.run(
         [sys.executable, *command], cwd=ROOT, capture_output=True, text=True
     )
-    return [line for line in run.stdout.splitlines() if ": error:" in line]
+    lines = [line for line in run.stdout.splitlines() if ": error:" in line]
+    return [(line.partition(":")[0], line) for line in lines]
 
 
-def pyright(script, folder):
+def pyright(scripts, folder):
+    """As `mypy` does."""
     command = ["-m", "pyright", "--outputjson", "--pythonpath", sys.executable]
     run = subprocess.run(
-        [sys.executable, *command, str(script)],
+        [sys.executable, *command, *map(str, scripts)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -42,22 +46,31 @@ def pyright(script, folder):
     start = run.stdout.find("{")
     assert start >= 0, run.stdout + run.stderr
     found = json.loads(run.stdout[start:])["generalDiagnostics"]
-    return [one["message"] for one in found if one["severity"] == "error"]
+    return [
+        (one["file"], one["message"]) for one in found if one["severity"] == "error"
+    ]
 
 
-@pytest.fixture(params=[mypy, pyright])
-def check(request):
+@pytest.fixture(scope="module", params=[mypy, pyright])
+def errors(request, tmp_path_factory):
+    """Of both scripts: what is around them is read once, which takes nearly all."""
     pytest.importorskip(request.param.__name__, reason="extra `test`")
-    return request.param
+    folder = tmp_path_factory.mktemp("types")
+    wrong = folder / "wrong.py"
+    wrong.write_text(WRONG)
+    found = request.param([SCRIPT, wrong], folder / "cache")
+    return {
+        script: [error for name, error in found if Path(name).name == script.name]
+        for script in (SCRIPT, wrong)
+    }
 
 
 @pytest.mark.slow
-def test_a_script_of_a_user(check, tmp_path):
-    assert check(SCRIPT, tmp_path) == []
+def test_a_script_of_a_user(errors):
+    assert errors[SCRIPT] == []
 
 
 @pytest.mark.slow
-def test_wrong_types_are_found(check, tmp_path):
-    script = tmp_path / "wrong.py"
-    script.write_text(WRONG)
-    assert len(check(script, tmp_path)) >= 4
+def test_wrong_types_are_found(errors):
+    (wrong,) = errors.keys() - {SCRIPT}
+    assert len(errors[wrong]) >= 4

@@ -6,9 +6,11 @@
     python tests/tools/all_backends.py --write-support  # makes guides/support.md anew
 
 The first runs on PyTorch all tests, on JAX and TensorFlow what can differ there (see
-`short_form.py`), some guides, the core tests on the oldest versions, and the wheel.
-`--full` runs the whole matrix and all guides, and compares the support table with the
-results. `next_versions.py`, which may fail for known reasons, is a run of its own.
+`short_form.py`), the quickstart, the core tests on the oldest versions, unless these
+are the ones under test, and the wheel. `--full` runs the whole matrix and all guides,
+resolves every extra (so does a job of its own for each change), and compares the
+support table with the results. `next_versions.py`, which may fail for known reasons, is
+a run of its own.
 
 Two test runs go side by side, each on one core.
 """
@@ -127,8 +129,10 @@ def main() -> int:
             runs.append(pool.submit(check, "guides on jax", guides, **environment))
             # The short ones last: they fill what is left of one core's time.
             oldest = ["tests/tools/oldest_versions.py"]
+            oldest += [] if full else ["--unless-here"]
             runs.append(pool.submit(check, "oldest versions", oldest, **ONE_CORE))
             runs.append(pool.submit(check, "wheel", ["tests/tools/built_wheel.py"]))
+        if full:
             extras = ["tests/tools/versions.py", "--extras"]
             runs.append(pool.submit(check, "versions of extras", extras))
         runs.append(pool.submit(check, "mypy", ["-m", "mypy"]))

@@ -8,13 +8,16 @@ TensorFlow, where compilation takes most of the time, it leaves out
   TensorFlow, and `@pytest.mark.short()` everywhere,
 - cases of tests marked `@pytest.mark.pairs`: a backend runs every value of every
   parameter, and each with as many others as that leaves room for. PyTorch runs all
-  cases, so that all pairs of backends, families and options are run.
+  cases, so that all pairs of backends, families and options are run,
+- half of the tests of modules that ask for no backend (`SHARED`): JAX runs one half,
+  TensorFlow the other.
 
 Whoever names a file gets all of its tests.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -49,6 +52,55 @@ NO_BACKEND = (
     "project",
 )
 """Files and folders of `tests` whose subject is plain Python, numpy and files."""
+SHARED = (
+    "_utils",
+    "analysis",
+    "callbacks",
+    "evaluation",
+    "families/test_traps.py",
+    "families/test_two_towers.py",
+    "faults/test_fault_numerics.py",
+    "faults/test_fault_reports.py",
+    "features/test_dropout.py",
+    "features/test_missing.py",
+    "features/test_scaling.py",
+    "features/test_tensor_ids.py",
+    "features/test_values.py",
+    "files",
+    "layers/test_einsum_dense.py",
+    "layers/test_expert_kernel.py",
+    "layers/test_factors.py",
+    "layers/test_low_rank_layer.py",
+    "layers/test_quantized.py",
+    "layers/test_tables.py",
+    "layers/test_token_rows.py",
+    "models/adapted/test_arguments.py",
+    "models/adapted/test_bad_input.py",
+    "models/adapted/test_cut_texts.py",
+    "models/adapted/test_example_order.py",
+    "models/adapted/test_generation.py",
+    "models/adapted/test_integer_values.py",
+    "models/adapted/test_keras_saving.py",
+    "models/adapted/test_model.py",
+    "models/adapted/test_optimizer_advice.py",
+    "models/adapted/test_own_inputs.py",
+    "models/adapted/test_row_probe.py",
+    "models/adapted/test_score.py",
+    "models/adapted/test_state_trees.py",
+    "models/adapted/test_token_weights.py",
+    "models/adapted/test_trained_base.py",
+    "models/adapted/test_weighted_values.py",
+    "models/growing",
+    "models/test_disable.py",
+    "models/test_enable.py",
+    "models/test_places.py",
+    "models/test_restore.py",
+    "models/test_share.py",
+    "models/test_summary.py",
+    "models/test_trainable_tokens.py",
+    "models/test_whole_layers.py",
+)
+"""Of modules that compute by Keras alone: what these do is the same on each backend."""
 
 
 def names_files(arguments: Iterable[str]) -> bool:
@@ -101,20 +153,28 @@ def left_out(items: list[pytest.Item], backend: str, tests: Path) -> set[pytest.
                 found.add(item)
         elif backend == ALL_PAIRS:
             continue
-        elif _has_no_backend(item, tests):
+        elif _is_in(item, tests, NO_BACKEND):
             found.add(item)
         elif pairs is not None:
             group = pairs.args or (item.path, item.originalname)
             groups.setdefault(group, []).append(item)
+        elif _is_in(item, tests, SHARED) and _runs_on(item) != backend:
+            found.add(item)
     for cases in groups.values():
         found |= set(cases) - _share(cases, backend)
     return found
 
 
-def _has_no_backend(item: pytest.Item, tests: Path) -> bool:
+def _is_in(item: pytest.Item, tests: Path, chosen: Sequence[str]) -> bool:
     path = item.path.relative_to(tests)
     places = {path.as_posix(), *(parent.as_posix() for parent in path.parents)}
-    return not places.isdisjoint(NO_BACKEND)
+    return not places.isdisjoint(chosen)
+
+
+def _runs_on(item: pytest.Item) -> str:
+    """The one of `OTHERS` that runs a shared test: the same whatever else is added."""
+    place = f"{item.path.name}::{item.name}"
+    return OTHERS[hashlib.blake2b(place.encode(), digest_size=1).digest()[0] % 2]
 
 
 def _share(items: list[pytest.Item], backend: str) -> set[pytest.Item]:

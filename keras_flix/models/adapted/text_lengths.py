@@ -16,6 +16,9 @@ import numpy as np
 PROMPTS, RESPONSES, TEXTS = "prompts", "responses", "texts"
 ENCODED = {"encoder_text": "encoder texts", "decoder_text": "decoder texts"}
 
+AT_ONCE = 4096
+"""So many texts are tokenized at once."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Column:
@@ -95,6 +98,26 @@ def cut_rows(
             over += own - np.maximum(lost, 0)
         cut[kind][rows] = over > 0
     return cut
+
+
+def needed_length(preprocessor: Any, prompts: Any, responses: Any) -> int:
+    """The `sequence_length` that cuts none of these prompts and responses.
+
+    Args:
+        preprocessor: A KerasHub preprocessor of prompts and responses.
+        prompts: Strings.
+        responses: Equally many strings.
+    """
+    if not preprocessor.built:
+        preprocessor.build(None)
+    longest = 0
+    for start in range(0, len(prompts), AT_ONCE):
+        rows = np.arange(start, min(start + AT_ONCE, len(prompts)))
+        counts = _token_counts(preprocessor, prompts, rows)
+        counts = counts + _token_counts(preprocessor, responses, rows)
+        longest = max(longest, int(counts.max()))
+    column = Column(PROMPTS, PROMPTS)
+    return longest + _specials(preprocessor, column, prompts, True)
 
 
 def kept_tokens(preprocessor: Any, responses: np.ndarray) -> np.ndarray:

@@ -110,6 +110,7 @@ def test_bad_entries_raise_and_change_nothing(adapted, case, entry_point):
     assert state(adapted, {**rows(), **GOOD}) == before
 
 
+@pytest.mark.short("torch")
 def test_the_callers_dict_is_never_changed(adapted):
     inputs = {**rows(), **GOOD}
     copy = dict(inputs)

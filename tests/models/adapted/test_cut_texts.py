@@ -58,6 +58,7 @@ def as_generator():
         yield {k: v[start : start + 2] for k, v in rows().items()}
 
 
+@pytest.mark.short("torch")
 @pytest.mark.eager
 def test_fit_tells_once_after_its_first_epoch(model):
     counted = dict(DATA)
@@ -79,6 +80,7 @@ def test_fit_tells_once_after_its_first_epoch(model):
     assert model._adaptation.cut_texts is None
 
 
+@pytest.mark.slow
 @pytest.mark.short("torch")
 @pytest.mark.eager
 @pytest.mark.parametrize("source", [as_tf, as_grain, as_generator])
@@ -93,6 +95,7 @@ def test_all_sources_are_counted(model, source):
     assert text.startswith(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.short("torch")
 @pytest.mark.eager
 @pytest.mark.parametrize(
@@ -116,6 +119,7 @@ def test_beside_grain_validation_is_said_to_be_counted_along(model):
     assert text.startswith("3 of 6 different training and validation prompts w")
 
 
+@pytest.mark.slow
 @pytest.mark.short("torch")
 @pytest.mark.eager
 def test_examples_that_are_there_twice(model):
@@ -186,7 +190,8 @@ GONE = (
 )
 
 
-@pytest.mark.short("torch", "tensorflow")
+@pytest.mark.slow
+@pytest.mark.short("torch")
 @pytest.mark.eager
 def test_training_on_responses_that_are_gone_is_refused(model):
     model.preprocessor.sequence_length = 1

@@ -115,6 +115,17 @@ SOURCES = [
     ),
     pytest.param(as_torch, marks=[needs_torch, pytest.mark.slow]),
 ]
+ON_TORCH = pytest.mark.short("torch")
+TASK_SOURCES = [
+    as_arrays,
+    pytest.param(as_tf, marks=needs_tf),
+    # KerasHub's preprocessing makes one data set of all of them.
+    *(
+        pytest.param(source, marks=[pytest.mark.slow, ON_TORCH])
+        for source in (as_py_dataset, as_generator, as_grain, as_grain_loader)
+    ),
+    pytest.param(as_torch, marks=[needs_torch, pytest.mark.slow, ON_TORCH]),
+]
 FORMS = [
     pytest.param(IDS, id="ids"),
     pytest.param(STRINGS, id="strings", marks=pytest.mark.slow),
@@ -124,7 +135,8 @@ FORMS = [
 @pytest.fixture(scope="module")
 def backbone():
     keras.utils.set_random_seed(0)
-    return randomize(keras_flix.enable_flix(make_backbone(), FEATURES, rank=2))
+    backbone = make_backbone(num_layers=1)
+    return randomize(keras_flix.enable_flix(backbone, FEATURES, rank=2))
 
 
 @pytest.fixture
@@ -204,7 +216,7 @@ def test_ids_out_of_range_in_a_source_raise(backbone, start, source):
 
 @pytest.mark.eager
 @pytest.mark.pairs("a task")
-@pytest.mark.parametrize("source", [*SOURCES])
+@pytest.mark.parametrize("source", TASK_SOURCES)
 def test_task_with_its_preprocessor_trains(make_gemma, source):
     ends = []
     for make, values in ((as_arrays, IDS), (source, STRINGS)):
@@ -221,7 +233,7 @@ def test_task_with_its_preprocessor_trains(make_gemma, source):
 
 @pytest.mark.eager
 @pytest.mark.pairs("a task")
-@pytest.mark.parametrize("source", [*SOURCES])
+@pytest.mark.parametrize("source", TASK_SOURCES)
 def test_task_without_its_preprocessor_predicts(make_gemma, source):
     model = keras_flix.enable_flix(make_gemma(preprocessor=False), FEATURES, rank=2)
     randomize(model)
@@ -260,6 +272,7 @@ def test_a_real_token_with_the_padding_id_is_no_padding(make_gemma):
     assert int(np.sum(to_numpy(x["padding_mask"]))) == length
 
 
+@pytest.mark.eager
 def test_classifier_takes_text():
     import keras_hub
 
@@ -303,6 +316,7 @@ def test_several_values_per_example_from_ragged_strings():
 
 
 @pytest.mark.eager
+@pytest.mark.short("torch")
 @pytest.mark.slow
 @pytest.mark.parametrize("source", [as_arrays, pytest.param(as_tf, marks=needs_tf)])
 def test_task_without_grain(make_gemma, monkeypatch, source):

@@ -165,10 +165,9 @@ def trained(make_gemma, runs, **kwargs):
     return [to_numpy(v) for v in model.trainable_variables]
 
 
+@pytest.mark.short("torch")
 @pytest.mark.eager
-@pytest.mark.parametrize(
-    "grain", [True, pytest.param(False, marks=pytest.mark.short("torch"))]
-)
+@pytest.mark.parametrize("grain", [True, False])
 def test_fit_shuffles_lists_anew_in_every_epoch(make_gemma, monkeypatch, grain):
     from keras_hub.src.utils import pipeline_model
 
@@ -199,8 +198,8 @@ class Steps(keras.callbacks.Callback):
         self.epochs[-1] += 1
 
 
+@pytest.mark.short("torch")
 @pytest.mark.eager
-@pytest.mark.short("torch", "tensorflow")
 def test_steps_per_epoch_go_through_the_data(make_gemma):
     keras.utils.set_random_seed(7)
     shuffled = examples(DATA, seed=new_seed(), first_batch=lambda: 0)
@@ -216,8 +215,8 @@ def test_steps_per_epoch_go_through_the_data(make_gemma):
     assert steps.epochs == [2, 2, 3]
 
 
+@pytest.mark.short("torch")
 @pytest.mark.eager
-@pytest.mark.short("torch", "jax")
 def test_validation_and_predictions_keep_their_order(make_gemma):
     model = randomize(keras_flix.enable_flix(make_gemma(), FEATURES, rank=2))
     model.compile(keras.optimizers.SGD(0.0))

@@ -27,8 +27,11 @@ def rows(names):
 
     def mark(name):
         row = pytest.mark.support("Paths", f"`generate`, {name} sampler")
-        is_slow = name != "beam"
-        return pytest.param(name, marks=[row] + [pytest.mark.slow] * is_slow)
+        marks = [row] + [pytest.mark.slow] * (name != "beam")
+        if name not in ("greedy", "beam"):
+            # KerasHub's code, which goes through the same calls.
+            marks.append(pytest.mark.short("torch"))
+        return pytest.param(name, marks=marks)
 
     return [mark(name) for name in names]
 
@@ -102,6 +105,7 @@ def test_no_stale_ids(model, name):
     assert fresh(other) == second
 
 
+@pytest.mark.slow
 @pytest.mark.support("Paths", "`generate`, ragged prompts, features per example")
 def test_inputs_of_all_forms(compiled):
     expected = generate(compiled)
@@ -119,6 +123,8 @@ def test_inputs_of_all_forms(compiled):
     assert generate(compiled, "qa", "sw") == generate(compiled, ["qa"] * 3, ["sw"] * 3)
 
 
+@pytest.mark.slow
+@pytest.mark.short("torch")
 @pytest.mark.eager
 @pytest.mark.support("Paths", "`generate`, missing values in columns")
 def test_missing_values_are_absent(compiled):
@@ -144,6 +150,7 @@ def test_missing_values_are_absent(compiled):
         assert compiled.generate({**one, "task": task}, max_length=20) == alone
 
 
+@pytest.mark.short("torch", "tensorflow")
 @pytest.mark.slow
 @pytest.mark.support("Paths", "`generate` from a `tf.data.Dataset`")
 def test_tf_dataset(compiled):

@@ -103,6 +103,7 @@ def compiled(function):
     return function
 
 
+@pytest.mark.short("jax", "tensorflow", "torch")
 @pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "uint8", "uint32"])
 def test_in_compiled_functions_too(model, alone, dtype):
     step = compiled(lambda x: model(x))
@@ -126,6 +127,7 @@ def test_in_compiled_functions_too(model, alone, dtype):
     assert absent == -1 or np.isnan(outputs[1]).all()
 
 
+@pytest.mark.short("jax", "tensorflow", "torch")
 def test_ids_in_a_compiled_function(model, alone):
     step = compiled(lambda x: model(x))
     tensors = {**X, "cluster:ids": IDS}
@@ -207,6 +209,7 @@ def test_what_is_no_value_is_refused(model):
             call(model, {**X, "cluster": 1, "cluster:ids": 2})
 
 
+@pytest.mark.short("jax", "tensorflow", "torch")
 def test_values_of_more_than_32_bits():
     model = adapted([5_000_000_000, 7])
     want = to_numpy(model({**X, "cluster:ids": [0, 1, -1, 0]}))

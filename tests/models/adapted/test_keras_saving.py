@@ -319,6 +319,7 @@ assert "keras_flix" not in sys.modules
 """
 
 
+@pytest.mark.slow
 @pytest.mark.short("torch")
 def test_a_process_without_the_import_is_told_of_it(tmp_path):
     model = keras_flix.enable_flix(

@@ -131,6 +131,7 @@ def test_without_features_a_frame_is_an_array(mlp):
     np.testing.assert_array_equal(model.predict(pd.DataFrame(X), verbose=0), expected)
 
 
+@pytest.mark.short("torch", "tensorflow")
 @pytest.mark.skipif(
     keras.config.backend() != "tensorflow", reason="others have no tensors of text"
 )

@@ -131,7 +131,13 @@ def assert_same(run, model, batches):
 
 @pytest.mark.support("State", "`export` to a SavedModel")
 @pytest.mark.parametrize(
-    "multiple", [False, pytest.param(True, marks=pytest.mark.slow)]
+    "multiple",
+    [
+        False,
+        pytest.param(
+            True, marks=[pytest.mark.slow, pytest.mark.short("tensorflow", "torch")]
+        ),
+    ],
 )
 def test_saved_model(tmp_path, multiple):
     if BACKEND == "torch":
@@ -142,6 +148,7 @@ def test_saved_model(tmp_path, multiple):
     assert_same(run, model, [small_batch(n, multiple) for n in (5, 1, 3)])
 
 
+@pytest.mark.short("tensorflow", "torch")
 @pytest.mark.slow
 @pytest.mark.support("State", "`export` of Gemma to a SavedModel")
 def test_saved_model_of_gemma(tmp_path):
@@ -174,6 +181,7 @@ def test_onnx(tmp_path, multiple, capsys):
     assert_same(run, model, [small_batch(n, multiple) for n in (5, 1, 3)])
 
 
+@pytest.mark.slow
 @pytest.mark.support("State", "`export` with features of integer values")
 def test_integers_are_values_in_an_artifact(tmp_path):
     x = keras.Input((6,), name="x")
@@ -209,6 +217,7 @@ def test_integers_are_values_in_an_artifact(tmp_path):
         np.testing.assert_array_equal(odd[[0, 2, 3]], found[[0, 2, 3]])
 
 
+@pytest.mark.short()
 @pytest.mark.slow
 @pytest.mark.support("State", "`export` of Gemma to ONNX")
 def test_onnx_of_gemma(tmp_path):
@@ -220,6 +229,7 @@ def test_onnx_of_gemma(tmp_path):
     assert_same(run, model, map(text_batch, (5, 1, 3), (7, 4, 9)))
 
 
+@pytest.mark.slow
 @pytest.mark.support("State", "`export` to PyTorch's `.pt2`")
 def test_exported_program(tmp_path):
     if BACKEND != "torch":

@@ -53,6 +53,7 @@ def test_weights_count_at_every_entry_point(model):
     assert weighted_loss(model, [1, 1, 1]) != pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.eager
 @pytest.mark.short("torch", "tensorflow")
 def test_weights_in_datasets_count(model):

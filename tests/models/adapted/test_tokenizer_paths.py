@@ -54,6 +54,7 @@ def dataset(response):
     return tf.data.Dataset.from_tensor_slices(columns).batch(2)
 
 
+@pytest.mark.slow
 @pytest.mark.eager
 def test_texts_with_garbled_tokens_are_refused(model, monkeypatch):
     tokenizer = model.preprocessor.tokenizer
@@ -93,6 +94,7 @@ def test_lists_are_tokenized_as_in_generate(model, monkeypatch):
     model.fit(data, validation_data=(data,), verbose=0)
 
 
+@pytest.mark.slow
 @pytest.mark.eager
 def test_a_seed_that_is_set_after_the_tokenizer_was_made(model):
     """TensorFlow then forgets what SentencePiece models it holds, in tf.data too."""

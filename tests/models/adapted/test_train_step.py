@@ -19,7 +19,9 @@ def weights(model):
     return {v.path: to_numpy(v) for v in model.weights}
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize(
+    "optimizer", ["adam", pytest.param("sgd", marks=pytest.mark.short("torch"))]
+)
 def test_only_tables_of_seen_values_train(make_gemma, optimizer):
     model = keras_flix.enable_flix(make_gemma(), FEATURES, rank=2)
     randomize(model)
@@ -45,6 +47,7 @@ def test_trainable_variables_are_the_tables(make_gemma):
     assert len(model.trainable_variables) == 2 * 4 * 4  # blocks, projections, parts
 
 
+@pytest.mark.short("torch", "jax")
 @pytest.mark.eager
 def test_training_moves_the_loss_down(make_gemma):
     model = keras_flix.enable_flix(make_gemma(), FEATURES, rank=4)
@@ -53,13 +56,16 @@ def test_training_moves_the_loss_down(make_gemma):
     assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.eager
 @pytest.mark.support("Paths", "Mixed precision, bfloat16")
 @pytest.mark.parametrize(
     "policy",
     [
         pytest.param("mixed_float16", marks=pytest.mark.slow),
-        pytest.param("mixed_bfloat16", marks=[pytest.mark.slow, pytest.mark.eager]),
-        "bfloat16",
+        pytest.param(
+            "mixed_bfloat16", marks=[pytest.mark.slow, pytest.mark.short("torch")]
+        ),
+        pytest.param("bfloat16", marks=pytest.mark.short("torch")),
     ],
 )
 def test_precision_policies(policy):
@@ -98,6 +104,7 @@ def test_precision_policies(policy):
     assert moved and all("flix_" in path for path in moved)
 
 
+@pytest.mark.short("torch", "tensorflow")
 @pytest.mark.eager
 def test_an_optimizer_from_before_is_refused(make_gemma):
     model = make_gemma()
@@ -135,11 +142,8 @@ def test_gradients_with_rematerialization_equal_those_without():
 
     def trained(remat):
         keras.utils.set_random_seed(0)
-        if remat:
-            with keras.RematScope(mode="full"):
-                model = make_backbone()
-        else:
-            model = make_backbone()
+        with keras.RematScope(mode="full" if remat else None):
+            model = make_backbone(num_layers=1)
         randomize(keras_flix.enable_flix(model, FEATURES, rank=2, dropout=0.3, seed=1))
         model.compile(optimizer=keras.optimizers.SGD(0.5), loss="mse")
         inputs = {
@@ -160,11 +164,8 @@ def test_gradients_with_rematerialization_equal_those_without():
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-@pytest.mark.support("Paths", "Rematerialization")
-@pytest.mark.parametrize(
-    "mode", ["full", "activations", "larger_than", "list_of_layers"]
-)
-def test_modes_of_rematerialization(mode):
+def rematerialized(mode):
+    """The tables of a small model after training in a mode, or in none."""
     rng = np.random.default_rng(0)
     x = {"x": rng.normal(size=(6, 8)), "task": np.array([0, 1, 2, -1, 0, 1])}
     y = rng.normal(size=(6, 4))
@@ -173,21 +174,31 @@ def test_modes_of_rematerialization(mode):
         "list_of_layers": {"layer_names": ["hidden"]},
     }
 
-    def trained(mode):
-        with keras.RematScope(mode=mode, **options.get(mode, {})):
-            model = make_mlp()
-        features = {"task": FEATURES["task"]}
-        keras_flix.enable_flix(
-            model, features, rank=2, dropout=0.3, targets="all-linear", seed=1
-        )
-        before = [to_numpy(v) for v in randomize(model).trainable_variables]
-        model.compile(keras.optimizers.SGD(0.5), loss="mse")
-        model.fit(x, y, batch_size=3, epochs=2, shuffle=False, verbose=0)
-        after = [to_numpy(v) for v in model.trainable_variables]
-        assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(after, before))
-        return after
+    with keras.RematScope(mode=mode, **options.get(mode, {})):
+        model = make_mlp()
+    features = {"task": FEATURES["task"]}
+    keras_flix.enable_flix(
+        model, features, rank=2, dropout=0.3, targets="all-linear", seed=1
+    )
+    before = [to_numpy(v) for v in randomize(model).trainable_variables]
+    model.compile(keras.optimizers.SGD(0.5), loss="mse")
+    model.fit(x, y, batch_size=3, epochs=2, shuffle=False, verbose=0)
+    after = [to_numpy(v) for v in model.trainable_variables]
+    assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(after, before))
+    return after
 
-    for one, other in zip(trained(mode), trained(None), strict=True):
+
+@pytest.fixture(scope="module")
+def without_rematerialization():
+    return rematerialized(None)
+
+
+@pytest.mark.support("Paths", "Rematerialization")
+@pytest.mark.parametrize(
+    "mode", ["full", "activations", "larger_than", "list_of_layers"]
+)
+def test_modes_of_rematerialization(mode, without_rematerialization):
+    for one, other in zip(rematerialized(mode), without_rematerialization, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 

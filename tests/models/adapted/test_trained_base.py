@@ -136,6 +136,7 @@ def said():
         yield
 
 
+@pytest.mark.short("torch", "tensorflow")
 def test_true_alone_leaves_the_base_frozen_and_says_so():
     model = adapted()
     with said():

@@ -121,7 +121,9 @@ def test_ema(expected):
 
 
 @pytest.mark.support("Paths", "Custom training loop")
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize(
+    "dropout", [pytest.param(0.0, marks=pytest.mark.short("torch")), 0.5]
+)
 def test_custom_loop(dropout):
     model = adapted(dropout)
     model.optimizer = keras.optimizers.SGD(0.5)
@@ -205,15 +207,38 @@ def test_every_table_is_a_parameter_before_the_first_fit():
     assert trainable == {id(v.value) for v in model.trainable_variables}
 
 
+def adapted_mlp():
+    keras.utils.set_random_seed(0)
+    return randomize(
+        keras_flix.enable_flix(
+            make_mlp(), FEATURES, rank=2, targets="all-linear", seed=1
+        )
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.support("Paths", "`torch.compile`")
-def test_torch_compile():
+@pytest.mark.parametrize(
+    "make, own",
+    [
+        pytest.param(adapted_mlp, {"x": Y[:, 0, :8]}, id="mlp"),
+        # Half a minute.
+        pytest.param(
+            adapted,
+            {name: X[name] for name in ("token_ids", "padding_mask")},
+            id="gemma",
+            marks=pytest.mark.short(),
+        ),
+    ],
+)
+def test_torch_compile(make, own):
     if BACKEND != "torch":
         pytest.skip("`torch.compile` is PyTorch's.")
     import torch
 
-    model = adapted()
-    x = {k: torch.tensor(v) for k, v in X.items()}
+    model = make()
+    x = {**own, "task": X["task"], "language": X["language"]}
+    x = {k: torch.tensor(v) for k, v in x.items()}
     eager = to_numpy(model(x))
     # Traced, but not turned into C++, which would take minutes.
     compiled = torch.compile(model, backend="aot_eager")

@@ -101,6 +101,7 @@ def test_predict_fit_and_pipelines_take_weights():
     assert model.evaluate(batch, y, verbose=0) < before
 
 
+@pytest.mark.short("torch", "tensorflow")
 def test_gradients_are_scaled_by_the_weights():
     """A value's table moves as far as it counts, all others stay."""
     moved = {}
@@ -180,6 +181,7 @@ def test_multiple_axes_take_weights():
     assert np.abs(first - third).max() > 1e-3
 
 
+@pytest.mark.short("torch")
 @pytest.mark.support("Life of an adapter", "Values by weights")
 @pytest.mark.slow
 def test_generate_takes_weights(make_gemma):
@@ -224,6 +226,7 @@ def test_bad_weights_raise(entry, message):
     assert message in str(error.value)
 
 
+@pytest.mark.short("torch", "tensorflow")
 @pytest.mark.eager(False)
 def test_batches_of_different_kinds_are_refused_where_they_cannot_be_compiled():
     model = adapted()
@@ -245,6 +248,7 @@ def test_batches_of_different_kinds_are_refused_where_they_cannot_be_compiled():
 
 
 # Otherwise TensorFlow would know the values.
+@pytest.mark.short("jax", "tensorflow", "torch")
 @pytest.mark.eager(False)
 def test_weights_of_all_values_are_read_in_compiled_code():
     model = adapted()

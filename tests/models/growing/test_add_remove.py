@@ -21,6 +21,7 @@ from helpers.models import make_mlp
 import keras_flix
 
 
+@pytest.mark.short("jax", "tensorflow", "torch")
 def test_the_compiled_function_of_before_would_clamp_the_new_id():
     """On JAX and TensorFlow it would run on, with another value's table."""
     model = small()

@@ -27,6 +27,7 @@ def few_examples(model, count=12):
     return x, to_numpy(model({**x, "language": TRUE}))
 
 
+@pytest.mark.short("torch", "jax")
 @pytest.mark.eager(False)
 @pytest.mark.support("Life of an adapter", "`fit_blend`")
 def test_finds_the_weights_that_made_the_data():
@@ -107,6 +108,7 @@ def test_nothing_else_moves():
     model.fit({**x, "language": "rw"}, y, epochs=1, verbose=0)
 
 
+@pytest.mark.short("torch")
 @pytest.mark.slow
 def test_prompts_and_responses(make_gemma):
     gemma = keras_flix.enable_flix(make_gemma(), FEATURES, rank=2)

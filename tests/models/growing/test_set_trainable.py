@@ -274,6 +274,7 @@ def test_copies_keep_the_choice(copied):
         np.testing.assert_array_equal(value, before[path])
 
 
+@pytest.mark.short("jax", "tensorflow", "torch")
 def test_gradients_of_frozen_values_are_zero():
     model = small(features=[*SHARED, *FEATURES_LIST])
     keras_flix.set_trainable(model, CHOICE)

@@ -67,7 +67,11 @@ def process(rank, folder):
 
 if __name__ == "__main__":
     (folder,) = sys.argv[1:]
-    torch.multiprocessing.spawn(process, (folder,), nprocs=2)
+    # A fork has imported all of this already; elsewhere it is not safe.
+    method = "fork" if sys.platform == "linux" else "spawn"
+    torch.multiprocessing.start_processes(
+        process, (folder,), nprocs=2, start_method=method
+    )
     model = adapted(seed=0)
     results = {"single": train(model, model, slice(None))}
     for rank in range(2):

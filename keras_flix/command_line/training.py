@@ -1,0 +1,238 @@
+"""`train`: adapters, their scores by feature value and a model card, from a file."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_flix.callbacks.backup import BackupAndRestore
+from keras_flix.command_line.bases import check_template, load_writer
+from keras_flix.command_line.configuration import configuration, write_config
+from keras_flix.command_line.data_files import digest
+from keras_flix.command_line.output import Answer, on_stderr, say
+from keras_flix.command_line.parts import Parts, read_parts
+from keras_flix.command_line.run_folder import (
+    ADAPTERS,
+    CARD,
+    SCORES,
+    SETTINGS,
+    RunFolder,
+)
+from keras_flix.command_line.scoring import score_blocks, scored
+from keras_flix.command_line.templates import TEMPLATES
+from keras_flix.evaluation.scores import Scores
+from keras_flix.features.schema import FeatureSchema
+from keras_flix.files.adapter_file import read_adapters
+from keras_flix.files.model_card import adapter_card
+from keras_flix.files.saving import save_adapters
+from keras_flix.files.weight_digests import base_fingerprint
+from keras_flix.mixtures.sampling import DrawnBatches
+from keras_flix.models.adapted.text_lengths import needed_length
+from keras_flix.models.enable import enable_flix
+from keras_flix.models.recommended import RECOMMENDED
+from keras_flix.version import __version__
+
+
+def train(arguments: argparse.Namespace) -> Answer:
+    """Trains adapters, scores them, and writes them with a card."""
+    settings = configuration(arguments)
+    folder = RunFolder(Path(settings["output"]), arguments.overwrite)
+    kept = {n: v for n, v in settings.items() if n not in ("data", "output")}
+    begun = {**kept, "backend": keras.config.backend()}
+    folder.check(begun)
+    parts, schema = read_parts(settings)
+    begun["examples"] = digest(parts.train, parts.validation, parts.held_out)
+    folder.check(begun)
+    with on_stderr():
+        return _train(settings, folder, begun, parts, schema)
+
+
+def _train(
+    settings: dict[str, Any],
+    folder: RunFolder,
+    begun: dict[str, Any],
+    parts: Parts,
+    schema: FeatureSchema,
+) -> Answer:
+    counts = ", ".join(f"{n:,} {name}" for name, n in parts.counts.items())
+    say(f"examples: {counts.replace('_', ' ')}")
+    say(f"loading {settings['preset']}")
+    keras.utils.set_random_seed(settings["seed"])
+    model = load_writer(settings["preset"], settings["dtype"])
+    template = TEMPLATES[settings["template"]]
+    check_template(model, settings["template"], template.end)
+    begun["base"] = base_fingerprint(model).digest
+    settings["sequence_length"] = _set_length(model, settings, parts)
+    rank, targets = settings["rank"], settings["targets"]
+    enable_flix(
+        model,
+        schema,
+        rank=RECOMMENDED.rank if isinstance(rank, dict) else rank,
+        dropout=settings["dropout"],
+        targets=None if targets == "attention" else targets,
+        seed=settings["seed"],
+    )
+    steps = settings["steps"]
+    epoch = -(-len(parts.train) // settings["batch_size"])
+    steps = settings["epochs"] * epoch if steps is None else steps
+    compile_model(model, steps, settings["learning_rate"])
+    if folder.begin(begun):
+        say("going on where it was stopped")
+    rounds = Rounds(steps, min(settings["backup_steps"] or epoch, steps))
+    try:
+        _fit(model, parts, settings, rounds, folder)
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on from the last backup")
+        raise
+    path = folder.path / ADAPTERS
+    save_adapters(model, path)
+    scores = _scores(model, parts, settings)
+    about = f"keras_flix {__version__}, Keras {keras.__version__}, {begun['backend']}"
+    write_config(settings, folder.path / SETTINGS, about)
+    named = {name: one.to_dict() for name, one in scores.items()}
+    folder.write(SCORES, json.dumps(named, indent=2) + "\n")
+    folder.write(CARD, _card(folder, settings, steps, scores))
+    folder.finish()
+    data = {
+        "output": str(folder.path),
+        "adapters": str(path),
+        "examples": parts.counts,
+        "steps": steps,
+        "sequence_length": settings["sequence_length"],
+        "untrained": parts.untrained(),
+        "scores": named,
+    }
+    blocks = [f"trained {steps:,} steps into {folder.path}"]
+    if data["untrained"]:
+        blocks.append(f"without a training example: {', '.join(data['untrained'])}")
+    for name, one in scores.items():
+        blocks += score_blocks(one, name.replace("_", " "))
+    return Answer(data, blocks)
+
+
+def _set_length(model: Any, settings: dict[str, Any], parts: Parts) -> int:
+    """Sets the length of sequences, in tokens."""
+    length = settings["sequence_length"]
+    if length is None:
+        needs = 0
+        for part in [parts.train, *parts.scored.values()]:
+            texts = part.inputs()
+            columns = [texts[name] for name in ("prompts", "responses")]
+            needs = max(needs, needed_length(model.preprocessor, *columns))
+        # Multiples, so that a few more examples rarely make another length.
+        length = min(-(-needs // 8) * 8, model.preprocessor.sequence_length)
+    model.preprocessor.sequence_length = length
+    return int(length)
+
+
+def compile_model(model: Any, steps: int, learning_rate: float) -> None:
+    """Compiles for so many steps: warm-up, then cosine decay; greedy answers."""
+    warmup = int(steps * RECOMMENDED.warmup)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0 if warmup else learning_rate,
+        warmup_target=learning_rate if warmup else None,
+        warmup_steps=warmup,
+        decay_steps=steps - warmup,
+    )
+    model.compile(
+        optimizer=keras.optimizers.Adam(schedule, global_clipnorm=RECOMMENDED.clipnorm),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        sampler="greedy",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+    """The steps of a training, in rounds with a backup after each.
+
+    Attributes:
+        steps: Of the training.
+        size: Steps of a round; the last one may have fewer.
+
+    >>> list(Rounds(10, 4))
+    [(0, 2, 4), (2, 3, 2)]
+    """
+
+    steps: int
+    size: int
+
+    def __iter__(self) -> Any:
+        """For each call of `fit`: first and last epoch, and steps of each."""
+        full, rest = divmod(self.steps, self.size)
+        yield 0, full, self.size
+        if rest:
+            yield full, full + 1, rest
+
+
+class _Order(keras.callbacks.Callback):
+    """What an epoch draws follows from its number, also where training goes on."""
+
+    def __init__(self, batches: DrawnBatches) -> None:
+        super().__init__()
+        self.batches = batches
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.batches.ends = epoch + 1
+
+
+def _fit(
+    model: Any,
+    parts: Parts,
+    settings: dict[str, Any],
+    rounds: Rounds,
+    folder: RunFolder,
+) -> None:
+    size = settings["batch_size"]
+    validation = None if parts.validation is None else parts.validation.inputs()
+    for first, last, steps in rounds:
+        batches: Any = parts.train.batches(size, steps, settings["seed"])
+        backup = BackupAndRestore(folder.backups, delete_checkpoint=False)
+        model.fit(
+            batches,
+            epochs=last,
+            initial_epoch=first,
+            validation_data=validation,
+            shuffle=False,
+            # A bar that moves, or a line per epoch in a file.
+            verbose=1 if sys.stdout.isatty() else 2,
+            callbacks=[backup, _Order(batches)],
+        )
+
+
+def _scores(model: Any, parts: Parts, settings: dict[str, Any]) -> dict[str, Scores]:
+    found = {}
+    for name, part in parts.scored.items():
+        if settings["score_examples"]:
+            say(f"answering {name.replace('_', ' ')} examples")
+            chosen = part.limit(settings["score_examples"], settings["seed"])
+            template = TEMPLATES[settings["template"]]
+            found[name] = scored(
+                model, chosen, template, batch_size=settings["batch_size"]
+            )
+    return found
+
+
+def _card(
+    folder: RunFolder,
+    settings: dict[str, Any],
+    steps: int,
+    scores: dict[str, Scores],
+) -> str:
+    preset = Path(settings["preset"])
+    # A folder's place is nobody else's business.
+    base = preset.name if preset.exists() else settings["preset"]
+    named = ("learning_rate", "batch_size", "dropout", "sequence_length", "template")
+    training = {"steps": steps, **{name: settings[name] for name in named}}
+    return adapter_card(
+        read_adapters(folder.path / ADAPTERS),
+        folder.path / ADAPTERS,
+        base_model=base,
+        scores={name.replace("_", " "): one for name, one in scores.items()},
+        training=training,
+    )
