@@ -78,6 +78,6 @@ def test_every_command_is_in_the_reference():
     (commands,) = (
         action.choices for action in parser()._actions if action.dest == "command"
     )
-    assert len(commands) == 6
+    assert len(commands) == 10
     for command in commands:
         assert f"`keras-flix {command}" in text
