@@ -40,7 +40,7 @@
 # anew.
 
 # %%
-REPOSITORY = ""  # such as "https://github.com/<owner>/keras_flix"
+REPOSITORY = ""  # in Colab: the address that it is cloned from
 
 if REPOSITORY:
     import os

@@ -13,8 +13,6 @@
 # %% [markdown]
 # # Many devices
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/<owner>/keras_flix/blob/main/guides/many_devices.ipynb)
-#
 # On JAX, an adapted model is distributed with `keras.distribution`, as any Keras model:
 #
 # - `DataParallel`: every device has the whole model and a part of the batch;
@@ -30,12 +28,12 @@
 #
 # TensorFlow and PyTorch have their own ways, which are at the end as text.
 #
-# In Colab, put the address of the repository into the next cell and run it (the badge
-# above needs it too, in place of `<owner>`). In a checkout with
+# In Colab, put the address of the repository into the next cell and run it.
+# In a checkout with
 # `pip install ".[jax,guides]"`, there is nothing to do.
 
 # %%
-REPOSITORY = ""  # such as "https://github.com/<owner>/keras_flix"
+REPOSITORY = ""  # in Colab: the address that it is cloned from
 
 if REPOSITORY:
     import os

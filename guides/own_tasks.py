@@ -13,8 +13,6 @@
 # %% [markdown]
 # # Gemma on your own tasks and languages
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/<owner>/keras_flix/blob/main/guides/own_tasks.ipynb)
-#
 # You have examples of several tasks in several languages, and want one Gemma for all of
 # them. This guide goes from a file of examples to a trained, tested and saved model:
 #
@@ -27,12 +25,12 @@
 # The stored run took 64 s of processor time on one core of a busy machine, a good part
 # of it compilation.
 #
-# In Colab, put the address of the repository into the next cell and run it (the badge
-# above needs it too, in place of `<owner>`). In a checkout with
+# In Colab, put the address of the repository into the next cell and run it.
+# In a checkout with
 # `pip install ".[jax,guides]"`, there is nothing to do.
 
 # %%
-REPOSITORY = ""  # such as "https://github.com/<owner>/keras_flix"
+REPOSITORY = ""  # in Colab: the address that it is cloned from
 
 if REPOSITORY:
     import os

@@ -13,8 +13,6 @@
 # %% [markdown]
 # # Quickstart: one Gemma, many tasks, many languages, one batch
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/<owner>/keras_flix/blob/main/guides/quickstart.ipynb)
-#
 # A training mixture has many datasets, and every dataset has *features*: its
 # task, its language. With Featurized Low-rank Mixtures (FLix,
 # [arXiv 2402.17934](https://arxiv.org/abs/2402.17934)), every feature *value* owns
@@ -28,12 +26,12 @@
 # (task, language) pairs that it never saw in training. It takes a few minutes on
 # two CPU cores.
 #
-# In Colab, put the address of the repository into the next cell and run it (the badge
-# above needs it too, in place of `<owner>`). In a checkout with
+# In Colab, put the address of the repository into the next cell and run it.
+# In a checkout with
 # `pip install ".[jax,guides]"`, there is nothing to do.
 
 # %%
-REPOSITORY = ""  # such as "https://github.com/<owner>/keras_flix"
+REPOSITORY = ""  # in Colab: the address that it is cloned from
 
 if REPOSITORY:
     import os

@@ -13,8 +13,6 @@
 # %% [markdown]
 # # Serving: merge, PEFT, vLLM, llama.cpp
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/<owner>/keras_flix/blob/main/guides/serving.ipynb)
-#
 # Adapters of many tasks and languages are trained. How do others run them, who may
 # not have `keras_flix`, or not even Keras? Four ways, from the simplest:
 #
@@ -29,14 +27,14 @@
 # The stored run took 36 s of processor time on one core of a busy machine. vLLM was not
 # run: its command line is shown as text.
 #
-# In Colab, put the address of the repository into the next cell and run it (the badge
-# above needs it too, in place of `<owner>`). In a checkout with
+# In Colab, put the address of the repository into the next cell and run it.
+# In a checkout with
 # `pip install ".[jax,torch,guides,evidence,gguf]" xllamacpp`, there is nothing to do.
 # (PyTorch, transformers and PEFT are for the second way alone; Colab has them. `gguf`
 # and `xllamacpp`, llama.cpp with its server as a Python package, are for the fourth.)
 
 # %%
-REPOSITORY = ""  # such as "https://github.com/<owner>/keras_flix"
+REPOSITORY = ""  # in Colab: the address that it is cloned from
 
 if REPOSITORY:
     import os

@@ -39,7 +39,7 @@
 # `gemma2_2b_en`.
 
 # %%
-REPOSITORY = ""  # such as "https://github.com/<owner>/keras_flix"
+REPOSITORY = ""  # in Colab: the address that it is cloned from
 
 if REPOSITORY:
     import os

@@ -96,19 +96,15 @@ def test_guides_are_set_up_by_the_same_cell():
         return next(c.source for c in notebook.cells if c.cell_type == "code")
 
     expected = setup("quickstart")
-    assert expected.startswith('REPOSITORY = ""')
+    assert expected.startswith('REPOSITORY = "')
     for name in ALL:
         # What it reads takes other packages.
         extra = "evidence" if name == "does_flix_help" else "guides"
         assert setup(name) == expected.replace("[jax,guides]", f"[jax,{extra}]"), name
 
 
-def test_badges_open_their_own_guides():
+def test_every_guide_is_in_the_index():
     index = (GUIDES / "README.md").read_text()
-    for name in ("quickstart", *SHORT):
-        target = f"(https://colab.research.google.com/github/<owner>/keras_flix/blob/main/guides/{name}.ipynb)"  # noqa: E501
-        assert target in index
-        assert target in (GUIDES / f"{name}.py").read_text()
     for name in ALL:
         assert f"({name}.ipynb)" in index
 

@@ -42,7 +42,7 @@ SEEN_MOVE = {
     *("SGD, momentum", "RMSprop, momentum", "SGD, averages"),
     *("SGD, weight decay", "LazyAdam, weight decay"),
 }
-"""As the README's table says, of values that occurred in earlier batches."""
+"""As `guides/how_to/training.md` says, of values that occurred in earlier batches."""
 ALL_MOVE = {"AdamW", "Ftrl", "Muon", "SGD, weight decay", "LazyAdam, weight decay"}
 """And of those that never did."""
 ROUNDED = {"SGD, averages", "ScheduleFreeAdamW"}

@@ -1,0 +1,91 @@
+"""Says where the repository lies, in all places at once.
+
+    python tests/tools/repository.py https://github.com/me/keras_flix
+    python tests/tools/repository.py --readme  # for the package index, before a build
+
+The address is a setting of `pyproject.toml`: `Repository` of `[project.urls]`. The site
+links to it, and each guide's first cell, which Colab runs without the other files, gets
+it too. Until it is said, nothing links to a place that is not there. Without an
+address, this prints the one that is set, and fails where a guide has another one.
+"""
+
+import argparse
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PYPROJECT, README = ROOT / "pyproject.toml", ROOT / "README.md"
+CELL = re.compile(r'^(REPOSITORY = ")([^"]*)(")', re.MULTILINE)
+STORED_CELL = re.compile(r'^( *"REPOSITORY = \\")([^"\\]*)(\\")', re.MULTILINE)
+"""The same line as a notebook holds it, in JSON."""
+
+
+def address() -> str:
+    """The address of the repository, or an empty text while nobody has said it."""
+    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+    return project["urls"].get("Repository", "").rstrip("/")
+
+
+def guides() -> list[Path]:
+    """The guides that know where they come from: scripts and their notebooks."""
+    found = sorted((ROOT / "guides").glob("*.py"))
+    found = [path for path in found if CELL.search(path.read_text(encoding="utf-8"))]
+    notebooks = [path.with_suffix(".ipynb") for path in found]
+    return [*found, *(path for path in notebooks if path.is_file())]
+
+
+def in_cell(path: Path, new: str | None = None) -> str:
+    """The address in a guide's first cell; with `new`, writes that one there."""
+    cell = STORED_CELL if path.suffix == ".ipynb" else CELL
+    text = path.read_text(encoding="utf-8")
+    ((_, old, _),) = cell.findall(text)
+    if new is not None:
+        path.write_text(cell.sub(rf"\g<1>{new}\g<3>", text), encoding="utf-8")
+    return old
+
+
+def say(new: str) -> None:
+    """Writes the address into `pyproject.toml` and all guides."""
+    if not re.fullmatch(r"https://[\w.-]+(/[\w.~-]+)+", new):
+        raise SystemExit(
+            "The address must be that of a page, without a slash at its end. Received: "
+            f"{new!r}. Write it as https://github.com/me/keras_flix."
+        )
+    text = PYPROJECT.read_text(encoding="utf-8")
+    text = re.sub(r"^Repository = .*\n", "", text, flags=re.MULTILINE)
+    line = f'[project.urls]\nRepository = "{new}"\n'
+    PYPROJECT.write_text(text.replace("[project.urls]\n", line), encoding="utf-8")
+    for path in guides():
+        in_cell(path, new)
+
+
+def absolute(text: str) -> str:
+    """A README whose links and pictures are found from anywhere, as on PyPI."""
+    if not (place := address()):
+        raise SystemExit(
+            "README can only link to a repository that is known. Received: none. Say "
+            "it: python tests/tools/repository.py https://github.com/me/keras_flix."
+        )
+    text = re.sub(r"(!\[[^]]*\]\()(?!https?:)", rf"\g<1>{place}/raw/main/", text)
+    return re.sub(r"(\]\()(?!https?:|#)", rf"\g<1>{place}/blob/main/", text)
+
+
+def differing() -> list[str]:
+    """The guides that name another address than the setting."""
+    return [path.name for path in guides() if in_cell(path) != address()]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("address", nargs="?", help="where the repository lies")
+    parser.add_argument("--readme", action="store_true", help="make its links absolute")
+    options = parser.parse_args()
+    if options.address is not None:
+        say(options.address)
+    if options.readme:
+        README.write_text(absolute(README.read_text("utf-8")), encoding="utf-8")
+    print(address() or "not said yet")
+    if wrong := differing():
+        sys.exit(f"Other addresses stand in {', '.join(wrong)}.")
