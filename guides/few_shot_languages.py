@@ -13,8 +13,6 @@
 # %% [markdown]
 # # Unseen pairs and languages with few examples
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/<owner>/keras_flix/blob/main/guides/few_shot_languages.ipynb)
-#
 # Adapters of ten tasks in 18 languages are trained. What do they do where training had
 # no examples, or hardly any?
 #
@@ -30,12 +28,12 @@
 # The stored run took 83 s of processor time on one core of a busy machine, most of it
 # compilation.
 #
-# In Colab, put the address of the repository into the next cell and run it (the badge
-# above needs it too, in place of `<owner>`). In a checkout with
+# In Colab, put the address of the repository into the next cell and run it.
+# In a checkout with
 # `pip install ".[jax,guides]"`, there is nothing to do.
 
 # %%
-REPOSITORY = ""  # such as "https://github.com/<owner>/keras_flix"
+REPOSITORY = ""  # in Colab: the address that it is cloned from
 
 if REPOSITORY:
     import os
@@ -66,7 +64,7 @@ from keras_flix.mixtures import Mixture
 
 keras.utils.set_random_seed(0)
 
-# The one thing to change for the real Gemma: "gemma2_2b_en".
+# The one thing to change for a real Gemma: "gemma3_270m" or "gemma3_1b".
 PRESET = os.environ.get("FLIX_PRESET", cldr_adapters.SMALL)
 
 HERE = Path(__file__).parent if "__file__" in globals() else Path.cwd()

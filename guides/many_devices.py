@@ -13,8 +13,6 @@
 # %% [markdown]
 # # Many devices
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/<owner>/keras_flix/blob/main/guides/many_devices.ipynb)
-#
 # On JAX, an adapted model is distributed with `keras.distribution`, as any Keras model:
 #
 # - `DataParallel`: every device has the whole model and a part of the batch;
@@ -30,12 +28,12 @@
 #
 # TensorFlow and PyTorch have their own ways, which are at the end as text.
 #
-# In Colab, put the address of the repository into the next cell and run it (the badge
-# above needs it too, in place of `<owner>`). In a checkout with
+# In Colab, put the address of the repository into the next cell and run it.
+# In a checkout with
 # `pip install ".[jax,guides]"`, there is nothing to do.
 
 # %%
-REPOSITORY = ""  # such as "https://github.com/<owner>/keras_flix"
+REPOSITORY = ""  # in Colab: the address that it is cloned from
 
 if REPOSITORY:
     import os
@@ -72,7 +70,8 @@ import numpy as np
 
 import keras_flix
 
-# The one thing to change for the real Gemma: "gemma2_2b_en".
+# The one thing to change for a real Gemma: "gemma2_2b_en". (KerasHub has no layout map
+# for Gemma 3 yet, which ModelParallel needs; DataParallel works with any.)
 PRESET = os.environ.get("FLIX_PRESET", cldr_adapters.SMALL)
 
 HERE = Path(__file__).parent if "__file__" in globals() else Path.cwd()
@@ -288,7 +287,7 @@ with keras.distribution.DataParallel().scope():
 # ```python
 # strategy = tf.distribute.MirroredStrategy()
 # with strategy.scope():
-#     gemma = keras_hub.models.GemmaCausalLM.from_preset("gemma2_2b_en")
+#     gemma = keras_hub.models.CausalLM.from_preset("gemma3_1b")
 #     keras_flix.enable_flix(gemma, {"task": ["qa", "parse"]})
 #     gemma.compile(optimizer=keras.optimizers.Adam(1e-3))
 # gemma.fit(...)

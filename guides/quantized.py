@@ -13,8 +13,6 @@
 # %% [markdown]
 # # Adapters on a quantized base
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/<owner>/keras_flix/blob/main/guides/quantized.ipynb)
-#
 # A base that takes part in no training can be kept in 8 or 4 bits: with adapters in
 # floating point on top, this is the counterpart of QLoRA. The order is *quantize, then
 # adapt*. This guide measures what it saves and what it costs, trains adapters on a
@@ -23,12 +21,12 @@
 # The stored run took 68 s of processor time on one core of a busy machine, a good part
 # of it compilation.
 #
-# In Colab, put the address of the repository into the next cell and run it (the badge
-# above needs it too, in place of `<owner>`). In a checkout with
+# In Colab, put the address of the repository into the next cell and run it.
+# In a checkout with
 # `pip install ".[jax,guides]"`, there is nothing to do.
 
 # %%
-REPOSITORY = ""  # such as "https://github.com/<owner>/keras_flix"
+REPOSITORY = ""  # in Colab: the address that it is cloned from
 
 if REPOSITORY:
     import os
@@ -60,7 +58,7 @@ from keras_flix.evaluation import evaluate
 
 keras.utils.set_random_seed(0)
 
-# The one thing to change for the real Gemma: "gemma2_2b_en".
+# The one thing to change for a real Gemma: "gemma3_270m" or "gemma3_1b".
 PRESET = os.environ.get("FLIX_PRESET", cldr_adapters.SMALL)
 
 HERE = Path(__file__).parent if "__file__" in globals() else Path.cwd()

@@ -13,8 +13,6 @@
 # %% [markdown]
 # # Serving: merge, PEFT, vLLM, llama.cpp
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/<owner>/keras_flix/blob/main/guides/serving.ipynb)
-#
 # Adapters of many tasks and languages are trained. How do others run them, who may
 # not have `keras_flix`, or not even Keras? Four ways, from the simplest:
 #
@@ -29,14 +27,14 @@
 # The stored run took 36 s of processor time on one core of a busy machine. vLLM was not
 # run: its command line is shown as text.
 #
-# In Colab, put the address of the repository into the next cell and run it (the badge
-# above needs it too, in place of `<owner>`). In a checkout with
+# In Colab, put the address of the repository into the next cell and run it.
+# In a checkout with
 # `pip install ".[jax,torch,guides,evidence,gguf]" xllamacpp`, there is nothing to do.
 # (PyTorch, transformers and PEFT are for the second way alone; Colab has them. `gguf`
 # and `xllamacpp`, llama.cpp with its server as a Python package, are for the fourth.)
 
 # %%
-REPOSITORY = ""  # such as "https://github.com/<owner>/keras_flix"
+REPOSITORY = ""  # in Colab: the address that it is cloned from
 
 if REPOSITORY:
     import os
@@ -71,7 +69,7 @@ import keras_flix
 
 keras.utils.set_random_seed(0)
 
-# The one thing to change for the real Gemma: "gemma2_2b_en".
+# The one thing to change for a real Gemma: "gemma3_270m" or "gemma3_1b".
 PRESET = os.environ.get("FLIX_PRESET", cldr_adapters.SMALL)
 
 HERE = Path(__file__).parent if "__file__" in globals() else Path.cwd()
@@ -119,7 +117,7 @@ print(*answers, sep="\n")
 # %%
 merged = keras_flix.merge_features(gemma, SEEN)
 merged.save_to_preset(str(OUTPUT / "gemma_full_date_fr"))
-plain = keras_hub.models.GemmaCausalLM.from_preset(str(OUTPUT / "gemma_full_date_fr"))
+plain = keras_hub.models.CausalLM.from_preset(str(OUTPUT / "gemma_full_date_fr"))
 plain.compile(sampler="greedy")
 print(plain.generate(PROMPTS))
 assert plain.generate(PROMPTS) == answers[:2]
@@ -156,7 +154,7 @@ print({key: config[key] for key in ("r", "lora_alpha", "target_modules")})
 # Face hub has. The small one is on no hub, so it is converted here, once.
 
 # %%
-BASE = str(OUTPUT / "base") if SMALL else "google/gemma-2-2b"
+BASE = str(OUTPUT / "base") if SMALL else "google/gemma-3-270m"
 if HUGGING_FACE and SMALL:
     cldr_adapters.save_for_transformers(cldr_adapters.load_base(PRESET), BASE)
 
@@ -234,7 +232,7 @@ modules = " \\\n  ".join(
     f"{a['directory']}=loras/{a['directory']}" for a in index["adapters"]
 )
 print(
-    "vllm serve google/gemma-2-2b --enable-lora "
+    "vllm serve google/gemma-3-270m --enable-lora "
     f"--max-lora-rank {index['max_lora_rank']} --max-loras {len(chosen)} \\\n"
     f"  --lora-modules \\\n  {modules}"
 )
