@@ -91,7 +91,7 @@ class FeatureContributions(Displayed):
             chosen: dict[Any, Any] = dict.fromkeys(self.without, finite)
         else:
             check_feature(feature, self.without, "Contributions")
-            chosen = self._rows(feature)
+            chosen = self._examples_by_value(feature)
         return {
             name: {
                 "leave_one_out": left[feature or name][rows],
@@ -100,7 +100,7 @@ class FeatureContributions(Displayed):
             for name, rows in chosen.items()
         }
 
-    def _rows(self, feature: str) -> dict[Any, list[int]]:
+    def _examples_by_value(self, feature: str) -> dict[Any, list[int]]:
         """By value of a feature, the examples that have it."""
         rows: dict[Any, list[int]] = {}
         for i in np.flatnonzero(~np.isnan(self.full)):
