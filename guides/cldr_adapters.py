@@ -98,7 +98,7 @@ def features() -> list[keras_flix.Feature]:
 
 
 def compile_model(
-    gemma: keras_hub.models.GemmaCausalLM, steps: int, learning_rate: float = 6e-3
+    gemma: keras_hub.models.CausalLM, steps: int, learning_rate: float = 6e-3
 ) -> None:
     """Compiles for that many steps: warm-up, then cosine decay; greedy answers."""
     schedule = keras.optimizers.schedules.CosineDecay(
@@ -116,7 +116,7 @@ def compile_model(
 
 
 def train(
-    gemma: keras_hub.models.GemmaCausalLM,
+    gemma: keras_hub.models.CausalLM,
     mixture: Mixture,
     steps: int,
     learning_rate: float = 6e-3,
@@ -133,17 +133,17 @@ def train(
     return history.history["loss"][-1]
 
 
-def load_base(preset: str) -> keras_hub.models.GemmaCausalLM:
+def load_base(preset: str) -> keras_hub.models.CausalLM:
     """Loads a base: the small Gemma as it is, others in bfloat16, for short texts."""
     if preset == SMALL:
-        return keras_hub.models.GemmaCausalLM.from_preset(preset)
-    gemma = keras_hub.models.GemmaCausalLM.from_preset(preset, dtype="bfloat16")
+        return keras_hub.models.CausalLM.from_preset(preset)
+    gemma = keras_hub.models.CausalLM.from_preset(preset, dtype="bfloat16")
     # Prompt and response together, in tokens. The small preset's own is 40.
     gemma.preprocessor.sequence_length = 128
     return gemma
 
 
-def add_adapters(gemma: keras_hub.models.GemmaCausalLM, preset: str) -> None:
+def add_adapters(gemma: keras_hub.models.CausalLM, preset: str) -> None:
     """Gives a base its adapters: from the file if they are the small Gemma's.
 
     Another base is adapted with the same features and trained, which takes a GPU.

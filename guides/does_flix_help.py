@@ -67,12 +67,18 @@ sys.path.insert(0, str(HERE.parent))
 from benchmarks.quality import (
     evidence_figures,
     evidence_tables,
+    figure_parts,
     plan,
     recipe_figures,
     recipe_tables,
 )
 
 SIZE, LONG = plan.SIZES["cpu"], plan.SIZES["cpu_long"]
+
+
+def table(text):
+    """Prints a table, with names for readers in place of the results' own."""
+    print(figure_parts.readable(text))
 
 
 def show(name):
@@ -85,30 +91,30 @@ def show(name):
 #
 # Eight tasks in forty languages, made from Unicode CLDR data: `[day_month] [fi]
 # 2024-03-05 2 = ` asks for `5. maaliskuuta`. Every prompt says in text which task and
-# which language it wants, for every arm, so a plain LoRA has all it needs. Five of a
-# language's eight tasks have 20 training examples, one has 3, and two have none: those
-# 68 *held-out cells* ask whether what was learnt composes. Six more languages are never
-# trained on.
+# which language it wants, whoever is trained, so a plain LoRA has all it needs. Five of
+# a language's eight tasks have 20 training examples, one has 3, and two have none:
+# those 68 *held-out pairs* ask whether what was learnt composes. Six more languages are
+# never trained on.
 #
-# All arms adapt all linear layers of the same frozen base (a Gemma of 0.7 million
+# All adapt all linear layers of the same frozen base (a Gemma of 0.7 million
 # parameters), see the same examples in the same order, and have the learning rate that
-# was best on validation examples of seen cells. Where nothing else is said, their
-# active rank is 6, so an example costs the same. `lora` is one LoRA for all;
-# `lora_6_attention` is one on the attention projections alone, `lora_params` has as
-# many parameters as a rank of 64 gives; `peft_lora` and `peft_poly` are Hugging Face
-# PEFT's, on the same base. All differences in one column have the same baseline, the
-# LoRA that was best in validation, and the same seeds. **One seed is a lead, not a
-# result.**
+# was best on validation examples of seen pairs. Where nothing else is said, their
+# active rank is 6, so an example costs the same. "LoRA" is one LoRA for all; one of
+# them is on the attention projections alone, and rank 64 is nearest to FLix in
+# parameters; PEFT's LoRA and Poly are Hugging Face's, on the same base. All differences
+# in one column have the same baseline, the LoRA that was best in validation, and the
+# same seeds. **One seed is a lead, not a result.** (The benchmark's page has its short
+# names for all of these.)
 
 # %%
-print(evidence_tables.table(SIZE, "headline"))
+table(evidence_tables.table(SIZE, "headline"))
 
 # %%
 show("headline")
 
 # %% [markdown]
-# The same on held-out cells, as a difference from the best LoRA, with the 95 % interval
-# of a bootstrap over cells, and over seeds where there are several:
+# The same on held-out pairs, as a difference from the best LoRA, with the 95 % interval
+# of a bootstrap over pairs, and over seeds where there are several:
 
 # %%
 show("held_out")
@@ -126,7 +132,7 @@ show("held_out")
 # random ids at test (below) its scores halve. It is the ids that help, not the
 # parameters.
 #
-# One LoRA per cell learns its cells, and has nothing for the others. Task and language
+# One LoRA per pair learns its pairs, and has nothing for the others. Task and language
 # adapters trained apart and added work, but not as well as trained together. **The task
 # alone is as good as FLix here**: this base knows all these languages. Below is a
 # mixture where it does not.
@@ -134,17 +140,17 @@ show("held_out")
 # ## Does the gap last?
 
 # %%
-print(evidence_tables.table(LONG, "headline"))
+table(evidence_tables.table(LONG, "headline"))
 
 # %% [markdown]
-# On what it has seen, LoRA catches up with three times the training. On held-out cells
+# On what it has seen, LoRA catches up with three times the training. On held-out pairs
 # FLix stays ahead, by less. (One seed; a LoRA of the attention projections was not
 # trained for as long.)
 #
 # The rate matters more than it seems: with 900 steps and a rate of 6e-3 instead of
-# 1.5e-3 or 3e-3, FLix had 98 % on seen cells as before, and 81 % instead of 91 to 92 %
+# 1.5e-3 or 3e-3, FLix had 98 % on seen pairs as before, and 81 % instead of 91 to 92 %
 # on held-out ones. **Too high a rate costs unseen pairs first**, and validation on seen
-# cells does not show it. When two rates are close, take the lower one.
+# pairs does not show it. When two rates are close, take the lower one.
 #
 # ## On a base that follows its prompts
 #
@@ -153,14 +159,14 @@ print(evidence_tables.table(LONG, "headline"))
 # other languages, before any adapter. What it answers untrained:
 
 # %%
-print(recipe_tables.base())
+table(recipe_tables.base())
 
 # %% [markdown]
-# Every arm has six trials, over targets, learning rate and rank; the setting counts
-# that is best on validation examples of seen cells, in nats per answer. 120 steps:
+# Each has six trials, over targets, learning rate and rank; the setting counts that is
+# best on validation examples of seen pairs, in nats per answer. 120 steps:
 
 # %%
-print(recipe_tables.arms())
+table(recipe_tables.arms())
 
 # %%
 figure = recipe_figures.differences()
@@ -168,30 +174,30 @@ figure.savefig(OUTPUT / "standin.png", dpi=110)
 
 # %% [markdown]
 # **This is the comparison to believe if your base follows instructions.** Over three
-# seeds, FLix is ahead of the best LoRA on what it was shown, most of all in cells with
-# three examples. On held-out cells both are level: the gap above was LoRA's trouble
+# seeds, FLix is ahead of the best LoRA on what it was shown, most of all in pairs with
+# three examples. On held-out pairs both are level: the gap above was LoRA's trouble
 # with tags. Settings matter more there than the method: twice the rate cost FLix five
-# points on held-out cells, and four times the rank is better at half of the rate only.
+# points on held-out pairs, and four times the rank is better at half of the rate only.
 # Seeds of one setting differ by up to 0.2 nats, so a recipe needs several to show.
 #
 # ## (a, c) What a more diverse mixture costs, and languages that the base lacks
 
 # %%
-print(evidence_tables.table(SIZE, "mixture"))
+table(evidence_tables.table(SIZE, "mixture"))
 show("mixture")
 
 # %%
-print(evidence_tables.table(SIZE, "growth"))
+table(evidence_tables.table(SIZE, "growth"))
 show("growth")
 
 # %%
-print(evidence_tables.table(SIZE, "unknown"))
-print(evidence_tables.table(LONG, "unknown"))
+table(evidence_tables.table(SIZE, "unknown"))
+table(evidence_tables.table(LONG, "unknown"))
 show("unknown")
 
 # %% [markdown]
 # The first table trains four of the tasks one by one. Alone, LoRA is near FLix on seen
-# cells; in the mixture of eight tasks it loses what it could do alone, and FLix does
+# pairs; in the mixture of eight tasks it loses what it could do alone, and FLix does
 # not.
 #
 # The second table follows one task while the mixture grows around it (scores of the one
@@ -201,38 +207,38 @@ show("unknown")
 #
 # The last two tables and the figure add eight languages that pretraining never showed:
 # Welsh, Vietnamese, Icelandic and others must be learnt from 20 examples in each of
-# five tasks. Here the language matters: without it, `task_only` learns less than half
-# as much of them. And LoRA loses the *known* languages too, while FLix keeps them. With
+# five tasks. Here the language matters: with the task alone, less than half as much of
+# them is learnt. And LoRA loses the *known* languages too, while FLix keeps them. With
 # 900 steps (second table) a LoRA of rank 24 has caught up on the unknown languages, but
-# not on held-out cells of the known ones. Held-out cells of unknown languages stay
-# below 15 % for every arm: nobody has told the model the Welsh word for a week.
+# not on held-out pairs of the known ones. Held-out pairs of unknown languages stay
+# below 15 % for all: nobody has told the model the Welsh word for a week.
 #
 # ## (d) Feature dropout
 
 # %%
-print(evidence_tables.table(SIZE, "dropout"))
+table(evidence_tables.table(SIZE, "dropout"))
 show("dropout")
 
 # %% [markdown]
 # Dropping features did not help here, at any rate: this was no mixture to overfit.
 # Where it is used, drop per example and do not rescale what is kept: with half of the
-# features dropped, that is 87 % on held-out cells, against 81 % with rescaling and 83 %
-# with one draw per batch. (One seed each, and the learning rate of the arm without
-# dropout; the paper reports gains from dropout.) So the library's default is none, and
-# `dropout=0.5` drops per example without rescaling.
+# features dropped, that is 87 % on held-out pairs, against 81 % with rescaling and 83 %
+# with one draw per batch. (One seed each, and the learning rate without dropout; the
+# paper reports gains from dropout.) So the library's default is none, and `dropout=0.5`
+# drops per example without rescaling.
 #
 # ## (e, f) Ranks and targets
 
 # %%
-print(evidence_tables.table(SIZE, "ranks"))
+table(evidence_tables.table(SIZE, "ranks"))
 show("ranks")
 
 # %%
-print(evidence_tables.table(SIZE, "targets"))
+table(evidence_tables.table(SIZE, "targets"))
 show("targets")
 
 # %% [markdown]
-# Splits are named task, language, shared. They differ by little on seen cells; a
+# Splits are named task, language, shared. They differ by little on seen pairs; a
 # language of high rank and a task of rank 1 is the one that composes worse. Rank on the
 # task composes a little better here. Equal ranks are a good start, hence one `rank` for
 # all in `enable_flix`.
@@ -241,12 +247,12 @@ show("targets")
 # FLix one or two points against all linear layers, with less than half of the
 # parameters. For LoRA they look better than all linear layers with this one seed, and
 # were not with three: the first table has that LoRA with a rate of its own. On the base
-# that follows its prompts, all linear layers are better for every arm.
+# that follows its prompts, all linear layers are better for all.
 #
 # ## Scale and initial values
 
 # %%
-print(evidence_tables.table(SIZE, "scale"))
+table(evidence_tables.table(SIZE, "scale"))
 show("scale")
 
 # %% [markdown]
@@ -257,19 +263,19 @@ show("scale")
 # ## (g) What each feature contributes
 
 # %%
-print(evidence_tables.table(SIZE, "axes"))
+table(evidence_tables.table(SIZE, "axes"))
 show("axes")
 
 # %% [markdown]
 # The task carries most. Leaving the language out at test costs nothing in held-out
-# cells: what the language adds on languages that the base knows, it adds to the cells
+# pairs: what the language adds on languages that the base knows, it adds to the pairs
 # that it was trained on. On languages that the base does not know it is another matter,
 # see above.
 #
 # ## (h) Quality against cost
 
 # %%
-print(evidence_tables.table(SIZE, "cost"))
+table(evidence_tables.table(SIZE, "cost"))
 show("cost")
 
 # %% [markdown]
@@ -280,7 +286,7 @@ show("cost")
 # The answers that `generate` gives, scored with chrF (sacreBLEU) besides exact match:
 
 # %%
-print(evidence_tables.table(SIZE, "chrf"))
+table(evidence_tables.table(SIZE, "chrf"))
 
 # %% [markdown]
 # ## What to do with your own mixture
@@ -288,7 +294,7 @@ print(evidence_tables.table(SIZE, "chrf"))
 # - **several tasks whose inputs look alike**: FLix with the task as a feature: the
 #   largest gain here, in steps, and on unseen pairs where the base cannot tell the
 #   tasks apart by itself
-# - **few examples of many pairs**: FLix: it gained most in cells with three examples
+# - **few examples of many pairs**: FLix: it gained most in pairs with three examples
 # - **languages that the base knows poorly**: add the language; a shared feature for
 #   what all have in common
 # - **new (task, language) pairs will come**: either; the lower of two learning rates
@@ -301,16 +307,31 @@ print(evidence_tables.table(SIZE, "chrf"))
 # - **parameters or file size count most**: LoRA: an update per value costs in
 #   proportion to the values
 #
-# Start from `rank=4` on every feature, no dropout, an always-on shared one, and a
-# quarter to a half of the learning rate that you would give a LoRA of the same active
-# rank (1.5e-3 to 6e-3 with Adam here): the more rank, the lower. Try more rank at half
-# the rate before you give up on either.
+# ## Settings to start with
+#
+# For a base that was pretrained, such as `gemma3_270m` or `gemma3_1b`. The other guides
+# use these where they do not say otherwise.
+#
+# | | start with | then try |
+# | --- | --- | --- |
+# | features | those that your examples have, and `Feature("shared", always=True)` | without the language, where the base knows all of them |
+# | `targets` | `"all-linear"` | `None`, the attention projections, where the file size counts |
+# | `rank` | 4 for every feature | four times the rank at half of the rate |
+# | `dropout` | 0 | 0.1, where you overfit |
+# | `alpha` | `None`, a scale of 1 | nothing: under Adam it does what the rate does |
+# | learning rate | Adam with 1e-3, up in a tenth of the steps, down as a cosine, `global_clipnorm=1.0` | half and double; of two that are close, the lower |
+# | batch, epochs | 16 examples, 3 times as many as there are | more steps before more rank |
+#
+# What is behind it: features, targets, ranks, dropout and scale are from the tables
+# above; batch and epochs are what is usual. The rates that were best here, 1.5e-3 to
+# 6e-3, belong to bases of 0.7 million parameters; **1e-3 for larger ones is a first
+# guess**, a quarter to a half of what you would give a LoRA of the same active rank.
 #
 # ## What decided the library's defaults
 #
 # - `dropout=0.0`: (d): none of the rates helped
 # - **dropout per example, not rescaled**: (d): both alternatives were worse on held-out
-#   cells
+#   pairs
 # - one `rank` for all features: (e): equal ranks were as good as any split
 # - `targets=None`, the attention projections: (f): one or two points below all linear
 #   layers, less than half the size; `"all-linear"` where that counts
@@ -325,7 +346,7 @@ print(evidence_tables.table(SIZE, "chrf"))
 #   is there for whoever has one, and `guides/xtreme_up` for the paper's own data.
 # - The tables say how many seeds; where they do not, it is one: a lead. Runs of LoRA
 #   scatter by ten points and more around the time when they learn to read tags.
-# - Variants keep the learning rate of their arm, except LoRA in mixtures of other
+# - Variants keep the learning rate of what they vary, except LoRA in mixtures of other
 #   lengths.
 # - Words that pretraining showed are most of what the tasks ask for. This is a
 #   benchmark of routing and composition, not of knowledge.

@@ -63,7 +63,7 @@ from keras_flix.mixtures import Dataset, Mixture
 
 keras.utils.set_random_seed(0)
 
-# The one thing to change for the real Gemma: "gemma2_2b_en".
+# The one thing to change for a real Gemma: "gemma3_270m" or "gemma3_1b".
 PRESET = os.environ.get("FLIX_PRESET", cldr_adapters.SMALL)
 
 HERE = Path(__file__).parent if "__file__" in globals() else Path.cwd()
@@ -104,7 +104,9 @@ print(*lines[:: len(lines) // 7], sep="", end="")
 #
 # A `Dataset` holds examples with the same features, a `Mixture` several datasets. The
 # temperature sets how often each is drawn: 1 goes by size, so English three times as
-# often as any other language here; higher ones are more even.
+# often as any other language here; higher ones are more even. (Written out here, to
+# show what a mixture is. Of a file without a column of splits,
+# `Mixture.from_jsonl(DATA, temperature=3.0)` makes it in one line.)
 
 # %%
 examples = [json.loads(line) for line in DATA.read_text("utf-8").splitlines()]
@@ -154,7 +156,8 @@ print(f"{len(train)} examples of {len(train.datasets)} pairs to train on")
 # here the tasks get more than the languages, and English, which the base of most
 # projects knows well, the least. With dropout, a feature is left out of some training
 # examples, so the others learn to stand alone. `shared` is active in every example.
-# None of these numbers was searched for: they are small so that the guide is quick.
+# None of these numbers was searched for: they are small so that the guide is quick. For
+# yours: [Settings to start with](does_flix_help.ipynb#settings-to-start-with).
 
 # %%
 schema = everything.schema(
@@ -162,7 +165,7 @@ schema = everything.schema(
 )
 features = [*schema, keras_flix.Feature("shared", always=True, rank=4)]
 
-# `GemmaCausalLM.from_preset`, in bfloat16 and for 128 tokens if it is no small one.
+# `CausalLM.from_preset`, in bfloat16 and for 128 tokens if it is no small one.
 gemma = cldr_adapters.load_base(PRESET)
 keras_flix.enable_flix(gemma, features, targets="all-linear", seed=0)
 lines = []

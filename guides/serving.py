@@ -69,7 +69,7 @@ import keras_flix
 
 keras.utils.set_random_seed(0)
 
-# The one thing to change for the real Gemma: "gemma2_2b_en".
+# The one thing to change for a real Gemma: "gemma3_270m" or "gemma3_1b".
 PRESET = os.environ.get("FLIX_PRESET", cldr_adapters.SMALL)
 
 HERE = Path(__file__).parent if "__file__" in globals() else Path.cwd()
@@ -117,7 +117,7 @@ print(*answers, sep="\n")
 # %%
 merged = keras_flix.merge_features(gemma, SEEN)
 merged.save_to_preset(str(OUTPUT / "gemma_full_date_fr"))
-plain = keras_hub.models.GemmaCausalLM.from_preset(str(OUTPUT / "gemma_full_date_fr"))
+plain = keras_hub.models.CausalLM.from_preset(str(OUTPUT / "gemma_full_date_fr"))
 plain.compile(sampler="greedy")
 print(plain.generate(PROMPTS))
 assert plain.generate(PROMPTS) == answers[:2]
@@ -154,7 +154,7 @@ print({key: config[key] for key in ("r", "lora_alpha", "target_modules")})
 # Face hub has. The small one is on no hub, so it is converted here, once.
 
 # %%
-BASE = str(OUTPUT / "base") if SMALL else "google/gemma-2-2b"
+BASE = str(OUTPUT / "base") if SMALL else "google/gemma-3-270m"
 if HUGGING_FACE and SMALL:
     cldr_adapters.save_for_transformers(cldr_adapters.load_base(PRESET), BASE)
 
@@ -232,7 +232,7 @@ modules = " \\\n  ".join(
     f"{a['directory']}=loras/{a['directory']}" for a in index["adapters"]
 )
 print(
-    "vllm serve google/gemma-2-2b --enable-lora "
+    "vllm serve google/gemma-3-270m --enable-lora "
     f"--max-lora-rank {index['max_lora_rank']} --max-loras {len(chosen)} \\\n"
     f"  --lora-modules \\\n  {modules}"
 )

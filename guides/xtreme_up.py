@@ -36,7 +36,7 @@
 # For the real thing, on an accelerator: download and unpack the archive (and
 # MasakhaNER, in the same layout as `ner/`), set the environment variable `XTREME_UP`
 # to the folder that holds `semantic_parsing/`, and `FLIX_PRESET` to a preset such as
-# `gemma2_2b_en`.
+# `gemma3_1b`.
 
 # %%
 REPOSITORY = ""  # in Colab: the address that it is cloned from
@@ -293,7 +293,7 @@ def features_of(method):
 def train_model(method, mixture, learning_rate, seed):
     """A base model, adapted and trained on a mixture."""
     keras.utils.set_random_seed(seed)
-    gemma = keras_hub.models.GemmaCausalLM.from_preset(PRESET, dtype=SETTINGS.dtype)
+    gemma = keras_hub.models.CausalLM.from_preset(PRESET, dtype=SETTINGS.dtype)
     gemma.preprocessor.sequence_length = LENGTH
     features = features_of(method)
     keras_flix.enable_flix(gemma, features, targets="all-linear", seed=seed)

@@ -5,22 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
-
 from benchmarks.quality import hierarchical, recipe_tables, recipes
-from benchmarks.quality.evidence_figures import COLORS, FOLDER
-from benchmarks.quality.evidence_tables import KIND_TITLES
+from benchmarks.quality.figure_parts import (
+    COLORS,
+    FOLDER,
+    KIND_NAMES,
+    NAMES,
+    name_rows,
+    page,
+    save,
+)
 
 
 def differences() -> Any:
     """Exact match minus that of the best LoRA, by arm, recipe and kind of cell."""
     (_, _, baseline), *others = recipe_tables.all_results()
-    figure, axes = plt.subplots(
-        figsize=(8, 1.6 + 0.7 * len(others)), layout="constrained"
-    )
+    figure, axes = page(width=8, height=1.6 + 0.7 * len(others))
     kinds = recipe_tables.KINDS
     for kind in kinds:
-        axes.plot([], [], "o", color=COLORS[kind], label=KIND_TITLES[kind])
+        axes.plot([], [], "o", color=COLORS[kind], label=KIND_NAMES[kind])
     for place, (_, _, results) in enumerate(others):
         seeds = results.keys() & baseline.keys()
         for aside, kind in zip((-0.2, 0.0, 0.2), kinds):
@@ -40,15 +43,15 @@ def differences() -> Any:
                 color=COLORS[kind],
                 capsize=3,
             )
-    axes.set_yticks(
-        range(len(others)),
-        [f"{name}\n{recipe}".strip() for name, recipe, _ in others],
-    )
-    axes.set_ylim(len(others) - 0.5, -0.5)
+    name_rows(axes, [f"{NAMES[name]}\n{recipe}".strip() for name, recipe, _ in others])
     axes.axvline(0, color="#555555", linewidth=1)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
+    axes.legend(
+        ncols=3,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        fontsize=8,
+        frameon=False,
+    )
     axes.set_xlabel(
         "exact match minus that of the best LoRA, points, with 95 % intervals\n"
         "hollow: one seed, a lead"
@@ -58,7 +61,4 @@ def differences() -> Any:
 
 def write(folder: Path = FOLDER) -> None:
     """Draws it into a file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    figure = differences()
-    figure.savefig(folder / f"{recipes.SIZE}.png", dpi=110)
-    plt.close(figure)
+    save(differences(), folder / f"{recipes.SIZE}.png")

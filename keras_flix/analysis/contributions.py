@@ -70,11 +70,44 @@ class FeatureContributions(Displayed):
 
         Examples whose loss is NaN do not count.
         """
-        left, over = self.leave_one_out, self.over_base
         return {
-            name: {"leave_one_out": _mean(left[name]), "over_base": _mean(over[name])}
-            for name in self.without
+            name: {kind: _mean(losses) for kind, losses in pair.items()}
+            for name, pair in self.samples().items()
         }
+
+    def samples(self, feature: str | None = None) -> dict[Any, dict[str, np.ndarray]]:
+        """What `means` and `by_value` are the means of.
+
+        Args:
+            feature: The feature whose values are told apart; `None` for the features.
+
+        Returns:
+            By feature or value, `"leave_one_out"` and `"over_base"` of its examples,
+            without those whose loss is NaN.
+        """
+        left, over = self.leave_one_out, self.over_base
+        finite = ~np.isnan(self.full)
+        if feature is None:
+            chosen: dict[Any, Any] = dict.fromkeys(self.without, finite)
+        else:
+            check_feature(feature, self.without, "Contributions")
+            chosen = self._examples_by_value(feature)
+        return {
+            name: {
+                "leave_one_out": left[feature or name][rows],
+                "over_base": over[feature or name][rows],
+            }
+            for name, rows in chosen.items()
+        }
+
+    def _examples_by_value(self, feature: str) -> dict[Any, list[int]]:
+        """By value of a feature, the examples that have it."""
+        rows: dict[Any, list[int]] = {}
+        for i in np.flatnonzero(~np.isnan(self.full)):
+            entry = self.values[feature][i]
+            for value in (entry or (None,)) if isinstance(entry, tuple) else (entry,):
+                rows.setdefault(value, []).append(int(i))
+        return rows
 
     @renamed_keyword("axis", "feature")
     def by_value(self, feature: str) -> dict[Any, dict[str, float]]:
@@ -88,20 +121,12 @@ class FeatureContributions(Displayed):
             `"examples"`, `"leave_one_out"` and `"over_base"`. An example with
             several values counts for each. Examples whose loss is NaN do not.
         """
-        check_feature(feature, self.without, "Contributions")
-        left, over = self.leave_one_out[feature], self.over_base[feature]
-        rows: dict[Any, list[int]] = {}
-        for i in np.flatnonzero(~np.isnan(self.full)):
-            entry = self.values[feature][i]
-            for value in (entry or (None,)) if isinstance(entry, tuple) else (entry,):
-                rows.setdefault(value, []).append(int(i))
         return {
             value: {
-                "examples": len(chosen),
-                "leave_one_out": float(left[chosen].mean()),
-                "over_base": float(over[chosen].mean()),
+                "examples": len(pair["over_base"]),
+                **{kind: float(losses.mean()) for kind, losses in pair.items()},
             }
-            for value, chosen in rows.items()
+            for value, pair in self.samples(feature).items()
         }
 
     @renamed_keyword("axis", "feature")

@@ -23,6 +23,8 @@ CELL, FONT_SIZE, MARGIN = 0.19, 8.0, 0.3
 """Inches of a row, points of a label, inches around all."""
 LINE = 0.17
 """Inches of a line of text."""
+NAME = 0.25
+"""Inches for the name of an axis beside its labels."""
 GREY, NO_VALUE = "0.35", "0.85"
 
 
@@ -54,7 +56,10 @@ class Page:
         self.legend = LINE * -(-len(self.colours) // columns) + 0.1
         self.size = wide, self.legend + sum(heights) + 2.5 * LINE
         self.figure: Figure = library("matplotlib.figure").Figure(
-            figsize=self.size, dpi=100
+            # White on dark pages, too.
+            figsize=self.size,
+            dpi=100,
+            facecolor="white",
         )
         self.figure.text(
             MARGIN / wide, 1 - 1.5 * LINE / self.size[1], title, fontsize=FONT_SIZE + 2
@@ -96,19 +101,24 @@ class Page:
         axes.set_ylabel(label, fontsize=FONT_SIZE)
         axes.tick_params(labelsize=FONT_SIZE - 1)
 
-    def name_rows(self, axes: Axes, values: Sequence[Any], side: str = "left") -> None:
-        """Labels of the rows of a figure, coloured by group."""
+    def name_rows(
+        self, axes: Axes, values: Sequence[Any], title: str = "", side: str = "left"
+    ) -> None:
+        """Labels of the rows of a figure, coloured by group, and what they are."""
         places = _places(len(values))
         axes.set_yticks(places, [label_of(values[i]) for i in places])
         if side == "right":
             axes.yaxis.tick_right()
+            axes.yaxis.set_label_position("right")
+        axes.set_ylabel(label_of(title), fontsize=FONT_SIZE)
         axes.tick_params(axis="y", length=0, labelsize=FONT_SIZE)
         self._colour(axes.get_yticklabels(), [values[i] for i in places])
 
-    def name_columns(self, axes: Axes, values: Sequence[Any]) -> None:
-        """Labels of the columns of a figure, coloured by group."""
+    def name_columns(self, axes: Axes, values: Sequence[Any], title: str = "") -> None:
+        """Labels of the columns of a figure, coloured by group, and what they are."""
         places = _places(len(values))
         axes.set_xticks(places, [label_of(values[i]) for i in places], rotation=90)
+        axes.set_xlabel(label_of(title), fontsize=FONT_SIZE)
         axes.tick_params(axis="x", length=0, labelsize=FONT_SIZE)
         self._colour(axes.get_xticklabels(), [values[i] for i in places])
 

@@ -17,6 +17,7 @@ from keras_flix.analysis.figure_page import (
     FONT_SIZE,
     GREY,
     MARGIN,
+    NAME,
     Groups,
     Page,
     heat,
@@ -60,7 +61,7 @@ def plot_similarity(
     order, joints = _clusters(similarity.matrix)
     values = [similarity.values[i] for i in order]
     size = side(len(order), least=1.9)
-    labels = room_for(values) + 0.15
+    labels = room_for(values) + 0.15 + NAME
     layers = len(similarity.layers)
     page = Page(
         [MARGIN, 1.4, 0.2, size, labels, 1.0],
@@ -77,8 +78,8 @@ def plot_similarity(
         # Not 0: a scale needs a length.
         limit = max(np.abs(others), default=0.0) or 1.0
     image = heat(axes, shown, "RdBu_r", -limit, limit)
-    page.name_rows(axes, values, side="right")
-    page.name_columns(axes, values)
+    page.name_rows(axes, values, similarity.feature, side="right")
+    page.name_columns(axes, values, similarity.feature)
     page.add_colorbar(image, 5, 1, "cosine")
     tree = page.add(1, 1)
     for positions, heights in joints:
@@ -164,7 +165,8 @@ def plot_contributions(
         groups: By value, the name of its group, which colours its label.
 
     Returns:
-        A figure with two bars per row: leave one out, and alone over the base. Features
+        A figure with two bars per row: leave one out, and alone over the base. Lines
+        on them are one standard error of the mean over examples to both sides. Features
         are in the order of the model, values in that of the first bar.
 
     Raises:
@@ -179,9 +181,9 @@ def plot_contributions(
             sorted(by_value.items(), key=lambda item: item[1]["leave_one_out"])
         )
         title = f"What {feature} does to the loss, by value"
-    names = list(means)
+    names, samples = list(means), contributions.samples(feature)
     page = Page(
-        [MARGIN + room_for(names) + 0.15, 5.0, MARGIN],
+        [MARGIN + room_for(names) + 0.15 + NAME, 5.0, MARGIN],
         [0.55, max(1.0, 0.27 * len(names)), 0.3],
         title,
         groups,
@@ -195,12 +197,17 @@ def plot_contributions(
             ("over_base", "this one alone, over the base", "#dd8452"),
         )
     ):
-        bars = [mean[kind] for mean in means.values()]
-        axes.barh(places + 0.38 * (i - 0.5), bars, 0.36, color=colour, label=label)
+        bars = np.array([mean[kind] for mean in means.values()])
+        rows = places + 0.38 * (i - 0.5)
+        axes.barh(rows, bars, 0.36, color=colour, label=label)
+        errors = np.array([_standard_error(samples[name][kind]) for name in names])
+        axes.hlines(rows, bars - errors, bars + errors, color=GREY, linewidth=1.0)
     axes.axvline(0.0, color=GREY, linewidth=0.8)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    page.name_rows(axes, names)
-    axes.set_xlabel("change of the loss (negative: lower)", fontsize=FONT_SIZE)
+    page.name_rows(axes, names, feature or "feature")
+    axes.set_xlabel(
+        "change of the loss (negative: lower), with standard errors", fontsize=FONT_SIZE
+    )
     axes.tick_params(axis="x", labelsize=FONT_SIZE)
     axes.legend(
         loc="lower left",
@@ -224,21 +231,28 @@ def _by_layer(
     values, layers = list(result.values[feature]), short_names(result.layers)
     page = Page(
         [
-            MARGIN + room_for(values) + 0.15,
+            MARGIN + room_for(values) + 0.15 + NAME,
             side(len(layers), least=2.5),
             1.0,
         ],
-        [0.25 + room_for(layers), side(len(values), least=1.4)],
+        [0.25 + room_for(layers) + NAME, side(len(values), least=1.4)],
         title,
         groups,
         values,
     )
     axes = page.add(1, 1)
     image = heat(axes, shown, "viridis", 0.0, highest)
-    page.name_rows(axes, values)
-    page.name_columns(axes, layers)
+    page.name_rows(axes, values, feature)
+    page.name_columns(axes, layers, "layer")
     page.add_colorbar(image, 2, 1, bar)
     return page.figure
+
+
+def _standard_error(losses: np.ndarray) -> float:
+    """Of the mean; nothing, where there is one example at most."""
+    if len(losses) < 2:
+        return 0.0
+    return float(losses.std(ddof=1) / np.sqrt(len(losses)))
 
 
 def _clusters(

@@ -175,6 +175,7 @@ def test_norms():
     np.testing.assert_array_equal(axes.images[0].get_array(), norms.norms["language"])
     assert axes.images[0].get_clim() == (0.0, 11.0)
     assert bar.get_ylabel() == "Frobenius norm"
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("language", "layer")
     axes, bar = plots.plot_norms(norms, "language", relative=True).axes
     shown = axes.images[0].get_array()
     np.testing.assert_array_equal(shown, norms.norms["language"] / 2)
@@ -217,6 +218,11 @@ def test_contributions():
     assert texts(axes.get_yticklabels()) == ["task", "shared"]
     left, over = ([bar.get_width() for bar in bars] for bars in axes.containers)
     assert left == [-1.0, 0.5] and over == [-1.5, 1.0]
+    assert axes.get_ylabel() == "feature"
+    # One standard error of two examples to both sides, as far as there are two.
+    lines = [line.get_segments() for line in axes.collections]
+    spans = [[float(x1 - x0) for (x0, _), (x1, _) in pair] for pair in lines]
+    assert spans == [[1.0, 1.0], [1.0, 0.0]]
     assert texts(axes.get_legend().get_texts()) == [
         "all features, over all but this one",
         "this one alone, over the base",
@@ -226,6 +232,12 @@ def test_contributions():
     assert texts(axes.get_yticklabels()) == ["(none)", "qa"]
     left, over = ([bar.get_width() for bar in bars] for bars in axes.containers)
     assert left == [-1.5, -0.5] and over == [-2.0, -1.0]
+    assert axes.get_ylabel() == "task"
+    assert all(
+        float(x0) == float(x1)
+        for line in axes.collections
+        for (x0, _), (x1, _) in line.get_segments()
+    )
     centres = [bar.get_y() + bar.get_height() / 2 for bar in axes.containers[0]]
     assert [round(centre) for centre in centres] == [0, 1]
     assert colour_of(axes.get_yticklabels())["qa"] != "#000000"
