@@ -26,7 +26,7 @@ def schema_of(model: keras.Model) -> FeatureSchema:
     >>> x = keras.Input((8,), name="x")
     >>> model = keras.Model({"x": x}, keras.layers.Dense(4, name="head")(x))
     >>> model = enable_flix(model, {"task": ["qa", "parse"]}, targets=["head"])
-    >>> schema = keras_flix.schema_of(model)
+    >>> schema = schema_of(model)
     >>> schema["task"].values
     ('qa', 'parse')
     >>> schema.encode({"task": ["parse", None]})

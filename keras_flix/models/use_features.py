@@ -53,10 +53,10 @@ def use_features(
     >>> features = {"task": ["qa", "parse"], "language": ["en", "sw"]}
     >>> model = enable_flix(model, features, targets=["head"])
     >>> batch = np.ones((3, 8))
-    >>> with keras_flix.use_features(model, task="qa", language="sw"):
+    >>> with use_features(model, task="qa", language="sw"):
     ...     stated = model.predict(batch, verbose=0)
     ...     english = model.predict({"x": batch, "language": "en"}, verbose=0)
-    >>> with keras_flix.use_features(model, {"task": "qa", "language": {"sw": 0.5}}):
+    >>> with use_features(model, {"task": "qa", "language": {"sw": 0.5}}):
     ...     half = model.predict(batch, verbose=0)
     """
     adaptation = adaptation_of(model, sharing=True)
@@ -99,10 +99,10 @@ def set_default_features(
     >>> x = keras.Input((8,), name="x")
     >>> model = keras.Model({"x": x}, keras.layers.Dense(4, name="head")(x))
     >>> model = enable_flix(model, {"language": ["en", "sw"]}, targets=["head"])
-    >>> keras_flix.set_default_features(model, {"language": "sw"})
+    >>> set_default_features(model, {"language": "sw"})
     >>> tuple(model(np.ones((3, 8))).shape)
     (3, 4)
-    >>> keras_flix.set_default_features(model, None)
+    >>> set_default_features(model, None)
     """
     adaptation = adaptation_of(model, sharing=True)
     stated = {} if features is None else features
