@@ -23,7 +23,9 @@ if keras.config.backend() == "torch":
 
     where, matmul = torch.where, torch.matmul
     sqrt, square, maximum = torch.sqrt, torch.square, torch.maximum
-    lerp = torch.lerp
+
+    def lerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
+        return torch.lerp(start, end, weight)
 
     def cast(x: Tensor, dtype: Any) -> Tensor:
         # By the name: where Keras keeps its own table changes with its versions.

@@ -65,7 +65,7 @@ def hint(name: Any, known: Iterable[Any]) -> str:
 def the_nearest(name: Any, known: Iterable[Any]) -> str:
     """The end of an error's text where nothing matched: three names, near or not.
 
-    >>> the_nearest("atention", ["attention", "embedding"])
+    >>> the_nearest("atention", ["attention", "mlp"])
     " The nearest are ['attention']"
     """
     names = list(known)
