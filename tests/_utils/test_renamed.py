@@ -59,10 +59,7 @@ CASES = {
     "value_similarity": lambda **word: str(
         analysis.value_similarity(adapted(), **word, layers=["head"])
     ),
-    "UpdateNorms.table": lambda **word: analysis.update_norms(adapted()).table(**word),
-    "EffectiveRank.table": lambda **word: analysis.effective_rank(adapted()).table(
-        **word
-    ),
+    "ByFeature.table": lambda **word: analysis.update_norms(adapted()).table(**word),
     "FeatureContributions.table": lambda **word: CONTRIBUTIONS.table(**word),
     "FeatureContributions.by_value": lambda **word: CONTRIBUTIONS.by_value(**word),
     "plot_norms": lambda **word: drawn(
