@@ -224,8 +224,8 @@ print(*index["adapters"], sep="\n")
 
 # %% [markdown]
 # The command line is made from the index. **It was not run here**: the small Gemma has
-# no tokenizer of transformers. A test of the repository serves such folders by vLLM on a
-# CPU, for Gemma, Llama, Mistral and Qwen3: a batch of several combinations has the
+# no tokenizer of transformers. A test of the repository serves such folders by vLLM on
+# a CPU, for Gemma, Llama, Mistral and Qwen3: a batch of several combinations has the
 # log-probabilities of KerasHub's models, to 1e-3. Without `--max-loras`, vLLM computes
 # requests of one LoRA at a time.
 
