@@ -41,7 +41,8 @@ def _stand_in(name: str, module: str) -> type:
 
 def after_import(name: str, action: Callable[[], None]) -> None:
     """Does something now if a module is imported, or else right after it will be."""
-    if name in sys.modules:
+    # None is how tests keep a module from being imported.
+    if sys.modules.get(name) is not None:
         action()
     else:
         sys.meta_path.insert(0, _Watcher(name, action))

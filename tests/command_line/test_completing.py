@@ -1,6 +1,5 @@
 """Completion: what shells run, and what they are told."""
 
-import io
 import json
 import os
 import subprocess
@@ -10,9 +9,7 @@ import keras
 import pytest
 from helpers.places import GUIDES, ROOT
 
-from keras_flix.command_line import completing
 from keras_flix.command_line.main import main
-from keras_flix.command_line.parser import parser
 
 if keras.config.backend() != "torch":
     reason = "completion knows no backend: tested once, with torch"
@@ -22,56 +19,16 @@ pytest.importorskip("argcomplete", reason="extra `cli`")
 ADAPTERS = str(GUIDES / "cldr_adapters.flix.safetensors")
 
 
-class Ended(Exception):
-    """Instead of the end of the process."""
+def completed(line, folder):
+    """What a shell is told for a line that ends at the cursor, without Keras.
 
-
-def completed(monkeypatch, line):
-    """What a shell is told for a line that ends at the cursor."""
-    monkeypatch.setenv("COMP_LINE", line)
-    monkeypatch.setenv("COMP_POINT", str(len(line.encode())))
-    monkeypatch.setenv("_ARGCOMPLETE", "1")
-    monkeypatch.setenv("_ARGCOMPLETE_IFS", "\n")
-    monkeypatch.setenv("_ARGCOMPLETE_COMP_WORDBREAKS", " \t\n")
-    out = io.BytesIO()
-
-    def end(code):
-        raise Ended
-
-    with pytest.raises(Ended):
-        completing.complete(
-            parser(),
-            output_stream=io.TextIOWrapper(out, write_through=True),
-            exit_method=end,
-        )
-    return [text.strip() for text in out.getvalue().decode().split("\n")]
-
-
-def test_commands_options_and_values_are_completed(monkeypatch):
-    assert completed(monkeypatch, "keras-flix tra") == ["train"]
-    assert completed(monkeypatch, "keras-flix train --hold") == ["--hold-out"]
-    assert completed(monkeypatch, "keras-flix completion f") == ["fish"]
-    line = f"keras-flix merge {ADAPTERS} --features language=s"
-    assert completed(monkeypatch, line) == ["language=sv"]
-    assert completed(monkeypatch, "keras-flix merge none --features x=") == [""]
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_each_shell_gets_what_it_runs(capsys, shell):
-    assert main(["completion", shell, "--json"]) == 0
-    script = json.loads(capsys.readouterr().out)["script"]
-    assert "keras-flix" in script and "_ARGCOMPLETE" in script
-    if shell == "bash":
-        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-
-
-def test_a_shell_is_answered_without_keras(tmp_path):
+    By a process of its own: argcomplete takes the file descriptor 9, whose it may be.
+    """
     code = (
         "import sys; sys.modules['keras'] = None\n"
         "from keras_flix.command_line.main import main; main([])"
     )
-    line = f"keras-flix chat {ADAPTERS} --features task=cu"
-    told = tmp_path / "told"
+    told = folder / "told"
     variables = {
         "_ARGCOMPLETE": "1",
         "_ARGCOMPLETE_IFS": "\n",
@@ -86,4 +43,24 @@ def test_a_shell_is_answered_without_keras(tmp_path):
         env={**os.environ, **variables},
         check=True,
     )
-    assert told.read_text().strip() == "task=currency"
+    return [text.strip() for text in told.read_text().split("\n")]
+
+
+def test_commands_options_and_values_are_completed(tmp_path):
+    assert completed("keras-flix tra", tmp_path) == ["train"]
+    assert completed("keras-flix train --hold", tmp_path) == ["--hold-out"]
+    assert completed("keras-flix completion f", tmp_path) == ["fish"]
+    line = f"keras-flix chat {ADAPTERS} --features task=cu"
+    assert completed(line, tmp_path) == ["task=currency"]
+    line = f"keras-flix merge {ADAPTERS} --features language=s"
+    assert completed(line, tmp_path) == ["language=sv"]
+    assert completed("keras-flix merge none --features x=", tmp_path) == [""]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_gets_what_it_runs(capsys, shell):
+    assert main(["completion", shell, "--json"]) == 0
+    script = json.loads(capsys.readouterr().out)["script"]
+    assert "keras-flix" in script and "_ARGCOMPLETE" in script
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
