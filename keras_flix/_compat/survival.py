@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+from keras.src.utils.jax_utils import is_in_jax_tracing_scope
 from keras.src.utils.module_utils import tensorflow as tf
 
 from keras_flix._compat.layers import BaseVariablesCheck
@@ -198,10 +199,8 @@ def _published(model: Any, step: Callable[..., Any]) -> Callable[..., Any]:
 
 def _is_traced(state: Any) -> bool:
     """Whether a step is compiled, as part of another function, and not run."""
-    import jax
-
-    leaves = (leaf for values in state for leaf in values or ())
-    return isinstance(next(leaves, None), jax.core.Tracer)
+    leaves = [leaf for values in state for leaf in values or ()]
+    return bool(leaves) and is_in_jax_tracing_scope(leaves[0])
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.quality import arm_search
 from benchmarks.quality.arm_search import Setting
 from benchmarks.quality.evidence_arms import Arm
-from benchmarks.quality.smollm.trial import Trial
+from benchmarks.quality.smollm.real_settings import Trial
 
 SIZE = "smollm_cpu"
 """Folder of the results."""

@@ -24,7 +24,7 @@ from benchmarks.quality.recipe_tables import (
     titles,
 )
 from benchmarks.quality.smollm import real_plan as plan
-from benchmarks.quality.smollm.trial import Trial
+from benchmarks.quality.smollm.real_settings import Trial
 
 BASELINE = plan.MAIN[0]
 

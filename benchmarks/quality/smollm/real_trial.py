@@ -15,7 +15,7 @@ from benchmarks.quality import evidence_arms
 from benchmarks.quality.smollm import base, sequences
 from benchmarks.quality.smollm.fast_llama import FastLlama
 from benchmarks.quality.smollm.fast_training import Training, mean_of, scores
-from benchmarks.quality.smollm.trial import Trial
+from benchmarks.quality.smollm.real_settings import Trial
 from benchmarks.quality.words import build
 from keras_flix.models.adapted.adaptation import adaptation_of
 

@@ -12,7 +12,6 @@ import numpy as np
 from keras_flix.features.feature import Value
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.layers.row_orders import Orders
-from keras_flix.models.adapted.default_features import DefaultFeatures
 
 if TYPE_CHECKING:
     import keras
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from keras_flix.layers.tables import Tables
     from keras_flix.layers.token_rows import TokenRows
     from keras_flix.models.adapted.cut_counts import CutTexts
+    from keras_flix.models.adapted.default_features import DefaultFeatures
     from keras_flix.models.adapted.learning_rates import Rates
     from keras_flix.models.adapted.thread_lock import Turns
 
@@ -75,6 +75,8 @@ class Adaptation:
         disabled: Whether the adapters are off.
         no_gradient: Why the model cannot be trained; empty if it can.
         turns: The threads that use the model or its backbone.
+        defaults: What is stated for calls that bring no features; the same for the
+            model, its backbone and those that share its features.
         rows_known: Whether the rows of every adapted layer are known, of which
             examples they are.
         rows: The orders of the rows that the user stated, by path of the layer.
@@ -87,8 +89,6 @@ class Adaptation:
         sharing: Other models that `share_features` lets take the features.
         shares: Whether this is of such a model.
         cut_texts: Where a running `fit` or `evaluate` counts texts that are cut.
-        defaults: What is stated for calls that bring no features; the same for the
-            model, its backbone and those that share its features.
     """
 
     schema: FeatureSchema
@@ -96,6 +96,7 @@ class Adaptation:
     layers: dict[str, LowRankKernel]
     base_class: Any
     turns: Turns
+    defaults: DefaultFeatures
     readers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     parts: list[Any] = dataclasses.field(default_factory=list)
     seed: int = 0
@@ -118,7 +119,6 @@ class Adaptation:
     sharing: list[weakref.ref[Any]] = dataclasses.field(default_factory=list)
     shares: bool = False
     cut_texts: CutTexts | None = None
-    defaults: DefaultFeatures = dataclasses.field(default_factory=DefaultFeatures)
 
     @property
     def adapted_layers(self) -> list[Any]:

@@ -174,8 +174,9 @@ class DataMethods(TaskData):
         A source gets it batch by batch, later, in threads that know nothing of it.
         """
         stated = self._adaptation.defaults.now(trains)
-        refuse_mixture(x)
-        if _compat.source_kind(x) == "arrays":
+        if not isinstance(x, Mapping):
+            refuse_mixture(x)
+        if stated and _compat.source_kind(x) == "arrays":
             x = complete(self, x, stated)
         return x, stated
 

@@ -79,6 +79,8 @@ def trained_base(model: keras.Model) -> dict[str, keras.Variable]:
 
 
 def _trains(layer: Any, variable: keras.Variable, adapted: bool) -> bool:
+    if adapted and not variable.trainable:
+        return False
     if keras.backend.standardize_dtype(variable.dtype) not in FLOATS:
         return False
     if any([variable is v for v in _compat.by_gradients(layer)]):
