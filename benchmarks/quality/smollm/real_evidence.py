@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.quality import store
 from benchmarks.quality.smollm import base, real_plan as plan
-from benchmarks.quality.smollm.real_trial import mix_of, run
 from benchmarks.quality.smollm.real_settings import Trial
+from benchmarks.quality.smollm.real_trial import mix_of, run
 from benchmarks.shared.environment import write_result
 
 
