@@ -10,6 +10,7 @@ import pytest
 from helpers.places import GUIDES, ROOT
 
 from benchmarks.quality import evidence_page
+from benchmarks.quality.smollm import real_tables
 
 pytestmark = pytest.mark.short("torch")
 README = (ROOT / "README.md").read_text()
@@ -70,6 +71,19 @@ def test_its_table_is_that_of_the_stored_results():
     assert f"| {' | '.join(difference)} |" in stored
     for page in ("index.md", "evidence.md"):
         assert table in (GUIDES / page).read_text() + "\n"
+
+
+def test_the_lead_on_the_real_base_is_that_of_the_stored_results():
+    said = " ".join((GUIDES / "evidence.md").read_text().split())
+    rows = real_tables.arms().splitlines()
+    columns, flix, lora = (
+        [cell.strip() for cell in row.split("|")] for row in (rows[0], rows[3], rows[2])
+    )
+    assert (lora[1], flix[1]) == ("`lora_12`", "`flix_shared`")
+    for kind in ("seen", "few-shot", "held-out"):
+        place = columns.index(kind)
+        assert flix[place] in said and lora[place] in said
+        assert flix[columns.index(f"{kind}, minus `lora_12`")] in said
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
