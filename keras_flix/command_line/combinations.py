@@ -31,6 +31,15 @@ def parse_features(schema: FeatureSchema, entries: list[str] | None) -> dict[str
     {'task': 'qa', 'language': 'sw'}
     """
     combination = parse_some_features(schema, entries)
+    features = {feature.name: feature for feature in schema.routed}
+    missing = [name for name in features if name not in combination]
+    if missing and all(name in schema for name in combination):
+        name = missing[0]
+        raise ValueError(
+            f"--features must have an entry of each feature: {', '.join(features)}. "
+            f"Received: no entry {name!r}. Write such as "
+            f"{name}={features[name].values[0]}, and {name}= where there is none."
+        )
     schema.encode_one(combination)
     return combination
 

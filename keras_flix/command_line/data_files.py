@@ -15,6 +15,7 @@ from keras_flix.command_line.templates import Template
 from keras_flix.evaluation.evaluate import PROMPTS, RESPONSES
 from keras_flix.mixtures.dataset import Dataset
 from keras_flix.mixtures.mixture import Mixture
+from keras_flix.mixtures.named_columns import ARGUMENTS
 
 JSON_LINES, PARQUET = (".jsonl", ".ndjson"), ".parquet"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -59,6 +60,17 @@ def read_mixture(
         "response": response,
         "temperature": temperature,
     }
+    try:
+        return _read(path, options)
+    except ValueError as error:
+        if ARGUMENTS not in str(error):
+            raise
+        # What are arguments in Python are options here.
+        text = str(error).replace(ARGUMENTS, "--features, --prompt and --response")
+        raise ValueError(text) from error
+
+
+def _read(path: Path, options: dict[str, Any]) -> Mixture:
     if path.is_dir():
         return Mixture.from_dataset(_dataset(path), **options)
     if path.suffix in JSON_LINES:
@@ -69,7 +81,7 @@ def read_mixture(
     if path.suffix == PARQUET:
         return Mixture.from_dataset(_parquet([path]), **options)
     raise ValueError(
-        f"Data must be {FORMS}. Received: {place!r}. Rename or convert it."
+        f"Data must be {FORMS}. Received: {str(path)!r}. Rename or convert it."
     )
 
 

@@ -10,6 +10,7 @@ from keras_flix.command_line.run_parser import add_features, add_run_commands
 from keras_flix.version import __version__
 
 PROGRAM = "keras-flix"
+FILE = "an adapter file, its handle on a hub, or a folder that `train` wrote"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,12 +32,18 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _adapter_file(place: str) -> str:
+    """An adapter file; of a folder that `train` wrote, the one in it."""
+    file = os.path.join(place, "adapters.flix.safetensors")
+    return file if os.path.isfile(file) else place
+
+
 def _add_file_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     """Adds the commands that need no model."""
     one = commands.add_parser(
         "inspect", parents=[common], help="what is in an adapter file"
     )
-    one.add_argument("file", type=os.fspath, help="a file, or its handle on a hub")
+    one.add_argument("file", type=_adapter_file, help=FILE)
     one.add_argument("--all-layers", action="store_true", help="list every layer")
     one.set_defaults(run="file_commands:inspect")
     two = commands.add_parser(
@@ -44,8 +51,8 @@ def _add_file_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         parents=[common],
         help="what differs between two adapter files; exit code 1 if anything does",
     )
-    two.add_argument("a", type=os.fspath)
-    two.add_argument("b", type=os.fspath)
+    two.add_argument("a", type=_adapter_file, help=FILE)
+    two.add_argument("b", type=_adapter_file, help=FILE)
     two.add_argument(
         "--tolerance",
         type=float,
@@ -83,7 +90,7 @@ def _add_model_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     preset.add_argument("--dtype", help="of the base, such as bfloat16")
     base = argparse.ArgumentParser(add_help=False)
-    base.add_argument("file", help="an adapter file, or its handle on a hub")
+    base.add_argument("file", type=_adapter_file, help=FILE)
     base.add_argument("--output", required=True, help="a new or empty folder")
     add_features(base)
     base.add_argument(

@@ -103,16 +103,19 @@ class Scores(Displayed):
         }
 
     def table(self, *features: str) -> str:
-        """The groups of `by` as a text, one line each, and all examples last."""
+        """The groups of `by` as a text, one line each, and all examples last.
+
+        Those of one value of the first feature stand together, then of the second.
+        """
         return aligned(self._rows(*features))
 
     def _rows(self, *features: str) -> list[list[str]]:
         counts, scores = self.counts(*features), self.by(*features)
         rows = [["/".join(features), "examples", *self.metrics]]
         # Without features, the one group is that of the last line.
-        for key, score in scores.items() if features else ():
+        for key in _together(scores, len(features)) if features else ():
             name = "/".join(map(shown, key if len(features) > 1 else (key,)))
-            rows.append([name, str(counts[key]), *_numbers(score)])
+            rows.append([name, str(counts[key]), *_numbers(scores[key])])
         rows.append(["all", str(len(self)), *_numbers(self.overall())])
         return rows
 
@@ -200,6 +203,22 @@ def check_metrics(metrics: Mapping[str, Metric]) -> None:
 def _keys(entries: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
     """The groups of an example: each choice of one of its values per feature."""
     return itertools.product(*[values_of(entry) or (None,) for entry in entries])
+
+
+def _together(keys: Iterable[Any], features: int) -> list[Any]:
+    """Keys of groups, those of one value together, values by first occurrence.
+
+    >>> _together([("qa", "en"), ("ner", "sw"), ("ner", "en"), ("qa", "sw")], 2)
+    [('qa', 'en'), ('qa', 'sw'), ('ner', 'en'), ('ner', 'sw')]
+    """
+    if features < 2:
+        return list(keys)
+    keys = list(keys)
+    places: list[dict[Any, int]] = [{} for _ in range(features)]
+    for key in keys:
+        for place, value in zip(places, key):
+            place.setdefault(value, len(place))
+    return sorted(keys, key=lambda key: [p[v] for p, v in zip(places, key)])
 
 
 def _numbers(score: Score) -> list[str]:

@@ -199,10 +199,9 @@ def layer_ids(
     """Ids as tensors, for a layer or model that is about to use them."""
     of, known = _encoded.get()
     if known and of is schema and len(known) == len(features):
-        for key, value in features.items():
-            if known.get(schema.entry_names.get(key, key)) is not value:
-                break
-        else:
+        # No `for` with `else`: TensorFlow's AutoGraph warns of it.
+        names = schema.entry_names
+        if all(known.get(names.get(k, k)) is value for k, value in features.items()):
             return known
     ids = encode_inputs(schema, features, batch_size, beside)
     for name, value in ids.items():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from keras_flix._utils.near_names import hint
+
 OwnTargets = str | tuple[str, ...] | None
 
 
@@ -18,12 +20,13 @@ def checked_targets(name: str, targets: Any) -> OwnTargets:
     if targets is None or targets == "all-linear":
         return targets
     if not isinstance(targets, (list, tuple)) or not targets:
-        remedy = "Pass a list of layer names or regexes."
+        near, remedy = "", "Pass a list of layer names or regexes."
         if isinstance(targets, str):
+            near = hint(targets, ["all-linear"])
             remedy = f"Write [{targets!r}] to name one layer."
         raise ValueError(
             f"The targets of feature {name!r} must be None, 'all-linear' or a list of "
-            f"layer names or regexes. Received: targets={targets!r}. {remedy}"
+            f"layer names or regexes. Received: targets={targets!r}.{near} {remedy}"
         )
     for target in targets:
         try:

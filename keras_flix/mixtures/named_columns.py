@@ -40,6 +40,10 @@ CONSTRUCTORS = {
 """By form of a table, the constructor of `Mixture` that reads it."""
 
 
+ARGUMENTS = "features=, prompt= and response="
+"""What names columns, as errors say it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Names:
     """The names of a table's columns that go into a mixture.
@@ -90,8 +94,8 @@ class Names:
             raise ValueError(
                 f"A table must have the columns {list(self.stored)}. Received: {place}"
                 f"columns {list(found)}, without {missing[0]!r}."
-                f"{hint(missing[0], found)}{note} Name those there are with features=, "
-                "prompt= and response=."
+                f"{hint(missing[0], found)}{note} Name those there are with "
+                f"{ARGUMENTS}."
             )
 
     def text(self, name: str, text: Any, place: str) -> Any:

@@ -101,6 +101,11 @@ class Splits:
         """
         if isinstance(pairs, (int, np.integer)):
             return self._drawn_out(int(pairs), seed)
+        if self._is_one(pairs):
+            raise ValueError(
+                "`pairs` must be a list of combinations, or how many of them to draw. "
+                f"Received: one combination, {pairs!r}. Write [{pairs!r}]."
+            )
         rest, held_out = self.split(*pairs)
         seen = set(_values(rest.datasets))
         for name, value in _values(held_out.datasets):
@@ -172,6 +177,13 @@ class Splits:
         for dataset in self.datasets:
             parts[chosen(dataset)].append(dataset)
         return parts
+
+    def _is_one(self, pairs: Any) -> bool:
+        """Whether one combination was given where a list of them belongs."""
+        if isinstance(pairs, (str, Mapping)):
+            return isinstance(pairs, Mapping)
+        of_values = all(one is None or isinstance(one, (str, int)) for one in pairs)
+        return of_values and len(pairs) == len(self.datasets[0].features)
 
     def _by_name(self, combination: Combination) -> dict[str, Value | None]:
         if isinstance(combination, Mapping):

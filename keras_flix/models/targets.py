@@ -11,7 +11,7 @@ import keras
 import keras_hub
 
 from keras_flix import _compat
-from keras_flix._utils.near_names import the_nearest
+from keras_flix._utils.near_names import hint, the_nearest
 from keras_flix.layers.checks import layer_equation
 from keras_flix.layers.einsum_split import split_equation
 from keras_flix.layers.row_orders import KERAS_HUB, Orders, as_orders
@@ -72,8 +72,9 @@ def find_targets(
         if targets != "all-linear":
             raise ValueError(
                 "`targets` must be None, 'all-linear' or a list of layer names "
-                f"or regexes. Received: targets={targets!r}. Write "
-                f"[{targets!r}] to name one layer."
+                f"or regexes. Received: targets={targets!r}."
+                f"{hint(targets, ['all-linear'])} Write [{targets!r}] to name one "
+                "layer."
             )
         chosen = _all_linear(model, linear)
     else:

@@ -100,6 +100,14 @@ def test_inspect_as_text(capsys, tmp_path):
     assert lines[start + 3].split()[:2] == ["[red]parse", "2"]
 
 
+def test_a_folder_of_a_training_is_its_adapter_file(capsys, tmp_path):
+    folder = tmp_path / "qa"
+    folder.mkdir()
+    path = saved(folder, "adapters")
+    assert answer(capsys, "inspect", str(folder))["file"] == path
+    assert not answer(capsys, "diff", str(folder), path)["different"]
+
+
 def test_many_layers_are_cut(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("keras_flix.command_line.file_commands.SHOWN", 1)
     path = saved(tmp_path)
@@ -407,7 +415,11 @@ def test_entries_of_combinations():
         (["task"], "--features must be entries 'feature=value'"),
         (["task=qa", "task=qa"], "one of each feature. Received: 'task=qa'"),
         (["task=Qa", "domain=", "year="], "The nearest known value is 'qa'"),
-        (["task=qa", "domain="], "Received: no entry 'year'"),
+        (
+            ["task=qa", "domain="],
+            "feature: task, domain, year. Received: no entry 'year'. Write such as "
+            "year=2023, and year= where",
+        ),
         (["tusk=qa"], "Received: 'tusk'"),
         (None, "Received: no entry 'task'"),
     ):

@@ -66,6 +66,15 @@ def test_places_that_are_no_data_are_refused(tmp_path):
         read(tmp_path)
 
 
+def test_a_missing_column_is_told_with_the_options(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("task,language,question,response\nqa,en,a?,A\n")
+    with pytest.raises(ValueError) as error:
+        read(path)
+    text = "those there are with --features, --prompt and --response."
+    assert str(error.value).endswith(text)
+
+
 def test_a_digest_tells_other_examples_and_other_parts():
     one = Mixture.from_records(examples())
     other = Mixture.from_records([*examples()[:-1], {**examples()[-1], "prompt": "x"}])

@@ -126,6 +126,15 @@ def test_table():
     assert "predictions" not in repr(scores)
 
 
+def test_rows_of_one_value_stand_together_in_a_table():
+    tasks, languages = ["qa", "ner", "ner", "qa"], ["sw", "en", "sw", "en"]
+    features = {"task": tasks, "language": languages}
+    scores = Scores(features, ["a"] * 4, ["a"] * 4, {"exact_match": exact_match})
+    rows = scores.table("task", "language").splitlines()[1:]
+    cells = [row.split()[0] for row in rows]
+    assert cells == ["qa/sw", "qa/en", "ner/sw", "ner/en", "all"]
+
+
 def test_to_dict_is_json():
     scores = make_scores()
     result = scores.to_dict(examples=True)

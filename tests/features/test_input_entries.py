@@ -40,6 +40,11 @@ def test_the_same_ids_are_checked_for_other_features():
             layer_ids(FeatureSchema({"task": ["qa"]}), ids, 2)
 
 
+def test_autograph_converts_it_without_a_warning():
+    tf = pytest.importorskip("tensorflow")
+    assert tf.autograph.to_graph(layer_ids)
+
+
 def test_it_ends_with_the_block():
     ids = make_ids([0, 1])
     with pytest.raises(RuntimeError, match="inside"):

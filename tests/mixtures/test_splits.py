@@ -64,6 +64,15 @@ def test_hold_out_leaves_every_value():
     assert "matches none" in refusal(lambda: mixture.hold_out([("qa", "fr")]))
 
 
+def test_hold_out_takes_a_list():
+    mixture = make_mixture(GRID)
+    for one in ({"task": "qa", "language": "sw"}, ("qa", "sw"), ["qa", None]):
+        assert refusal(lambda one=one: mixture.hold_out(one)) == (
+            "`pairs` must be a list of combinations, or how many of them to draw. "
+            f"Received: one combination, {one!r}. Write [{one!r}]."
+        )
+
+
 def test_hold_out_draws():
     mixture = make_mixture(GRID | {("qa", None): 2})
     found = set()

@@ -254,6 +254,7 @@ def test_a_layer_is_copied_as_one_of_its_own():
     "targets, text",
     [
         ("query", "Received: targets='query'. Write ['query'] to name one layer."),
+        ("all_linear", "Received: targets='all_linear'. The nearest is 'all-linear'."),
         ([], "Received: targets=[]. Pass a list of layer names or regexes."),
         ([3], "Received: 3, which does not compile"),
         (["("], "Received: '(', which does not compile"),

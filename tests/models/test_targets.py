@@ -181,6 +181,9 @@ def test_refuses_a_single_string(gemma):
         "`targets` must be None, 'all-linear' or a list of layer names or regexes. "
         "Received: targets='query'. Write ['query'] to name one layer."
     )
+    assert "targets='all_linear'. The nearest is 'all-linear'." in refusal(
+        gemma, "all_linear"
+    )
 
 
 @pytest.mark.parametrize("target", ["(query", 3, None])
