@@ -9,9 +9,9 @@ from typing import Any
 
 from keras_flix.command_line.bases import check_template, load_writer
 from keras_flix.command_line.configuration import parsed, read_config
-from keras_flix.command_line.options import OPTIONS
+from keras_flix.command_line.options import ADAPTERS, OPTIONS
 from keras_flix.command_line.output import say
-from keras_flix.command_line.run_folder import ADAPTERS, SETTINGS
+from keras_flix.command_line.run_folder import SETTINGS
 from keras_flix.command_line.templates import TEMPLATES, Template
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_file import read_adapters

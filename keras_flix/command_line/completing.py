@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from keras_flix._utils.optional_packages import needed
+from keras_flix.command_line.options import ADAPTERS
 from keras_flix.command_line.output import Answer
 from keras_flix.command_line.parser import PROGRAM
-from keras_flix.command_line.run_folder import ADAPTERS
 from keras_flix.files.adapter_file import read_adapters
 
 

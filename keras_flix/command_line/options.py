@@ -15,6 +15,9 @@ from typing import Any
 from keras_flix.command_line.templates import TEMPLATES
 from keras_flix.models.recommended import RECOMMENDED
 
+ADAPTERS = "adapters.flix.safetensors"
+"""The adapter file in the folder that a training writes."""
+
 Parse = Callable[[Sequence[str]], Any]
 """From texts to a value of JSON types; raises a `ValueError` that says the rule."""
 

@@ -6,6 +6,7 @@ import argparse
 import os
 from typing import Any
 
+from keras_flix.command_line.options import ADAPTERS
 from keras_flix.command_line.run_parser import add_features, add_run_commands
 from keras_flix.version import __version__
 
@@ -26,15 +27,16 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    # Help lists them in this order.
+    add_run_commands(commands, common)
     _add_file_commands(commands, common)
     _add_model_commands(commands, common)
-    add_run_commands(commands, common)
     return top
 
 
 def _adapter_file(place: str) -> str:
     """An adapter file; of a folder that `train` wrote, the one in it."""
-    file = os.path.join(place, "adapters.flix.safetensors")
+    file = os.path.join(place, ADAPTERS)
     return file if os.path.isfile(file) else place
 
 

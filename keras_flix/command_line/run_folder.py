@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from keras_flix._utils.atomic_files import MissingFileError, write_whole
-from keras_flix.command_line.options import OPTIONS
-from keras_flix.files.adapter_file import SUFFIX
+from keras_flix.command_line.options import ADAPTERS, OPTIONS
 
-ADAPTERS = f"adapters{SUFFIX}"
 SCORES, CARD, SETTINGS = "scores.json", "README.md", "run.yaml"
 WRITTEN = (ADAPTERS, SCORES, CARD, SETTINGS)
 """What a training leaves in its folder."""

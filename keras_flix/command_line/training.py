@@ -15,10 +15,10 @@ from keras_flix.callbacks.backup import BackupAndRestore
 from keras_flix.command_line.bases import check_template, load_writer
 from keras_flix.command_line.configuration import configuration, write_config
 from keras_flix.command_line.data_files import digest
+from keras_flix.command_line.options import ADAPTERS
 from keras_flix.command_line.output import Answer, on_stderr, say
 from keras_flix.command_line.parts import Parts, read_parts
 from keras_flix.command_line.run_folder import (
-    ADAPTERS,
     CARD,
     SCORES,
     SETTINGS,
