@@ -155,8 +155,9 @@ class Splits:
         )
         if not counts.sum():
             raise ValueError(
-                "A validation split must part off an example and leave one of every "
-                f"dataset. Received: {share!r} of {sizes.sum()} examples in "
+                "A validation split must part off an example, by a share between 0 "
+                "and 1, and leave one of every dataset. Received: "
+                f"{share!r} of {sizes.sum()} examples in "
                 f"{len(sizes)} datasets. Choose another share, or `split` datasets off."
             )
         train, validation = [], []

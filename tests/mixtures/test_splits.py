@@ -141,7 +141,8 @@ def test_many_small_combinations_give_their_share_together():
 def test_validation_split_refusals(share):
     mixture = make_mixture(GRID)
     assert refusal(lambda: mixture.validation_split(share)) == (
-        "A validation split must part off an example and leave one of every dataset. "
+        "A validation split must part off an example, by a share between 0 and 1, and "
+        "leave one of every dataset. "
         f"Received: {share!r} of 27 examples in 9 datasets. Choose another share, or "
         "`split` datasets off."
     )
