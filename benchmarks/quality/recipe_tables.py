@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ BASELINE = "lora"
 SEEDS = 20
 
 
-def results_of(trial: Callable[[int], Trial]) -> Results:
-    """The stored results of all seeds of a trial."""
-    found = {seed: recipes.known(trial(seed)) for seed in range(SEEDS)}
+def results_of(
+    trial: Callable[[int], Any], known: Callable[[Any], Any] = recipes.known
+) -> Results:
+    """The stored results of all seeds of a trial; `known` looks them up."""
+    found = {seed: known(trial(seed)) for seed in range(SEEDS)}
     return {seed: result for seed, result in found.items() if result is not None}
 
 
@@ -98,9 +100,9 @@ def of_arm(name: str, setting: Setting) -> Results:
     return results_of(lambda seed: recipes.trial_of(name, setting, seed))
 
 
-def setting_columns(name: str, setting: Setting) -> list[str]:
-    """Targets, learning rate, active rank."""
-    rank = sum(recipes.RANKS[name].values()) * setting.times
+def setting_columns(ranks: Mapping[str, int], setting: Setting) -> list[str]:
+    """Targets, learning rate, active rank, of an arm of these ranks by feature."""
+    rank = sum(ranks.values()) * setting.times
     return [TARGETS[setting.targets], f"{setting.rate:g}", f"{rank}"]
 
 
@@ -120,7 +122,7 @@ def arms(by: str = recipes.SEEN) -> str:
         rows.append(
             [
                 f"`{name}`",
-                *setting_columns(name, setting),
+                *setting_columns(recipes.RANKS[name], setting),
                 f"{results[0]['trainable_parameters']:,}",
                 seeds_of(results),
                 *columns(results),
@@ -144,7 +146,7 @@ def searches() -> str:
         for setting in recipes.search(name):
             result = recipes.known(recipes.trial_of(name, setting))
             if result is not None:
-                row = [f"`{name}`", *setting_columns(name, setting)]
+                row = [f"`{name}`", *setting_columns(recipes.RANKS[name], setting)]
                 row += [f"{result['validation_nats']:.3f}"]
                 row += [f"{result['validation_held_out_nats']:.3f}"]
                 row += [*columns({0: result})[:3], "best" if setting == best else ""]

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from keras_flix._utils.optional_packages import needed
-from keras_flix.command_line.options import ADAPTERS
 from keras_flix.command_line.output import Answer
-from keras_flix.command_line.parser import PROGRAM
+from keras_flix.command_line.parser import PROGRAM, adapter_file
 from keras_flix.files.adapter_file import read_adapters
 
 
@@ -30,8 +29,7 @@ def complete(parser: argparse.ArgumentParser, **options: Any) -> None:
 
 def entries_of_file(file: str | None) -> list[str]:
     """The entries `feature=value` of an adapter file, if it is on this machine."""
-    path = Path(file or "")
-    path = path / ADAPTERS if path.is_dir() else path
+    path = Path(adapter_file(file or ""))
     if not path.is_file():
         return []
     return [

@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _adapter_file(place: str) -> str:
+def adapter_file(place: str) -> str:
     """An adapter file; of a folder that `train` wrote, the one in it."""
     file = os.path.join(place, ADAPTERS)
     return file if os.path.isfile(file) else place
@@ -45,7 +45,7 @@ def _add_file_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     one = commands.add_parser(
         "inspect", parents=[common], help="what is in an adapter file"
     )
-    one.add_argument("file", type=_adapter_file, help=FILE)
+    one.add_argument("file", type=adapter_file, help=FILE)
     one.add_argument("--all-layers", action="store_true", help="list every layer")
     one.set_defaults(run="file_commands:inspect")
     two = commands.add_parser(
@@ -53,8 +53,8 @@ def _add_file_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         parents=[common],
         help="what differs between two adapter files; exit code 1 if anything does",
     )
-    two.add_argument("a", type=_adapter_file, help=FILE)
-    two.add_argument("b", type=_adapter_file, help=FILE)
+    two.add_argument("a", type=adapter_file, help=FILE)
+    two.add_argument("b", type=adapter_file, help=FILE)
     two.add_argument(
         "--tolerance",
         type=float,
@@ -92,7 +92,7 @@ def _add_model_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     preset.add_argument("--dtype", help="of the base, such as bfloat16")
     base = argparse.ArgumentParser(add_help=False)
-    base.add_argument("file", type=_adapter_file, help=FILE)
+    base.add_argument("file", type=adapter_file, help=FILE)
     base.add_argument("--output", required=True, help="a new or empty folder")
     add_features(base)
     base.add_argument(

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.quality import arm_search, store
+from benchmarks.quality import arm_search, recipe_tables, store
 from benchmarks.quality.arm_search import BUDGET, Setting
 from benchmarks.quality.evidence_arms import Arm
 from benchmarks.quality.evidence_tables import (
     KIND_TITLES,
-    TARGETS,
     markdown,
     seeds_of,
 )
 from benchmarks.quality.recipe_tables import (
     COLUMNS,
     DIFFERENCES,
-    SEEDS,
     Results,
     columns,
     differences,
     mean,
+    setting_columns,
     titles,
 )
 from benchmarks.quality.smollm import real_plan as plan
@@ -57,19 +56,14 @@ def best_of(arm: Arm) -> Setting:
 
 def results_of(arm: Arm, setting: Setting) -> Results:
     """The results of all seeds."""
-    found = {seed: load(plan.trial_of(arm, setting, seed)) for seed in range(SEEDS)}
-    return {seed: result for seed, result in found.items() if result is not None}
+    return recipe_tables.results_of(
+        lambda seed: plan.trial_of(arm, setting, seed), load
+    )
 
 
 def with_results() -> list[Arm]:
     """The arms that have any, the baseline first."""
     return [arm for arm in (*plan.MAIN, *plan.OTHERS) if tried_of(arm)]
-
-
-def setting_columns(arm: Arm, setting: Setting) -> list[str]:
-    """Targets, learning rate, active rank."""
-    rank = arm.active_rank * setting.times
-    return [TARGETS[setting.targets], f"{setting.rate:g}", f"{rank}"]
 
 
 NEW = "new_language"
@@ -95,7 +89,7 @@ def arms() -> str:
             [
                 f"`{arm.name}`",
                 f"{len(tried)} of {BUDGET}",
-                *setting_columns(arm, setting),
+                *setting_columns(arm.ranks, setting),
                 f"{results[0]['trainable_parameters']:,}",
                 seeds_of(results),
                 *scored(results),
@@ -113,7 +107,7 @@ def searches() -> str:
         best = best_of(arm)
         for setting in tried_of(arm):
             results = results_of(arm, setting)
-            row = [f"`{arm.name}`", *setting_columns(arm, setting)]
+            row = [f"`{arm.name}`", *setting_columns(arm.ranks, setting)]
             row += [f"{results[0]['validation']:.2f}", *scored({0: results[0]})]
             rows.append([*row, "best" if setting == best else ""])
     head = ["arm", "targets", "rate", "active rank", "validation nats, seen"]
