@@ -39,6 +39,7 @@ from keras_flix._compat.layers import (
     set_mask as set_mask,
     torch_value as torch_value,
     unlocked as unlocked,
+    variables_of as variables_of,
 )
 from keras_flix._compat.lazy_rows import (
     LazyRows as LazyRows,

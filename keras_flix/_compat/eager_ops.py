@@ -22,6 +22,7 @@ if keras.config.backend() == "torch":
     import torch
 
     where, matmul = torch.where, torch.matmul
+    reshape, concatenate = torch.reshape, torch.cat
     sqrt, square, maximum = torch.sqrt, torch.square, torch.maximum
 
     def lerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
@@ -30,12 +31,6 @@ if keras.config.backend() == "torch":
     def cast(x: Tensor, dtype: Any) -> Tensor:
         # By the name: where Keras keeps its own table changes with its versions.
         return x.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
-
-    def reshape(x: Tensor, shape: Sequence[Any]) -> Tensor:
-        return x.reshape(shape)
-
-    def concatenate(tensors: Sequence[Tensor], axis: int) -> Tensor:
-        return torch.cat(list(tensors), axis)
 
     def any_nonzero(x: Tensor) -> Tensor:
         return (x.reshape(len(x), -1) != 0).any(1).reshape(-1, *[1] * (x.ndim - 1))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
 from keras.src.backend.common import masking
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 from keras.src.layers.core import einsum_dense
 from keras.src.random.seed_generator import make_default_seed
 from keras.src.utils.summary_utils import weight_memory_size
@@ -183,6 +185,17 @@ def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     return layer._trainable_variables + layer._non_trainable_variables
 
 
+def variables_of(
+    layers: Iterable[keras.layers.Layer],
+) -> list[tuple[keras.layers.Layer, keras.Variable]]:
+    """`own_variables` of layers, each variable with its layer."""
+    found: list[tuple[keras.layers.Layer, keras.Variable]] = []
+    for layer in layers:
+        own = layer._trainable_variables + layer._non_trainable_variables
+        found.extend(zip(itertools.repeat(layer), own))
+    return found
+
+
 def has_untrained_variables(layer: keras.layers.Layer) -> bool:
     """Whether a layer has variables that were made not to be trained.
 
@@ -194,8 +207,11 @@ def has_untrained_variables(layer: keras.layers.Layer) -> bool:
 def torch_value(x: Any) -> Any | None:
     """The value of a tensor of torch, also of one that `torch.func.grad` wraps.
 
-    `None` inside of `torch.vmap`, where it stands for several.
+    `None` inside of `torch.vmap`, where it stands for several, and where Keras runs a
+    call for shapes alone, see `asks_for_shapes`.
     """
+    if in_symbolic_scope():
+        return None
     import torch
     from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import zipfile
 from collections.abc import Callable, Sequence
@@ -28,14 +29,14 @@ def layers_with_parents(
 ) -> list[tuple[keras.layers.Layer, tuple[keras.layers.Layer, ...]]]:
     """`flatten_layers`, each with the layers that hold it, the model first."""
     found: dict[int, tuple[keras.layers.Layer, tuple[keras.layers.Layer, ...]]] = {}
-
-    def visit(parents: tuple[keras.layers.Layer, ...]) -> None:
-        for layer in parents[-1]._layers:
-            if id(layer) not in found:
-                found[id(layer)] = layer, parents
-                visit((*parents, layer))
-
-    visit((model,))
+    # Those that are still to be looked at, the next one last.
+    waiting = [(layer, (model,)) for layer in reversed(model._layers)]
+    while waiting:
+        layer, parents = waiting.pop()
+        if id(layer) not in found:
+            found[id(layer)] = layer, parents
+            around = (*parents, layer)
+            waiting.extend(zip(reversed(layer._layers), itertools.repeat(around)))
     return list(found.values())
 
 

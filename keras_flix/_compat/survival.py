@@ -53,7 +53,8 @@ def variables_survive(model: keras.Model) -> Iterator[None]:
     with _RUNNING_LOCK:
         _RUNNING[id(model)] += 1
     try:
-        with _values_kept(model):
+        is_jax = keras.config.backend() == "jax"
+        with _values_kept(model) if is_jax else contextlib.nullcontext():
             yield
     finally:
         with _RUNNING_LOCK:
@@ -205,7 +206,7 @@ def _is_traced(state: Any) -> bool:
 
 @contextlib.contextmanager
 def _values_kept(model: Any) -> Iterator[None]:
-    if keras.config.backend() != "jax" or id(model) in _TAKEN:
+    if id(model) in _TAKEN:
         yield
         return
     taken = _TAKEN[id(model)] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
@@ -56,13 +57,7 @@ class KeepsFrozen(Mixin):
     trained before trains again.
     """
 
-    @property
-    def trainable(self) -> bool:
-        """Whether the adapters train, and what else was let train."""
-        return bool(self._trainable)
-
-    @trainable.setter
-    def trainable(self, value: bool) -> None:
+    def _set_trainable(self, value: bool) -> None:
         if not value:
             if self._trainable:
                 self._before_freezing()
@@ -75,6 +70,13 @@ class KeepsFrozen(Mixin):
             getattr(self, "_thaw", default)()
         else:
             self._nothing_to_thaw()
+
+    # Keras reads it several times in each step.
+    trainable = property(
+        operator.attrgetter("_trainable"),
+        _set_trainable,
+        doc="Whether the adapters train, and what else was let train.",
+    )
 
     def remember_flags(self, on: list[Flagged]) -> None:
         """Makes these flags the ones that `True` sets."""

@@ -118,8 +118,11 @@ def as_columns(data: Any) -> Any:
     # First: a dict of datasets is a dict, too.
     check_read(data)
     if isinstance(data, Mapping):
-        read = {name: as_column(column) for name, column in data.items()}
-        return read if any([read[k] is not data[k] for k in read]) else data
+        read, changed = {}, False
+        for name, column in data.items():
+            read[name] = as_column(column)
+            changed = changed or read[name] is not column
+        return read if changed else data
     if _is_records(data):
         return _columns_of_records(data)
     if _is_a(data, "datasets", "Dataset"):
@@ -208,6 +211,8 @@ def _is_frame(data: Any) -> bool:
 
 def check_read(data: Any) -> None:
     """Raises where something looks like a table and must be read first."""
+    if type(data) in (dict, list, np.ndarray):
+        return
     for (package, name), (kind, remedy) in UNREAD.items():
         if _is_a(data, package, name):
             raise ValueError(

@@ -27,6 +27,9 @@ precision would round the ids.
 
 MAX_WEIGHT = 1000.0
 
+PLAIN = frozenset({str, type(None)})
+"""Types of entries that are one value or none, and can be nothing else."""
+
 Pairs = list[tuple[int, float]]
 """Ids of one example with their weights."""
 
@@ -95,7 +98,8 @@ class Encoder:
         """
         if isinstance(entry, ForAll):
             return entry
-        entry = without_masks(entry)
+        if type(entry) not in (list, np.ndarray):
+            entry = without_masks(entry)
         if isinstance(entry, np.ndarray) and entry.ndim < 2:
             if entry.dtype.kind == "f" and np.isnan(entry).any():
                 entry = entry.astype("float64").tolist()
@@ -109,7 +113,7 @@ class Encoder:
             return self._dense(entry)
         elif isinstance(entry, np.ndarray) and entry.dtype.kind in "fbc":
             raise self._dtype_error(entry.dtype)
-        elif _is_scalar(entry):
+        elif not isinstance(entry, list) and _is_scalar(entry):
             return np.asarray(self._one(entry), "int32")
         elif isinstance(entry, Mapping):
             return ForAll(self._packed([self._pairs(entry, 0)])[0])
@@ -117,11 +121,12 @@ class Encoder:
             raise self._dtype_error(type(entry).__name__)
         else:
             entries = entry.tolist() if isinstance(entry, np.ndarray) else list(entry)
-            entries = whole_numbers(entries)
-            for one in entries:
-                if isinstance(one, Mapping):
-                    rows = [self._pairs(e, i) for i, e in enumerate(entries)]
-                    return self._packed(rows)
+            if not PLAIN.issuperset(map(type, entries)):
+                entries = whole_numbers(entries)
+                for one in entries:
+                    if isinstance(one, Mapping):
+                        rows = [self._pairs(e, i) for i, e in enumerate(entries)]
+                        return self._packed(rows)
             ids = self._several(entries) if self.multiple else self._each(entries)
         self._check_shape(ids)
         self.check_range(ids[..., 0] if ids.ndim == 3 else ids)
@@ -156,13 +161,19 @@ class Encoder:
 
     def _each(self, entries: list[Any]) -> np.ndarray:
         for entry in entries:
-            if _is_several(entry):
+            if type(entry) not in PLAIN and _is_several(entry):
                 raise ValueError(
                     f"Feature {self.name!r} takes one value per example. "
                     f"Received: {self.name}={entry!r} for one example. Pass a "
                     "single value, or declare the feature with multiple=True."
                 )
-        ids = [self._one(entry, example) for example, entry in enumerate(entries)]
+        ids = []
+        for example, entry in enumerate(entries):
+            # A call for each would be most of what a whole data set takes.
+            known = ABSENT if entry is None else None
+            if type(entry) is str:
+                known = self.ids.get(entry)
+            ids.append(self._one(entry, example) if known is None else known)
         return np.asarray(ids, "int64")
 
     def _several(self, entries: list[Any]) -> np.ndarray:
@@ -319,10 +330,11 @@ def broadcast(ids: Mapping[str, Any], batch_size: int | None) -> dict[str, np.nd
                 "Pass one value for the whole batch, or one per example."
             )
     length = 1 if batch_size is None else batch_size
-    return {
-        name: value if value.ndim else np.repeat(one_row(value), length, axis=0)
-        for name, value in ids.items()
-    }
+    found = dict(ids)
+    for name, value in ids.items():
+        if not value.ndim:
+            found[name] = np.repeat(one_row(value), length, axis=0)
+    return found
 
 
 def one_row(value: np.ndarray | ForAll) -> np.ndarray:

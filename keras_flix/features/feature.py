@@ -135,7 +135,7 @@ class Feature(Displayed):
 
     @functools.cached_property
     def _ids(self) -> dict[Any, int]:
-        return {value: i for i, value in enumerate(self.values)}
+        return dict(zip(self.values, range(len(self.values))))
 
     def filled(
         self,

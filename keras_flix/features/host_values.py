@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -34,7 +34,7 @@ def host_value(x: Any) -> Any:
 
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return None
-        if x.is_meta or type(x) is not torch.Tensor or _compat.asks_for_shapes():
+        if x.is_meta or type(x) is not torch.Tensor:
             return None
         return _compat.torch_value(x)
     if hasattr(x, "__array__") and not isinstance(x, (np.ndarray, np.generic)):
@@ -63,9 +63,16 @@ def is_tracing() -> bool:
 
 def is_tf_symbolic(x: Any) -> bool:
     """Whether `x` is a TensorFlow tensor without a value, on any backend."""
-    if type(x).__module__.partition(".")[0] != "tensorflow":
-        return False
-    return host_value(x) is None
+    return any_tf_symbolic([x])
+
+
+def any_tf_symbolic(xs: Iterable[Any]) -> bool:
+    """Whether any is a TensorFlow tensor without a value, on any backend."""
+    for x in xs:
+        if type(x).__module__.partition(".")[0] == "tensorflow":
+            if host_value(x) is None:
+                return True
+    return False
 
 
 def tell_value(x: Any, receive: Callable[[Any], None]) -> bool:

@@ -12,9 +12,9 @@ import numpy as np
 from keras import ops, tree
 
 from keras_flix.features.encoding import ForAll, one_row
-from keras_flix.features.host_values import host_value, is_tf_symbolic
+from keras_flix.features.host_values import any_tf_symbolic, host_value
 from keras_flix.features.missing import whole_numbers
-from keras_flix.features.schema import FeatureSchema, stated
+from keras_flix.features.schema import FeatureSchema
 from keras_flix.features.tensor_ids import Tensor, checked_tensor
 
 TEXT_KEYS = ("prompts", "text", "responses")
@@ -48,8 +48,11 @@ def leading_size(inputs: Any, nested: bool = False) -> Any:
     """
     if isinstance(inputs, Mapping):
         # Prompts first: an image beside them may have no batch axis yet.
-        texts = [inputs[key] for key in TEXT_KEYS if key in inputs]
-        values = texts or list(inputs.values())
+        values = []
+        for key in TEXT_KEYS:
+            if key in inputs:
+                values.append(inputs[key])
+        values = values or list(inputs.values())
     elif isinstance(inputs, tuple):
         values = list(inputs)
     else:
@@ -74,24 +77,6 @@ def leading_size(inputs: Any, nested: bool = False) -> Any:
 def _is_column(values: list[Any]) -> bool:
     """Whether no leaf of a list is an array."""
     return not any(len(getattr(x, "shape", None) or ()) for x in tree.flatten(values))
-
-
-def take_inputs(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[str | None, Any, tuple[Any, ...], dict[str, Any]]:
-    """The first argument, whether it came by position or by keyword."""
-    if args:
-        return None, args[0], args, kwargs
-    kwargs = dict(kwargs)
-    for name in kwargs:
-        if name not in ("training", "mask"):
-            return name, kwargs.pop(name), (), kwargs
-    return None, None, args, kwargs
-
-
-def put_back(name: str | None, inputs: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments with other inputs, undoing `take_inputs`."""
-    return args if name else (inputs, *args[1:])
 
 
 def batch_length(own: Any, entries: Mapping[str, Any]) -> Any:
@@ -151,13 +136,13 @@ def encode_inputs(
         Ids by feature: int32, of shape `(batch,)` or `(batch, k)`, or `(batch, k, 2)`
         with weights.
     """
-    schema.check_entries(entries, beside if isinstance(beside, Mapping) else ())
+    beside = beside if isinstance(beside, Mapping) else ()
+    stated = schema.check_entries(entries, beside)
     known: dict[str, Any] = {}
     traced: dict[str, Tensor] = {}
     to_encode = []
-    for feature in schema.routed:
-        entry, is_ids = stated(entries, feature)
-        if not is_ids:
+    for feature, entry, is_ids in stated:
+        if feature.has_integers and not is_ids:
             feature.integers_are_announced  # noqa: B018
         value = host_value(entry)
         if value is None and entry is not None:
@@ -200,8 +185,10 @@ def layer_ids(
     of, known = _encoded.get()
     if known and of is schema and len(known) == len(features):
         # No `for` with `else`: TensorFlow's AutoGraph warns of it.
-        names = schema.entry_names
-        if all(known.get(names.get(k, k)) is value for k, value in features.items()):
+        names, same = schema.entry_names, True
+        for key, value in features.items():
+            same = same and known.get(names.get(key, key)) is value
+        if same:
             return known
     ids = encode_inputs(schema, features, batch_size, beside)
     for name, value in ids.items():
@@ -242,9 +229,10 @@ def encode_in_tf(
     """
     import tensorflow as tf
 
-    schema.check_entries(entries, beside)
     routed = schema.routed
-    known = [stated(entries, f) for f in routed]
+    known = [
+        (entry, is_ids) for _, entry, is_ids in schema.check_entries(entries, beside)
+    ]
     keys = [f.ids_key if is_ids else f.name for f, (_, is_ids) in zip(routed, known)]
 
     # What holds for all examples is no tensor.
@@ -320,10 +308,10 @@ def encode_batch(schema: FeatureSchema, inputs: Any, nested: bool = False) -> An
         return inputs
     size = leading_size(own, nested)
     # Of lists, such as the texts of a whole data set, none is half symbolic.
-    first = [
-        value[:1] if isinstance(value, list) else value for value in inputs.values()
-    ]
-    if any(map(is_tf_symbolic, tree.flatten(first))):
+    first = []
+    for value in inputs.values():
+        first.append(value[:1] if isinstance(value, list) else value)
+    if any_tf_symbolic(tree.flatten(first)):
         if size is None:
             import tensorflow as tf
 

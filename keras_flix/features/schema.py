@@ -94,6 +94,7 @@ class FeatureSchema(Displayed):
             for key in (feature.name, feature.ids_key)
         }
         """By key of an input dict that is an entry, the feature that it is of."""
+        self._encoded_keys = {f.name: f.encoded_key for f in self._features}
 
     def __iter__(self) -> Iterator[Feature]:
         return iter(self._features)
@@ -204,10 +205,8 @@ class FeatureSchema(Displayed):
                 f"unknown={unknown!r}. Use 'absent' to map unknown values to -1."
             )
         values = as_columns(values)
-        self.check_entries(values)
         ids = {}
-        for feature in self.routed:
-            entry, is_ids = stated(values, feature)
+        for feature, entry, is_ids in self.check_entries(values):
             encoder = feature.encoder(is_ids, unknown_is_absent=unknown == "absent")
             ids[feature.name] = encoder(entry)
         ids = self.with_batch(ids, batch_size)
@@ -252,7 +251,10 @@ class FeatureSchema(Displayed):
 
     def as_inputs(self, ids: Mapping[str, Any]) -> dict[str, Any]:
         """Ids by feature, under the keys by which an input dict states ids."""
-        return {self._by_name[name].encoded_key: value for name, value in ids.items()}
+        inputs = {}
+        for name, value in ids.items():
+            inputs[self._encoded_keys[name]] = value
+        return inputs
 
     def by_name(self, entries: Mapping[str, Any]) -> dict[str, Any]:
         """Ids by feature, of an input dict that states ids: undoes `as_inputs`."""
@@ -268,12 +270,15 @@ class FeatureSchema(Displayed):
 
     def check_entries(
         self, entries: Mapping[str, Any], beside: Iterable[Any] = ()
-    ) -> None:
+    ) -> list[tuple[Feature, Any, bool]]:
         """Raises unless a dict has one entry per feature, and none besides.
 
         Args:
             entries: The entries, by feature or by `"<feature>:ids"`.
             beside: What else was received, for the error.
+
+        Returns:
+            Each feature with its entry, and whether integers in it are ids for sure.
         """
         if not isinstance(entries, Mapping):
             raise ValueError(
@@ -281,10 +286,10 @@ class FeatureSchema(Displayed):
                 f"entry. Received: {described(entries)}. Write such as "
                 f"{{{self.names[0]!r}: ...}}."
             )
-        routed = [feature.name for feature in self.routed]
         for key in entries:
             name = self.entry_names.get(key)
             if name is None or self._by_name[name].always:
+                routed = [feature.name for feature in self.routed]
                 raise ValueError(
                     f"Feature values must belong to the schema's features {routed}. "
                     f"Received: {key!r}"
@@ -292,15 +297,21 @@ class FeatureSchema(Displayed):
                     + ("" if name else hint(key, routed))
                     + " Remove it."
                 )
+        stated = []
         for feature in self.routed:
             by_ids = feature.ids_key in entries
             if feature.name in entries:
+                entry = entries[feature.name]
+                stated.append((feature, entry, isinstance(entry, encoding.EncodedIds)))
                 if by_ids:
                     raise ValueError(
                         "A feature must have one entry, of values or of ids. Received: "
                         f"{feature.name!r} and {feature.ids_key!r}. Remove one."
                     )
-            elif not by_ids:
+            elif by_ids:
+                stated.append((feature, entries[feature.ids_key], True))
+            else:
+                routed = [feature.name for feature in self.routed]
                 others = [key for key in beside if isinstance(key, str)]
                 unknown = [key for key in (*others, *entries) if key not in routed]
                 received = sorted({*entries, *others})
@@ -312,6 +323,7 @@ class FeatureSchema(Displayed):
                     f"{hint(feature.name, unknown)} State its "
                     "values or ids; where an example has none, None or -1."
                 )
+        return stated
 
     def get_config(self) -> dict[str, Any]:
         """The schema as a dict of JSON types."""
@@ -321,14 +333,6 @@ class FeatureSchema(Displayed):
     def from_config(cls, config: Mapping[str, Any]) -> FeatureSchema:
         """The schema that `get_config` described."""
         return cls(Feature.from_config(feature) for feature in config["features"])
-
-
-def stated(entries: Mapping[str, Any], feature: Feature) -> tuple[Any, bool]:
-    """The entry of a feature, and whether its integers are known to be ids."""
-    if feature.name not in entries:
-        return entries[feature.ids_key], True
-    entry = entries[feature.name]
-    return entry, isinstance(entry, encoding.EncodedIds)
 
 
 Features = FeatureSchema | Iterable[Feature] | Mapping[str, Sequence[Value]]

@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_flix.features.dropout import as_dropout
 from keras_flix.features.schema import FeatureSchema
@@ -37,6 +38,7 @@ class Routing:
         row_scope: The training step without dense gradients that runs, if any.
         orders: How rows belong to examples; `None` goes by each layer's own.
         generates: See `by_example`.
+        batch: The number of examples; `None` if all rows use the same tables.
     """
 
     schema: FeatureSchema
@@ -46,6 +48,13 @@ class Routing:
     row_scope: RowScope | None = dataclasses.field(default_factory=current_row_scope)
     orders: Orders | None = None
     generates: bool | None = None
+    batch: Tensor | None = dataclasses.field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        for values in (self.active or {}).values():
+            # Here, once for all layers, some of which may run in a graph of their own.
+            object.__setattr__(self, "batch", ops.shape(values.rows)[0])
+            break
 
     @classmethod
     def from_ids(
@@ -78,13 +87,13 @@ class Routing:
         trained = trained or {}
         active = {}
         for name, value in ids.items():
-            size, weight = schema.sizes[name], weights.get(name, 1.0)
-            if schema[name].always:  # Scaled and frozen as the one table it is.
-                active[name] = ActiveValues.from_ids(value, size, weight)
-            else:
-                active[name] = ActiveValues.from_ids(
-                    value, size, weight, schema[name].common_scale, trained.get(name)
-                )
+            feature, weight = schema[name], weights.get(name, 1.0)
+            scale, trains = feature.common_scale, trained.get(name)
+            if feature.always:  # Scaled and frozen as the one table it is.
+                scale, trains = 1.0, None
+            active[name] = ActiveValues.from_ids(
+                value, schema.sizes[name], weight, scale, trains
+            )
         return cls(schema, active, orders=orders, generates=generates)
 
 
@@ -135,9 +144,8 @@ def switched_off(layers: Iterable[Any]) -> Iterator[None]:
         _off.reset(token)
 
 
-def is_off(layer: Any) -> bool:
-    """Whether a layer is in a block of `switched_off`."""
-    return id(layer) in _off.get()
+layers_off = _off.get
+"""Ids of the layers that are in a block of `switched_off`."""
 
 
 def carry_routing(function: Callable[..., Any]) -> Callable[..., Any]:

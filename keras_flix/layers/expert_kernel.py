@@ -16,7 +16,7 @@ from keras_flix.features.schema import FeatureSchema
 from keras_flix.features.tensor_ids import Tensor
 from keras_flix.layers.checks import DENSE_EQUATION
 from keras_flix.layers.holds_tables import HoldsTables
-from keras_flix.layers.low_rank_kernel import LowRankKernel, batch_of
+from keras_flix.layers.low_rank_kernel import LowRankKernel
 from keras_flix.layers.low_rank_update import low_rank_update
 from keras_flix.layers.row_orders import by_example
 from keras_flix.layers.tables import Tables
@@ -119,7 +119,7 @@ class ExpertKernel(LowRankKernel):
             return product
         shape = by_example(
             (rows,),
-            batch_of(routing.active),
+            routing.batch,
             routing.orders or self.row_orders,
             routing.generates,
             self.path,

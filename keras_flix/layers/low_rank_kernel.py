@@ -13,7 +13,7 @@ from keras_flix.features.feature import Feature
 from keras_flix.features.input_entries import layer_ids
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.features.tensor_ids import Tensor
-from keras_flix.layers.active_scope import Routing, current_routing, is_off
+from keras_flix.layers.active_scope import Routing, current_routing, layers_off
 from keras_flix.layers.checks import (
     check_runs_once,
     check_same_split,
@@ -22,11 +22,7 @@ from keras_flix.layers.checks import (
     no_features,
 )
 from keras_flix.layers.einsum_split import flatten_kernel
-from keras_flix.layers.low_rank_update import (
-    ActiveValues,
-    combined_matrix,
-    low_rank_update,
-)
+from keras_flix.layers.low_rank_update import combined_matrix, low_rank_update
 from keras_flix.layers.row_orders import EACH_ROW, SHARED, Orders, by_example
 from keras_flix.layers.tables import Constant, Tables, initial_a
 
@@ -101,8 +97,7 @@ class LowRankKernel(_compat.Mixin):
             adapters are switched off.
         """
         routing = self._routing(ops.shape(inputs)[0], features, training)
-        active = routing.active
-        if active is None:
+        if routing.active is None:
             return None
         flat = flatten_kernel(
             equation or self.equation, len(inputs.shape), self._tables.kernel_shape
@@ -111,7 +106,7 @@ class LowRankKernel(_compat.Mixin):
             check_same_split(flat, *layer_equation(self))
         if flat.input_axes is not None:
             inputs = ops.transpose(inputs, flat.input_axes)
-        batch = batch_of(active)
+        batch = routing.batch
         orders = routing.orders or self.row_orders
         if batch is not None and SHARED in (orders or ()) and inputs.shape[0] == 1:
             # Each example's update makes something else of it.
@@ -122,7 +117,7 @@ class LowRankKernel(_compat.Mixin):
         delta = low_rank_update(
             x,
             self._tables.by_feature(),
-            active,
+            routing.active,
             routing.gathered.get(id(self)),
             routing.row_scope,
         )
@@ -139,17 +134,15 @@ class LowRankKernel(_compat.Mixin):
     ) -> Routing:
         """The routing of a call for so many rows."""
         schema = self._tables.schema
-        if is_off(self):
-            if current_routing(schema) is None:
+        around = current_routing(schema)
+        if id(self) in layers_off():
+            if around is None:
                 check_runs_once(self, self.kernel)
             return Routing(schema, None)
-        routing = None
-        around = current_routing(schema)
-        if features is None:
-            routing = around
-            if around is None and schema.routed:
-                raise ValueError(no_features(self, [f.name for f in schema.routed]))
+        routing = around if features is None else None
         if routing is None:
+            if features is None and schema.routed:
+                raise ValueError(no_features(self, [f.name for f in schema.routed]))
             ids = layer_ids(schema, features or {}, rows)
             routing = Routing.from_ids(
                 schema,
@@ -159,9 +152,9 @@ class LowRankKernel(_compat.Mixin):
                 trained=self._tables.trained(),
                 orders=EACH_ROW,
             )
-        for running in (routing, around):
-            if running is not None:
-                running.ran.add(id(self))
+        routing.ran.add(id(self))
+        if around is not None:
+            around.ran.add(id(self))
         return routing
 
     def kernel_delta(self, combination: Mapping[str, Any]) -> Tensor:
@@ -191,10 +184,3 @@ class LowRankKernel(_compat.Mixin):
             return float("nan")
         kernel = _compat.to_host(ops.cast(self.kernel, "float32"))
         return float(np.linalg.norm(kernel.astype("float64")))
-
-
-def batch_of(active: Mapping[str, ActiveValues]) -> Tensor | None:
-    """The number of examples; `None` if all rows use the same tables."""
-    for values in active.values():
-        return ops.shape(values.rows)[0]
-    return None

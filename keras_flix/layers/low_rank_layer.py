@@ -13,7 +13,7 @@ from keras_flix.features.input_entries import layer_ids
 from keras_flix.features.schema import Dropouts, Features, FeatureSchema, Ranks
 from keras_flix.features.targets import check_no_targets
 from keras_flix.features.tensor_ids import Tensor
-from keras_flix.layers.active_scope import current_routing, is_off
+from keras_flix.layers.active_scope import current_routing, layers_off
 from keras_flix.layers.checks import (
     check_backend,
     check_ranks,
@@ -156,7 +156,7 @@ class LowRankLayer(LowRankKernel, QuantizedCall, HoldsTables):
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         # Here, and not when what is built on it runs.
-        if not is_off(self) and kwargs.get("features") is None:
+        if id(self) not in layers_off() and kwargs.get("features") is None:
             routed = self.features.routed
             if routed and current_routing(self.features) is None:
                 raise ValueError(no_features(self, [f.name for f in routed]))

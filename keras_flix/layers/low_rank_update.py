@@ -186,15 +186,16 @@ def gather_tables(
     """
     is_wide = keras.backend.standardize_dtype(dtype) == "float64"
     wide = "float64" if is_wide else "float32"
-    routed = [
-        table.gather(active[table.name], row_scope, wide)
-        for table in tables
-        if not table.shared
-    ]
+    routed = []
+    for table in tables:
+        if not table.shared:
+            routed.append(table.gather(active[table.name], row_scope, wide))
     if not routed:
         return None
-    # One cast for all features, not one for each.
     a, b = routed[0] if len(routed) == 1 else side_by_side(routed, eager.concatenate)
+    if a.dtype == dtype:
+        return a, b
+    # One cast for all features, not one for each.
     return eager.cast(a, dtype), eager.cast(b, dtype)
 
 

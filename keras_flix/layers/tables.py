@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_flix import _compat
-from keras_flix.features.feature import Feature, Value
+from keras_flix.features.feature import Value
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.features.tensor_ids import Tensor
 from keras_flix.layers.factors import Factors
@@ -39,9 +39,8 @@ class Tables:
     )
     trainable: Mapping[str, Sequence[Value]] | None = None
     kernel_shape: tuple[int, ...] = ()
-    _read: tuple[Any, ...] = (None, None, 0)
-    _found: list[FeatureTables] | None = None
-    _trained: Mapping[str, np.ndarray] | None = None
+    _found: tuple[Any, list[FeatureTables]] = (None, [])
+    _trained: tuple[Any, Mapping[str, np.ndarray]] = (None, {})
 
     @property
     def named_variables(self) -> dict[str, keras.Variable]:
@@ -81,20 +80,17 @@ class Tables:
 
     def trained(self) -> Mapping[str, np.ndarray]:
         """Which values train, bool `(values,)`, of features where some do not."""
-        self._read_again()
-        if self._trained is None:
-            self._trained = {
-                feature.name: np.asarray([v in named for v in feature.values])
-                for feature, named in self._chosen()
-                if not named.issuperset(feature.values)
-            }
-        return self._trained
-
-    def _chosen(self) -> list[tuple[Feature, set[Value]]]:
-        """The features, each with its values that were chosen to train."""
         if self.trainable is None:
-            return []
-        return [(f, set(self.trainable.get(f.name, ()))) for f in self.schema]
+            return {}
+        now = self.schema, self.trainable
+        if self._trained[0] != now:
+            found = {}
+            for feature in self.schema:
+                named = set(self.trainable.get(feature.name, ()))
+                if not named.issuperset(feature.values):
+                    found[feature.name] = np.array([v in named for v in feature.values])
+            self._trained = now, found
+        return self._trained[1]
 
     def own_features(self) -> FeatureSchema:
         """The features that there are tables of, as those of a layer of its own."""
@@ -120,33 +116,22 @@ class Tables:
 
     def by_feature(self) -> list[FeatureTables]:
         """What the update reads, in the order of the schema."""
-        self._read_again()
-        if self._found is None:
-            frozen = self.trained() if any(f.always for f in self.schema) else {}
-            self._found = [
-                FeatureTables(
-                    feature.name,
-                    *self.variables[feature.name],
-                    scale=feature.common_scale,
-                    shared=feature.always,
-                    trains=feature.name not in frozen,
-                )
-                for feature in self.schema
-                if feature.name in self.variables
-            ]
-        return self._found
-
-    def _read_again(self) -> None:
-        """Forgets what was read, if it changed since."""
-        # Read in every pass of a model, and changed hardly ever.
-        schema, trainable, count = self._read
-        if (
-            schema is not self.schema
-            or trainable is not self.trainable
-            or count != len(self.variables)
-        ):
-            self._found = self._trained = None
-            self._read = self.schema, self.trainable, len(self.variables)
+        # Asked for in every pass of a model, and changed hardly ever.
+        now = self.schema, self.trainable, len(self.variables)
+        if self._found[0] != now:
+            found = []
+            for feature in self.schema:
+                if feature.name in self.variables:
+                    tables = FeatureTables(
+                        feature.name,
+                        *self.variables[feature.name],
+                        scale=feature.common_scale,
+                        shared=feature.always,
+                        trains=not feature.always or feature.name not in self.trained(),
+                    )
+                    found.append(tables)
+            self._found = now, found
+        return self._found[1]
 
 
 def _meaning(stamp: np.ndarray) -> Any:

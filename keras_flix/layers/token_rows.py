@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_flix import _compat
 from keras_flix.features.tensor_ids import Tensor
-from keras_flix.layers.active_scope import is_off, is_routed
+from keras_flix.layers.active_scope import is_routed, layers_off
 from keras_flix.layers.checks import check_runs_once
 
 EMBEDDINGS = (
@@ -101,14 +101,14 @@ class TokenRows(_compat.BaseVariablesCheck):
     @property
     def embeddings(self) -> Any:
         """All rows, for those that read them without a call."""
-        if is_off(self):
+        if id(self) in layers_off():
             return self._base_embeddings
         base = self._base_embeddings
         return with_rows(base, self.token_ids, self._token_tables[ROWS])
 
     def call(self, inputs: Tensor, reverse: bool = False) -> Tensor:
         plain = _compat.plain_twin(self, self.plain_class, logit_soft_cap=None)
-        if is_off(self):
+        if id(self) in layers_off():
             if not is_routed():
                 check_runs_once(self, self._base_embeddings)
             outputs = self._base(plain, inputs, reverse)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -161,13 +161,15 @@ class Adaptation:
         found = {name: list(self.layers_of(name)) for name in self.schema.names}
         return {n: paths for n, paths in found.items() if len(paths) < len(self.layers)}
 
-    def tables(self, feature: str | None = None) -> Iterator[Table]:
+    def tables(self, feature: str | None = None) -> list[Table]:
         """The tables of all layers, or those of one feature, layer by layer."""
+        found = []
         for path, layer in self.layers.items():
             for name, pair in layer._tables.variables.items():
                 if feature in (None, name):
                     for part, variable in zip("ab", pair):
-                        yield Table(path, name, part, variable)
+                        found.append(Table(path, name, part, variable))
+        return found
 
 
 def is_adapted(model: Any) -> bool:

@@ -17,7 +17,7 @@ import keras_hub
 import numpy as np
 from keras import tree
 
-from keras_flix.features.host_values import host_value, is_tf_symbolic
+from keras_flix.features.host_values import any_tf_symbolic, host_value
 from keras_flix.models.adapted.cut_counts import CutTexts, current, warn
 from keras_flix.models.adapted.text_lengths import (
     PROMPTS,
@@ -68,7 +68,7 @@ def watched(state: Any, preprocessor: Any, own: Any, outputs: Any, weight: Any) 
     )
     texts, rows = current.get() or (state.cut_texts, None)
     look = _Look(texts, rows, preprocessor, columns)
-    if not any(map(is_tf_symbolic, tree.flatten((batch.given, masks)))):
+    if not any_tf_symbolic(tree.flatten((batch.given, masks))):
         look(batch)
         return outputs
     check = batch_check(preprocessor, columns)

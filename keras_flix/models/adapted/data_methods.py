@@ -224,6 +224,7 @@ class DataMethods(TaskData):
             knows how long grain datasets are, and is led around for all others.
         """
         check_whole(self)
+        self._adaptation.called = True
         kind = _compat.source_kind(x)
         has_pipeline = isinstance(self, keras_hub.models.Task)
         if kind == "arrays":

@@ -69,10 +69,12 @@ def guard_optimizer(model: Any) -> None:
 
 def frozen_rows(adaptation: Any) -> dict[int, np.ndarray]:
     """Which rows of tables are frozen, by id of the variable."""
-    frozen = {name: np.logical_not(rows) for name, rows in adaptation.trained.items()}
-    rates = rates_of(adaptation)
-    if not frozen and not rates:
+    frozen = dict(adaptation.trained)
+    for name, rows in frozen.items():
+        frozen[name] = np.logical_not(rows)
+    if not frozen and adaptation.rates is None:
         return {}
+    rates = rates_of(adaptation)
     found = {
         id(table.variable): frozen[table.feature]
         for table in adaptation.tables()

@@ -20,9 +20,7 @@ from keras_flix.features.input_entries import (
     batch_length,
     encoded,
     layer_ids,
-    put_back,
     split_entries,
-    take_inputs,
 )
 from keras_flix.layers.active_scope import Routing, current_routing, routing_scope
 from keras_flix.models.adapted.adaptation import Adaptation
@@ -64,7 +62,7 @@ class RoutedModel(
     # Entry points of a forward pass. -------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        name, inputs, args, kwargs = take_inputs(args, kwargs)
+        name, inputs, args, kwargs = _take_inputs(args, kwargs)
         state = self._adaptation
         if not state.called:
             check_whole(self)
@@ -74,7 +72,8 @@ class RoutedModel(
         if not entries:
             refuse_mixture(inputs)
             self._refuse_a_task_around(inputs)
-        if added := default_entries(state, own, entries, kwargs.get("training")):
+        if len(entries) < len(state.schema.routed):
+            added = default_entries(state, own, entries, kwargs.get("training"))
             inputs = with_entries(self, inputs, added)
             own, entries = split_entries(inputs, state.schema)
         if entries and not state.rows_known:
@@ -87,15 +86,12 @@ class RoutedModel(
             # Keras refuses arrays beside tensors in one dict.
             own = tree.map_structure(_as_tensor, own)
             inputs = {**own, **state.schema.as_inputs(ids)}
+        args, kwargs = _put_back(name, inputs, args, kwargs)
         with encoded(state.schema, ids):
-            return super().__call__(
-                *put_back(name, inputs, args),
-                **kwargs,
-                **({name: inputs} if name else {}),
-            )
+            return super().__call__(*args, **kwargs)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        name, inputs, args, kwargs = take_inputs(args, kwargs)
+        name, inputs, args, kwargs = _take_inputs(args, kwargs)
         state = self._adaptation
         if kwargs.get("training") and state.no_gradient:
             raise ValueError(state.no_gradient)
@@ -103,11 +99,9 @@ class RoutedModel(
         routing = self._routing(own, entries, kwargs.get("training"))
         if not state.takes_training:
             kwargs.pop("training", None)
-        own = self._own_inputs(own)
+        args, kwargs = _put_back(name, self._own_inputs(own), args, kwargs)
         with routing_scope(routing):
-            outputs = super().call(
-                *put_back(name, own, args), **kwargs, **({name: own} if name else {})
-            )
+            outputs = super().call(*args, **kwargs)
         self._check_all_ran(routing)
         return outputs
 
@@ -173,6 +167,28 @@ class RoutedModel(
         if idle:
             raise ValueError(never_runs(idle))
         state.verified = True
+
+
+def _take_inputs(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[str | None, Any, tuple[Any, ...], dict[str, Any]]:
+    """The first argument, whether it came by position or by keyword."""
+    if args:
+        return None, args[0], args, kwargs
+    kwargs = dict(kwargs)
+    for name in kwargs:
+        if name not in ("training", "mask"):
+            return name, kwargs.pop(name), (), kwargs
+    return None, None, args, kwargs
+
+
+def _put_back(
+    name: str | None, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with other inputs, undoing `_take_inputs`."""
+    if name:
+        return args, {**kwargs, name: inputs}
+    return (inputs, *args[1:]), kwargs
 
 
 def _as_tensor(x: Any) -> Any:

@@ -48,10 +48,13 @@ def large_adapters(model: Any) -> str:
     """What to say of adapters that are larger than the base; empty if they are not."""
     if getattr(getattr(model, "optimizer", None), "takes_row_gradients", False):
         return ""
-    tables = [table.variable for table in model._adaptation.tables()]
-    adapters = sum([math.prod(v.shape) for v in tables])
+    adapters = 0
+    for table in model._adaptation.tables():
+        adapters += math.prod(table.variable.shape)
+    if adapters < LARGE:
+        return ""
     base = sum([math.prod(v.shape) for v in model.weights]) - adapters
-    if adapters < LARGE or adapters <= base:
+    if adapters <= base:
         return ""
     return (
         f"The adapters are larger than the base ({adapters:,} and {base:,} parameters)"
@@ -71,6 +74,7 @@ def added_alone(model: Any, x: Any) -> str:
     adaptation = model._adaptation
     if (
         optimizer is None
+        or not adaptation.added
         or adaptation.trainable is not None
         or not isinstance(x, Mapping)
         or not moves_absent(optimizer, bool(ops.convert_to_numpy(optimizer.iterations)))

@@ -53,19 +53,23 @@ def checked_columns(model: Any, own: Any, features: Sequence[str]) -> Any:
         return own
     # Checks the names.
     model._own_inputs(own)
-    if _compat.is_functional(model) and len(model.inputs) == 1 < len(own):
+    if len(own) > 1 and _compat.is_functional(model) and len(model.inputs) == 1:
         raise ValueError(
             "The model takes one input, and the input dict must hold one entry next "
             f"to the features {list(features)}. Received: {list(own)}. Leave "
             "superfluous ones out, and join columns of numbers, such as "
             "`frame[[...]].to_numpy()`; labels go into `y`."
         )
-    return {name: _as_input(name, column) for name, column in own.items()}
+    found = dict(own)
+    for name, column in own.items():
+        found[name] = _as_input(name, column)
+    return found
 
 
 def _as_input(name: str, column: Any) -> Any:
     """A column as an array; a list of arrays may be one entry for several inputs."""
-    column = stacked_numbers(column)
+    if isinstance(column, (list, tuple)):
+        column = stacked_numbers(column)
     if not isinstance(column, list):
         return column
     if all(isinstance(text, str) for text in column):

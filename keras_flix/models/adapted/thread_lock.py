@@ -86,15 +86,12 @@ class Turns:
         # A copy of a model is used by nobody.
         return Turns, ()
 
-    @contextlib.contextmanager
-    def use(self, use: Use) -> Iterator[None]:
+    def use(self, use: Use) -> contextlib.AbstractContextManager[None]:
         """Waits for the model to be free for this use, unless already inside it."""
         me = threading.get_ident()
         if me in self._inside:
-            yield
-            return
-        with self._entered(_Ticket(me, use, _blocks.get())):
-            yield
+            return contextlib.nullcontext()
+        return self._entered(_Ticket(me, use, _blocks.get()))
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -144,7 +141,7 @@ class Turns:
                 self._queue.insert(0, ticket)
             try:
                 self._check_task(ticket)
-                self._wait(lambda: self._is_next(ticket))
+                self._wait(functools.partial(self._is_next, ticket))
             finally:
                 self._queue.remove(ticket)
                 self._changed.notify_all()
@@ -213,10 +210,12 @@ def _in_turn(method: Callable[..., Any], use: Use) -> Callable[..., Any]:
     reads_variables = method.__name__ in ("__call__", "generate", "score")
     if keras.config.backend() == "jax" and not reads_variables:
         use = Use.ALONE
+    # A strategy of TensorFlow's runs the replicas' threads within a turn.
+    in_replicas = reads_variables and keras.config.backend() == "tensorflow"
 
     @functools.wraps(method)
     def in_turn(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if reads_variables and _compat.in_replica():
+        if in_replicas and _compat.in_replica():
             return method(self, *args, **kwargs)
         # With an assistant, KerasHub exchanges the model's sampler meanwhile.
         drafts = kwargs.get("assistant_model") is not None

@@ -34,22 +34,25 @@ class BaseVariable(NamedTuple):
     variable: keras.Variable
 
 
-def base_variables(model: keras.Model) -> Iterator[BaseVariable]:
+def base_variables(model: keras.Model) -> list[BaseVariable]:
     """All variables of a model but the adapters, each with a name of its own."""
     counts: Counter[str] = Counter()
+    found: list[BaseVariable] = []
+    layers = [model, *_compat.flatten_layers(model)]
     seen: set[int] = set()
-    for layer in [model, *_compat.flatten_layers(model)]:
-        if isinstance(layer, (HoldsTables, TokenRows)):
-            seen |= {id(v) for v in layer.adapter_variables().values()}
-        for variable in _compat.own_variables(layer):
-            if id(variable) in seen:
-                continue
-            seen.add(id(variable))
-            # Two layers may have the same path.
-            path = variable.path
-            counts[path] += 1
-            name = path if counts[path] == 1 else f"{path}:{counts[path]}"
-            yield BaseVariable(name, layer, variable)
+    for layer in layers:
+        if isinstance(layer, TokenRows):
+            seen.update(map(id, layer.adapter_variables().values()))
+    for layer, variable in _compat.variables_of(layers):
+        if id(variable) in seen or getattr(variable, "has_rows_of_values", False):
+            continue
+        seen.add(id(variable))
+        # Two layers may have the same path.
+        path = variable.path
+        counts[path] += 1
+        name = path if counts[path] == 1 else f"{path}:{counts[path]}"
+        found.append(BaseVariable(name, layer, variable))
+    return found
 
 
 def trained_base(model: keras.Model) -> dict[str, keras.Variable]:
@@ -66,21 +69,21 @@ def trained_base(model: keras.Model) -> dict[str, keras.Variable]:
     """
     if not is_adapted(model):
         return {}
-    # Of these, the layers' flags are for the adapters.
-    adapted = {id(part) for part in model._adaptation.parts}
-    adapted |= {id(layer.holder()) for layer in model._adaptation.layers.values()}
-    adapted |= {id(layer) for layer in model._adaptation.token_rows}
-    return {
-        name: variable
-        for name, layer, variable in base_variables(model)
-        if getattr(variable, "has_trained", False)
-        or _trains(layer, variable, id(layer) in adapted)
-    }
+    parts = set(map(id, model._adaptation.parts))
+    found = {}
+    for name, layer, variable in base_variables(model):
+        # Of these, the layers' flags are for the adapters.
+        adapted = isinstance(layer, (HoldsTables, TokenRows)) or id(layer) in parts
+        is_on = variable.trainable or (layer.trainable and not adapted)
+        if getattr(variable, "has_trained", False) or (
+            is_on and _trains(layer, variable, adapted)
+        ):
+            found[name] = variable
+    return found
 
 
 def _trains(layer: Any, variable: keras.Variable, adapted: bool) -> bool:
-    if adapted and not variable.trainable:
-        return False
+    """Whether what is on, or is in a layer that is, trains."""
     if keras.backend.standardize_dtype(variable.dtype) not in FLOATS:
         return False
     if any([variable is v for v in _compat.by_gradients(layer)]):

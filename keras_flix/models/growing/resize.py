@@ -108,7 +108,7 @@ def resize(
     added: Mapping[str, Sequence[Pair]],
 ) -> None:
     """Gives the tables of a feature their old `rows` and then new ones, by layer."""
-    tables = list(adaptation.tables(feature.name))
+    tables = adaptation.tables(feature.name)
     choice = narrowed(adaptation.trainable, feature)
     optimizers = optimizers_of(adaptation)
     for optimizer, _ in optimizers.values():
