@@ -39,7 +39,6 @@ from keras_flix._compat.layers import (
     set_mask as set_mask,
     torch_value as torch_value,
     unlocked as unlocked,
-    variables_of as variables_of,
 )
 from keras_flix._compat.lazy_rows import (
     LazyRows as LazyRows,
@@ -65,6 +64,7 @@ from keras_flix._compat.models import (
     symbolic_inputs as symbolic_inputs,
     takes_dict as takes_dict,
     unpickle_function as unpickle_function,
+    variables_of as variables_of,
 )
 from keras_flix._compat.optimizer_guard import guard_rows as guard_rows
 from keras_flix._compat.optimizer_state import (

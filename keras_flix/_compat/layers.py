@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -183,17 +182,6 @@ class NumberedVariables(Mixin):
 def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     """The variables of a layer without those of its sublayers."""
     return layer._trainable_variables + layer._non_trainable_variables
-
-
-def variables_of(
-    layers: Iterable[keras.layers.Layer],
-) -> list[tuple[keras.layers.Layer, keras.Variable]]:
-    """`own_variables` of layers, each variable with its layer."""
-    found: list[tuple[keras.layers.Layer, keras.Variable]] = []
-    for layer in layers:
-        own = layer._trainable_variables + layer._non_trainable_variables
-        found.extend(zip(itertools.repeat(layer), own))
-    return found
 
 
 def has_untrained_variables(layer: keras.layers.Layer) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -21,7 +22,18 @@ def flatten_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
 
     `Layer._flatten_layers` gives the same ones, the inner ones backwards.
     """
-    return [layer for layer, _ in layers_with_parents(model)]
+    return list(map(operator.itemgetter(0), layers_with_parents(model)))
+
+
+def variables_of(
+    layers: Iterable[keras.layers.Layer],
+) -> list[tuple[keras.layers.Layer, keras.Variable]]:
+    """The variables of layers without those of their sublayers, each with its layer."""
+    found: list[tuple[keras.layers.Layer, keras.Variable]] = []
+    for layer in layers:
+        own = layer._trainable_variables + layer._non_trainable_variables
+        found.extend(zip(itertools.repeat(layer), own))
+    return found
 
 
 def layers_with_parents(
@@ -30,7 +42,7 @@ def layers_with_parents(
     """`flatten_layers`, each with the layers that hold it, the model first."""
     found: dict[int, tuple[keras.layers.Layer, tuple[keras.layers.Layer, ...]]] = {}
     # Those that are still to be looked at, the next one last.
-    waiting = [(layer, (model,)) for layer in reversed(model._layers)]
+    waiting = list(zip(reversed(model._layers), itertools.repeat((model,))))
     while waiting:
         layer, parents = waiting.pop()
         if id(layer) not in found:

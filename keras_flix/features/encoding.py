@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Container, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -310,15 +310,18 @@ def _from_unsigned(ids: np.ndarray) -> np.ndarray:
     return np.minimum(ids.astype("uint64"), highest).astype("int64")
 
 
-def broadcast(ids: Mapping[str, Any], batch_size: int | None) -> dict[str, np.ndarray]:
+def with_batch(
+    ids: Mapping[str, Any], batch_size: int | None, multiple: Container[str] = ()
+) -> dict[str, np.ndarray]:
     """Gives all ids one batch length; those of rank 0 stand for every example.
 
     Args:
         ids: What the encoders of all features returned, by feature.
         batch_size: The number of examples, or `None` to read it from the ids.
+        multiple: The features of which an example may have several values.
 
     Returns:
-        The ids with a batch axis each.
+        The ids with a batch axis each, and those of `multiple` features with a width.
     """
     for name, value in ids.items():
         if value.ndim and batch_size is None:
@@ -333,7 +336,9 @@ def broadcast(ids: Mapping[str, Any], batch_size: int | None) -> dict[str, np.nd
     found = dict(ids)
     for name, value in ids.items():
         if not value.ndim:
-            found[name] = np.repeat(one_row(value), length, axis=0)
+            repeated = np.repeat(one_row(value), length, axis=0)
+            is_narrow = repeated.ndim == 1 and name in multiple
+            found[name] = repeated[:, None] if is_narrow else repeated
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from keras import ops, tree
 
-from keras_flix.features.encoding import ForAll, one_row
+from keras_flix.features.encoding import ForAll, one_row, with_batch
 from keras_flix.features.host_values import any_tf_symbolic, host_value
 from keras_flix.features.missing import whole_numbers
 from keras_flix.features.schema import FeatureSchema
@@ -140,17 +140,19 @@ def encode_inputs(
     stated = schema.check_entries(entries, beside)
     known: dict[str, Any] = {}
     traced: dict[str, Tensor] = {}
-    to_encode = []
+    values: dict[str, Any] = {}
     for feature, entry, is_ids in stated:
         if feature.has_integers and not is_ids:
             feature.integers_are_announced  # noqa: B018
-        value = host_value(entry)
-        if value is None and entry is not None:
+        values[feature.name] = host_value(entry)
+    encoders = []
+    for feature, entry, is_ids in stated:
+        if values[feature.name] is None and entry is not None:
             traced[feature.name] = checked_tensor(feature, entry, is_ids)
         else:
-            to_encode.append((feature, value, is_ids))
-    for feature, value, is_ids in to_encode:
-        known[feature.name] = feature.encoder(is_ids)(value)
+            encoders.append(feature.encoder(is_ids))
+    for encoder in encoders:
+        known[encoder.name] = encoder(values[encoder.name])
     size = batch_size if isinstance(batch_size, int) else None
     for name, entry in traced.items():
         if not len(entry.shape) and batch_size is not None:
@@ -171,7 +173,7 @@ def encode_inputs(
                 row = one_row(value)
                 ids[name] = ops.broadcast_to(row, (batch_size, *row.shape[1:]))
         known = {name: value for name, value in known.items() if value.ndim}
-    ids |= schema.with_batch(known, size) if known else {}
+    ids |= with_batch(known, size, schema.multiple) if known else {}
     return ids | traced
 
 

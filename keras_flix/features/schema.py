@@ -60,21 +60,22 @@ class FeatureSchema(Displayed):
                 f"Received: features={features if one else described(features)}. "
                 f"{'Pass its `schema()`' if has_schema else 'Wrap it in a list'}."
             )
-        self._features = tuple(features)
-        if not self._features:
+        self.features: tuple[Feature, ...] = tuple(features)
+        """The features, in order."""
+        if not self.features:
             raise ValueError(
                 "A feature schema must have at least one feature. Received: "
                 'features=[]. Name the features of the mixture, such as {"task": '
                 '["qa", "parse"]}.'
             )
-        for feature in self._features:
+        for feature in self.features:
             if not isinstance(feature, Feature):
                 raise ValueError(
                     "The members of a feature schema must be Feature. Received: "
                     f"{feature!r} of type {type(feature).__name__}. Write "
                     "Feature(name, values)."
                 )
-        names = [feature.name for feature in self._features]
+        names = [feature.name for feature in self.features]
         for name, count in collections.Counter(names).items():
             if count > 1:
                 raise ValueError(
@@ -83,24 +84,26 @@ class FeatureSchema(Displayed):
                 )
         self.names: list[str] = names
         """The names of all features, in order."""
-        self.routed: list[Feature] = [f for f in self._features if not f.always]
+        self.routed: list[Feature] = [f for f in self.features if not f.always]
         """The features that every input dict must state: all but `always` ones."""
-        self.sizes: dict[str, int] = {f.name: len(f.values) for f in self._features}
+        self.sizes: dict[str, int] = {f.name: len(f.values) for f in self.features}
         """How many values each feature has."""
-        self._by_name = dict(zip(names, self._features))
+        self.multiple = frozenset(f.name for f in self.features if f.multiple)
+        """The features of which an example may have several values."""
+        self._by_name = dict(zip(names, self.features))
         self.entry_names: dict[str, str] = {
             key: feature.name
-            for feature in self._features
+            for feature in self.features
             for key in (feature.name, feature.ids_key)
         }
         """By key of an input dict that is an entry, the feature that it is of."""
-        self._encoded_keys = {f.name: f.encoded_key for f in self._features}
+        self._encoded_keys = {f.name: f.encoded_key for f in self.features}
 
     def __iter__(self) -> Iterator[Feature]:
-        return iter(self._features)
+        return iter(self.features)
 
     def __len__(self) -> int:
-        return len(self._features)
+        return len(self.features)
 
     def __getitem__(self, name: str) -> Feature:
         try:
@@ -114,18 +117,18 @@ class FeatureSchema(Displayed):
         return name in self._by_name
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, FeatureSchema) and self._features == other._features
+        return isinstance(other, FeatureSchema) and self.features == other.features
 
     def __hash__(self) -> int:
-        return hash(tuple((f.name, f.values) for f in self._features))
+        return hash(tuple((f.name, f.values) for f in self.features))
 
     def _line(self) -> str:
-        return f"FeatureSchema({list(self._features)!r})"
+        return f"FeatureSchema({list(self.features)!r})"
 
     def _tables(self) -> Iterable[tuple[str, Rows]]:
         rows = [
             [f.name, len(f.values), some(f.values), shown(f.rank), shown(f.dropout)]
-            for f in self._features
+            for f in self.features
         ]
         return [("", [["feature", "values", "which", "rank", "dropout"], *rows])]
 
@@ -168,7 +171,7 @@ class FeatureSchema(Displayed):
                 alpha,
                 scale,
             )
-            for feature in self._features
+            for feature in self.features
         )
 
     def encode(
@@ -209,7 +212,7 @@ class FeatureSchema(Displayed):
         for feature, entry, is_ids in self.check_entries(values):
             encoder = feature.encoder(is_ids, unknown_is_absent=unknown == "absent")
             ids[feature.name] = encoder(entry)
-        ids = self.with_batch(ids, batch_size)
+        ids = encoding.with_batch(ids, batch_size, self.multiple)
         for feature in self.routed:
             if feature.has_integers:
                 ids[feature.name] = ids[feature.name].view(encoding.EncodedIds)
@@ -240,10 +243,9 @@ class FeatureSchema(Displayed):
         On a `multiple` feature, a list holds the values of that one example.
         """
         self.check_entries(combination)
-        multiple = {feature.name for feature in self.routed if feature.multiple}
         return self.encode(
             {
-                key: [entry] if self.entry_names[key] in multiple else entry
+                key: [entry] if self.entry_names[key] in self.multiple else entry
                 for key, entry in combination.items()
             },
             batch_size=1,
@@ -259,14 +261,6 @@ class FeatureSchema(Displayed):
     def by_name(self, entries: Mapping[str, Any]) -> dict[str, Any]:
         """Ids by feature, of an input dict that states ids: undoes `as_inputs`."""
         return {self.entry_names[key]: value for key, value in entries.items()}
-
-    def with_batch(self, ids: FeatureIds, batch_size: int | None) -> FeatureIds:
-        """Gives encoded entries one batch length and `multiple` features a width."""
-        ids = encoding.broadcast(ids, batch_size)
-        for name, value in ids.items():
-            if value.ndim == 1 and self._by_name[name].multiple:
-                ids[name] = value[:, None]
-        return ids
 
     def check_entries(
         self, entries: Mapping[str, Any], beside: Iterable[Any] = ()
@@ -327,7 +321,7 @@ class FeatureSchema(Displayed):
 
     def get_config(self) -> dict[str, Any]:
         """The schema as a dict of JSON types."""
-        return {"features": [feature.get_config() for feature in self._features]}
+        return {"features": [feature.get_config() for feature in self.features]}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> FeatureSchema:

@@ -86,13 +86,16 @@ class Routing:
             weights = {f.name: as_dropout(f.dropout or 0.0).weight for f in schema}
         trained = trained or {}
         active = {}
-        for name, value in ids.items():
-            feature, weight = schema[name], weights.get(name, 1.0)
+        # What is always active has no ids, unless it may be dropped.
+        for feature in schema.routed if dropout_seed is None else schema:
+            name = feature.name
+            if name not in ids:
+                continue
             scale, trains = feature.common_scale, trained.get(name)
             if feature.always:  # Scaled and frozen as the one table it is.
                 scale, trains = 1.0, None
             active[name] = ActiveValues.from_ids(
-                value, schema.sizes[name], weight, scale, trains
+                ids[name], schema.sizes[name], weights.get(name, 1.0), scale, trains
             )
         return cls(schema, active, orders=orders, generates=generates)
 

@@ -120,7 +120,7 @@ class Tables:
         now = self.schema, self.trainable, len(self.variables)
         if self._found[0] != now:
             found = []
-            for feature in self.schema:
+            for feature in self.schema.features:
                 if feature.name in self.variables:
                     tables = FeatureTables(
                         feature.name,

@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -15,6 +16,7 @@ from keras import tree
 from keras_flix.models.adapted.text_lengths import Column
 
 
+@dataclass(eq=False)
 class CutTexts:
     """How many texts were cut, of those that one call has preprocessed.
 
@@ -26,20 +28,17 @@ class CutTexts:
         verb: What happened to them.
     """
 
-    def __init__(
-        self, which: str = "", trains: bool = False, verb: str = "were cut at"
-    ) -> None:
-        self.which = which
-        self.trains = trains
-        self.verb = verb
-        self.counts = True
-        self.limits: dict[str, str] = {}
-        self.size = 0
-        self._added: list[tuple[str, int, int]] = []
-        # By kind and row of the data: 1 is seen, 2 is cut.
-        self._rows: dict[str, np.ndarray] = {}
-        # By kind and text, where rows are not known: whether it was cut.
-        self._texts: dict[str, dict[int, bool]] = {}
+    which: str = ""
+    trains: bool = False
+    verb: str = "were cut at"
+    counts: bool = field(default=True, init=False)
+    limits: dict[str, str] = field(default_factory=dict, init=False)
+    size: int = field(default=0, init=False)
+    _added: list[tuple[str, int, int]] = field(default_factory=list, init=False)
+    # By kind and row of the data: 1 is seen, 2 is cut.
+    _rows: dict[str, np.ndarray] = field(default_factory=dict, init=False)
+    # By kind and text, where rows are not known: whether it was cut.
+    _texts: dict[str, dict[int, bool]] = field(default_factory=dict, init=False)
 
     @contextlib.contextmanager
     def of_rows(self, rows: np.ndarray | None = None) -> Iterator[None]:

@@ -14,6 +14,7 @@ from keras_flix import _compat
 from keras_flix.features.columns import as_columns, is_table
 from keras_flix.features.input_entries import (
     encode_batch,
+    leading_size,
     split_entries,
     tf_errors_as_value_errors,
 )
@@ -72,12 +73,13 @@ class DataMethods(TaskData):
                 kwargs.get("validation_batch_size"),
                 validation,
             )
+        fit = self._data_method("fit", pipeline)
         with (
             self._counted(kwargs, texts, validation) as options,
             _compat.variables_survive(self),
             tf_errors_as_value_errors(),
         ):
-            return self._data_method("fit", pipeline)(x, *args, **options)
+            return fit(x, *args, **options)
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("_use_cached_eval_dataset"):
@@ -162,6 +164,10 @@ class DataMethods(TaskData):
         own = x if isinstance(x, Mapping) else {"inputs": x}
         return keras.utils.pack_x_y_sample_weight({**own, **ids}, y, sample_weight)
 
+    def _is_task_in_memory(self, x: Any) -> bool:
+        is_task = isinstance(self, keras_hub.models.Task)
+        return is_task and _compat.source_kind(x) == "arrays"
+
     def _counted(self, options: dict[str, Any], *texts: CutTexts) -> Any:
         """Counts texts that are cut, in a model that takes texts."""
         if not isinstance(self, keras_hub.models.Task):
@@ -201,7 +207,7 @@ class DataMethods(TaskData):
         x = self._encode(x)
         schema = self._adaptation.schema
         own, ids = split_entries(x, schema)
-        own = checked_columns(self, own, schema.names)
+        own = checked_columns(self, own, leading_size(own), schema.names)
         return {**own, **ids} if isinstance(own, Mapping) else own
 
     def _encode_batch(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:

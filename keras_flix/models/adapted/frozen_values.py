@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import keras
@@ -63,7 +64,8 @@ def guard_optimizer(model: Any) -> None:
         # pass over all values.
         moves = getattr(optimizer, "moves_rows_without_gradient", True)
         rows = frozen_rows(model._adaptation) if moves else {}
-        with creation_scope(model):
+        # Where there are any, the optimizer is built.
+        with creation_scope(model) if rows else contextlib.nullcontext():
             _compat.guard_rows(optimizer, model.trainable_variables, rows)
 
 

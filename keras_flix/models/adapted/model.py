@@ -83,9 +83,10 @@ class RoutedModel(
         elif entries and keras.KerasTensor not in map(type, entries.values()):
             size = batch_length(own, entries)
             ids = layer_ids(state.schema, entries, size, own)
+            encoded_entries = state.schema.as_inputs(ids)
             # Keras refuses arrays beside tensors in one dict.
             own = tree.map_structure(_as_tensor, own)
-            inputs = {**own, **state.schema.as_inputs(ids)}
+            inputs = {**own, **encoded_entries}
         args, kwargs = _put_back(name, inputs, args, kwargs)
         with encoded(state.schema, ids):
             return super().__call__(*args, **kwargs)
@@ -95,8 +96,7 @@ class RoutedModel(
         state = self._adaptation
         if kwargs.get("training") and state.no_gradient:
             raise ValueError(state.no_gradient)
-        own, entries = split_entries(inputs, state.schema)
-        routing = self._routing(own, entries, kwargs.get("training"))
+        own, routing = self._routed(inputs, kwargs.get("training"))
         if not state.takes_training:
             kwargs.pop("training", None)
         args, kwargs = _put_back(name, self._own_inputs(own), args, kwargs)
@@ -136,17 +136,16 @@ class RoutedModel(
             return next(iter(own.values()))
         return own
 
-    def _routing(
-        self, own: Any, entries: Mapping[str, Any], training: bool | None
-    ) -> Routing | None:
-        """The routing of one call; `None` inherits that of an outer model."""
+    def _routed(self, inputs: Any, training: bool | None) -> tuple[Any, Routing | None]:
+        """The own inputs of one call and its routing; `None` inherits an outer one."""
         state = self._adaptation
+        own, entries = split_entries(inputs, state.schema)
         if state.disabled:
-            return Routing(state.schema, None)
+            return own, Routing(state.schema, None)
         if not entries and current_routing(state.schema) is not None:
-            return None
+            return own, None
         size = batch_length(own, entries)
-        return Routing.from_ids(
+        return own, Routing.from_ids(
             state.schema,
             layer_ids(state.schema, entries, size, own),
             batch_size=size,

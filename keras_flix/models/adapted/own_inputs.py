@@ -12,7 +12,6 @@ import numpy as np
 from keras_flix import _compat
 from keras_flix._utils.near_names import hint
 from keras_flix.features.columns import described, stacked_numbers
-from keras_flix.features.input_entries import leading_size
 from keras_flix.features.missing import is_missing
 from keras_flix.models.adapted import prompts
 
@@ -31,15 +30,16 @@ TRAINING_KEYS = ("prompts", "responses", *prompts.PLAIN_KEYS)
 GENERATE_KEYS = ("prompts", *prompts.PLAIN_KEYS)
 
 
-def checked_columns(model: Any, own: Any, features: Sequence[str]) -> Any:
+def checked_columns(model: Any, own: Any, rows: Any, features: Sequence[str]) -> Any:
     """A whole data set's own columns, checked; lists of numbers become arrays.
 
     Args:
         model: The adapted model.
         own: Its input dict without the features, or what is no dict.
+        rows: Their `leading_size`.
         features: The names of the features.
     """
-    if isinstance(own, Mapping) and leading_size(own) == 0:
+    if isinstance(own, Mapping) and rows == 0:
         raise ValueError(
             "A table must have at least one row. Received: "
             f"{described(own)}, and no row. Look at how it was selected."

@@ -53,5 +53,6 @@ class RoutedScore(_compat.Mixin):
         else:
             kwargs = signature.bind(own, *args, **kwargs).arguments
         entries |= default_entries(self._adaptation, kwargs["token_ids"], entries)
-        with routing_scope(self._routing(kwargs["token_ids"], entries, None)):
+        _, routing = self._routed({**entries, "token_ids": kwargs["token_ids"]}, None)
+        with routing_scope(routing):
             return super().score(**kwargs)

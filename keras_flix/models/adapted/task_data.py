@@ -33,10 +33,6 @@ def named(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
 class TaskData(_compat.Mixin):
     """The part of an adapted model that batches examples in memory."""
 
-    def _is_task_in_memory(self, x: Any) -> bool:
-        is_task = isinstance(self, keras_hub.models.Task)
-        return is_task and _compat.source_kind(x) == "arrays"
-
     def _training_examples(
         self,
         x: Any,

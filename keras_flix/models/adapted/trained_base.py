@@ -67,8 +67,10 @@ def trained_base(model: keras.Model) -> dict[str, keras.Variable]:
     Returns:
         Variables by name, in order.
     """
-    if not is_adapted(model):
-        return {}
+    return _trained_base(model) if is_adapted(model) else {}
+
+
+def _trained_base(model: Any) -> dict[str, keras.Variable]:
     parts = set(map(id, model._adaptation.parts))
     found = {}
     for name, layer, variable in base_variables(model):
@@ -116,9 +118,9 @@ def heads(model: keras.Model) -> list[keras.layers.Layer]:
     ]
 
 
-def mark_trained(model: keras.Model) -> None:
+def mark_trained(model: Any) -> None:
     """Remembers what trains now, for when it is frozen again."""
-    for variable in trained_base(model).values():
+    for variable in _trained_base(model).values():
         variable.has_trained = True
 
 
