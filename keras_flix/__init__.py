@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from keras_flix.exports.values import export_values as export_values
     from keras_flix.features.dropout import FeatureDropout as FeatureDropout
     from keras_flix.features.feature import Feature as Feature
+    from keras_flix.features.languages import (
+        language_distances as language_distances,
+        language_weights as language_weights,
+    )
     from keras_flix.features.schema import FeatureSchema as FeatureSchema
     from keras_flix.files.hub import push_adapters as push_adapters
     from keras_flix.files.saving import (
@@ -88,6 +92,8 @@ ORIGINS = {
     "files": "keras_flix.files",
     "fit_blend": "keras_flix.models.growing.blend",
     "flix_summary": "keras_flix.models.summary",
+    "language_distances": "keras_flix.features.languages",
+    "language_weights": "keras_flix.features.languages",
     "load_adapters": "keras_flix.files.saving",
     "merge_features": "keras_flix.models.merge",
     "mixtures": "keras_flix.mixtures",

@@ -46,7 +46,8 @@ def measured(
                 # All batches have one size, so that one function is compiled.
                 rows = np.resize(kept, ROWS)
                 batch = {
-                    name: value[rows, :length] if value.ndim > 1 else value[rows]
+                    # A blend of values has more than one column, too.
+                    name: value[rows] if name in ids else value[rows, :length]
                     for name, value in x.items()
                 }
                 logits = np.asarray(model.predict_on_batch(batch))[: len(kept)]

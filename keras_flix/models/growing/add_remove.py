@@ -20,7 +20,7 @@ from keras_flix.models.growing.resize import (
 )
 from keras_flix.models.growing.schema_changes import (
     checked_feature,
-    checked_init,
+    inits_by_value,
     replaced,
     with_name,
     with_values,
@@ -30,12 +30,15 @@ from keras_flix.models.model_checks import check_names, checked_seed
 from keras_flix.models.places import places_among
 
 
+Init = Mapping[Value, float] | Mapping[Value, Mapping[Value, float] | None]
+
+
 @renamed_keyword("axis", "feature")
 def add_values(
     model: Model,
     feature: str,
     values: Sequence[Value],
-    init: Value | Mapping[Value, float] | None = None,
+    init: Value | Init | None = None,
     *,
     rank: int | Mapping[Value, int] | None = None,
     seed: int | None = None,
@@ -60,7 +63,10 @@ def add_values(
             A value the feature has: its copy, bit by bit. Weights by value, such as
             `{"sw": 0.5, "yo": 0.5}`: in each layer, the matrix of the new value's
             rank that is closest to the weighted sum of the updates; it is exact
-            where that rank reaches the sum of the others'.
+            where that rank reaches the sum of the others'. (Averages of `A` and of
+            `B` would be the update of none.) Such weights by new value, `{"rw":
+            {"sw": 0.5, "yo": 0.5}, "lg": None}`, start each as its own says, as those
+            of `language_weights` do.
         rank: Rank of the new values: an integer, or a dict by value in which `"*"`
             stands for all others. `None` takes that of the value which `init`
             copies, else what the feature's `rank` says.
@@ -86,20 +92,20 @@ def add_values(
     adaptation = changeable(model)
     known = checked_feature(adaptation.schema, feature)
     copied = None if isinstance(init, Mapping) else init
-    start = Start(
-        checked_init(known, init),
-        copies=copied is not None,
-        seed=adaptation.seed if seed is None else checked_seed(seed),
-    )
     grown = with_values(known, values, rank, copied)
+    inits = inits_by_value(known, values, init)
+    seed = adaptation.seed if seed is None else checked_seed(seed)
+    starts = {
+        grown.id_of(value): Start(weights, copied is not None, seed)
+        for value, weights in inits.items()
+    }
     schema = replaced(adaptation.schema, grown)
     check_fits(adaptation, grown)
-    old, new = len(known.values), len(grown.values)
     tables = {
-        path: [start.initial(layer, path, grown, row) for row in range(old, new)]
+        path: [start.initial(layer, path, grown, row) for row, start in starts.items()]
         for path, layer in adaptation.layers_of(feature).items()
     }
-    resize(adaptation, schema, grown, range(old), tables)
+    resize(adaptation, schema, grown, range(len(known.values)), tables)
     return model
 
 

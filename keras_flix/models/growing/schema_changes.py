@@ -11,6 +11,7 @@ from typing import Any
 from keras_flix._utils.near_names import hint
 from keras_flix.features.feature import Feature, Value
 from keras_flix.features.schema import FeatureSchema
+from keras_flix.features.values import plain_value
 from keras_flix.models.adapted.adaptation import Choice
 
 
@@ -43,7 +44,7 @@ def checked_init(feature: Feature, init: Any) -> dict[int, float]:
     if not weights:
         raise ValueError(
             "The weights of `init` must name at least one value. Received: "
-            "init={}. Pass None for a fresh start."
+            "{}. Pass None for a fresh start."
         )
     for value, weight in weights.items():
         if isinstance(weight, bool) or not (
@@ -55,6 +56,35 @@ def checked_init(feature: Feature, init: Any) -> dict[int, float]:
             )
     checked_values(feature, list(weights))
     return {feature.id_of(value): float(w) for value, w in weights.items()}
+
+
+def inits_by_value(
+    feature: Feature, values: Sequence[Value], init: Any
+) -> dict[Value, dict[int, float]]:
+    """What each new value starts as: weights of old values by id, as `checked_init`.
+
+    They are the same for all, unless `init` has weights of a value in it.
+    """
+    new = Feature(feature.name, values).values
+    if not isinstance(init, Mapping) or not any(
+        isinstance(entry, Mapping) for entry in init.values()
+    ):
+        return dict.fromkeys(new, checked_init(feature, init))
+    by_value = {plain_value(value): entry for value, entry in init.items()}
+    if set(by_value) != set(new):
+        raise ValueError(
+            "An `init` by new value must have all new values, and no others. "
+            f"Received: init={dict(init)!r} for values={list(new)!r}. Write None for "
+            "a fresh start."
+        )
+    for value, weights in by_value.items():
+        if weights is not None and not isinstance(weights, Mapping):
+            raise ValueError(
+                "An `init` by new value must have weights, or None, for each. "
+                f"Received: {weights!r} for {value!r}. For a copy of one value, write "
+                "{value: 1.0}."
+            )
+    return {value: checked_init(feature, by_value[value]) for value in new}
 
 
 def with_values(
