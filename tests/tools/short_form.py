@@ -39,6 +39,7 @@ NO_BACKEND = (
     "features/test_columns.py",
     "features/test_encoding.py",
     "features/test_feature.py",
+    "features/test_languages.py",
     "features/test_schema.py",
     "files/test_adapter_file.py",
     "files/test_hub.py",

@@ -29,8 +29,9 @@ from keras_flix.models.growing.schema_changes import (
 from keras_flix.models.model_checks import check_names, checked_seed
 from keras_flix.models.places import places_among
 
-
-Init = Mapping[Value, float] | Mapping[Value, Mapping[Value, float] | None]
+Weights = Mapping[Value, float]
+Init = Weights | Mapping[Value, Weights | None]
+"""Weights of known values, the same for all new values or by new value."""
 
 
 @renamed_keyword("axis", "feature")

@@ -141,3 +141,49 @@ def test_the_start_of_a_value_does_not_follow_its_place():
     one, other = (tables(m)["hidden/flix_language_a"] for m in (one, other))
     np.testing.assert_array_equal(one[3], other[2])
     assert (one[2] != other[3]).all()
+
+
+# Several values, each with a start of its own. -------------------------------
+
+
+@pytest.mark.eager
+def test_weights_by_new_value_start_each_as_its_own():
+    together, apart = small(), small()
+    init = {"lg": {"sw": 0.7, "en": 0.3}, "rw": None, "xh": {"en": 1.0}}
+    # In the order of `values`, whatever the order of `init`.
+    keras_flix.add_values(together, "language", ["rw", "xh", "lg"], init=init)
+    for value in ("rw", "xh", "lg"):
+        keras_flix.add_values(apart, "language", [value], init=init[value])
+    for path, value in tables(together).items():
+        np.testing.assert_array_equal(value, tables(apart)[path])
+    assert (delta(together, language="rw") == 0).all()
+    np.testing.assert_allclose(
+        delta(together, language="xh"), delta(together, language="en"), atol=1e-6
+    )
+
+
+@pytest.mark.short("torch")
+@pytest.mark.parametrize(
+    "init, message",
+    [
+        ({"rw": {"sw": 1.0}}, "must have all new values, and no others. Received:"),
+        (
+            {"rw": {"sw": 1.0}, "lg": None, "en": None},
+            "for values=['rw', 'lg']. Write None for a fresh start",
+        ),
+        ({"rw": {"sw": 1.0}, "lg": "sw"}, "Received: 'sw' for 'lg'. For a copy"),
+        ({"rw": {"sw": 1.0}, "lg": 0.5}, "must have weights, or None, for each"),
+        ({"rw": {"sw": 1.0}, "lg": {}}, "`init` must name at least one value"),
+        ({"rw": {"swa": 1.0}, "lg": None}, "The nearest known value is 'sw'"),
+        ({"rw": {"sw": float("nan")}, "lg": None}, "`init` must be finite numbers"),
+    ],
+)
+def test_weights_by_new_value_that_do_not_fit_change_nothing(init, message):
+    model = small(trained=False)
+    schema, before = model._adaptation.schema, tables(model)
+    with pytest.raises(ValueError) as error:
+        keras_flix.add_values(model, "language", ["rw", "lg"], init=init)
+    assert message in str(error.value)
+    assert model._adaptation.schema is schema
+    for path, value in tables(model).items():
+        np.testing.assert_array_equal(value, before[path])
