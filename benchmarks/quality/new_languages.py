@@ -243,9 +243,11 @@ def main() -> None:
     seeds = json.loads(path.read_text())["seeds"] if path.exists() else {}
     for seed in range(options.seeds):
         # A run that was stopped begins with the first seed that is not whole.
-        if ROWS != tuple(row for row in ROWS if row in seeds.get(str(seed), ())):
-            for seeds[str(seed)] in measure(seed):
-                write_result(path, {"method": METHOD, "seeds": seeds})
+        if set(ROWS) <= seeds.get(str(seed), {}).keys():
+            continue
+        for found in measure(seed):
+            seeds[str(seed)] = found
+            write_result(path, {"method": METHOD, "seeds": seeds})
     print(table(seeds))
 
 

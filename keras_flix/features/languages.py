@@ -12,7 +12,8 @@ from keras_flix._utils.optional_packages import needed
 
 NO_FAMILIES = frozenset(
     ("arti1236", "book1242", "mixe1287", "pidg1258")
-    + ("sign1238", "spee1234", "unat1236", "uncl1493")
+    + ("sign1238", "deaf1237", "auxi1235", "pidg1253")
+    + ("spee1234", "unat1236", "uncl1493")
 )
 """Glottolog's groups whose members have no ancestor in common."""
 

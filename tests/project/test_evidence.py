@@ -25,6 +25,7 @@ from benchmarks.quality import (  # noqa: E402
     evidence_page,
     evidence_tables,
     few_shot,
+    new_languages,
     plan,
     store,
     training_flops,
@@ -299,3 +300,22 @@ def test_the_few_shot_table_is_that_of_the_stored_result():
     result = json.loads((RESULTS / "few_shot_torch.json").read_text())
     assert {row["language"] for row in result["rows"]} == set(few_shot.NEW)
     assert few_shot.table(result["rows"]) in evidence_page.README.read_text()
+
+
+def test_the_table_of_new_languages_is_that_of_the_stored_result():
+    result = json.loads((RESULTS / "new_languages_torch.json").read_text())
+    seeds = result["seeds"]
+    assert all(set(new_languages.ROWS) <= found.keys() for found in seeds.values())
+    cells = {f"{t}/{code}" for t in cldr_mix.TASKS for code in new_languages.LANGUAGES}
+    assert all(found["absent"]["nats"].keys() == cells for found in seeds.values())
+    assert result["method"] == new_languages.METHOD
+    assert new_languages.table(seeds) in evidence_page.README.read_text()
+
+
+def test_new_languages_have_relatives_among_those_that_are_trained():
+    """All but these two groups are trained, and none of the new ones is."""
+    assert not set(new_languages.LANGUAGES) & set(new_languages.TRAINED)
+    families = {cldr_mix.FAMILY[code] for code in new_languages.TRAINED}
+    without = {c for c in new_languages.LANGUAGES if cldr_mix.FAMILY[c] not in families}
+    # Welsh is Indo-European, no more.
+    assert without == {"cy"}
