@@ -71,8 +71,8 @@ def language_weights(
     A known language weighs what is left of 1 after its distance, and the weights of
     a new one sum to 1 (Accou and Poelman, arXiv 2601.16629). The result is an `init`
     of `add_values`; that of one language is an entry of a model's input, too, which
-    needs no new value. Whether it helps is another question: in our benchmarks the
-    start made little difference (`benchmarks/quality/README.md`).
+    needs no new value. Expect little: in our benchmarks no start was much better than
+    none, and `nearest=1` the best before training (`benchmarks/quality/README.md`).
 
     Args:
         new: A language, or several, as for `language_distances`.
