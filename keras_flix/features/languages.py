@@ -94,9 +94,9 @@ def language_weights(
 
     Example:
 
-    >>> by_hand = {"gl": {"pt": 0.1, "it": 0.4, "ja": 1.0}}
+    >>> by_hand = {"gl": {"pt": 0.25, "it": 0.75, "ja": 1.0}}
     >>> language_weights("gl", ["pt", "it", "ja"], distances=by_hand)
-    {'gl': {'pt': 0.6, 'it': 0.4}}
+    {'gl': {'pt': 0.75, 'it': 0.25}}
     """
     if nearest is not None and (
         isinstance(nearest, bool)
