@@ -230,16 +230,7 @@ class LazyRows(Mixin):
         size = gradient.shape[1]
         # Keras' `value` costs more than the look-up of a row.
         lists = [[v.value for v in held] for held in zip(*(p.changed for p in parts))]
-        old = [
-            eager_ops.concatenate(
-                [
-                    eager_ops.reshape(_read(one, at), (-1, size))
-                    for one, at in zip(held, rows)
-                ],
-                0,
-            )
-            for held in lists
-        ]
+        old = [eager_ops.rows_together(held, rows, size) for held in lists]
         factors: Any = 1.0
         if any(one.own is not None for one in parts):
             own = [(one.own or Rate()).of_rows(at) for one, at in zip(parts, rows)]
@@ -247,9 +238,7 @@ class LazyRows(Mixin):
         own_rate = ops.cast(rate, gradient.dtype)
         new = self._where_active(gradient, own_rate, old, factors)
         for held, together in zip(lists, new):
-            values = eager_ops.split_like(together, rows)
-            for one, at, value in zip(held, rows, values):
-                _write(one, at, eager_ops.reshape(value, (-1, *one.shape[1:])))
+            eager_ops.write_rows_together(held, rows, together)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Tensor) -> None:
         index = self._get_variable_index(variable)
@@ -300,4 +289,6 @@ class LazyRows(Mixin):
         elif factors != 1:
             rate = rate * factors
         new = self.new_rows(gradient, rate, *old)
+        if eager_ops.known_to_be_all(active):
+            return new
         return [eager_ops.where(active, n, o) for n, o in zip(new, old)]

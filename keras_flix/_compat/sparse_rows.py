@@ -49,7 +49,7 @@ class RowGradient:
 
     def summed(self) -> RowGradient:
         """The same with the sum wherever a row comes several times."""
-        first, _ = first_place(self.rows, self.rows)
+        first = _first_among_themselves(self.rows)
         if self.at_first:
             return RowGradient(self.rows, ops.take(self.values, first, axis=0))
         return RowGradient(self.rows, _sums(self.values, first))
@@ -82,7 +82,7 @@ def summed_together(gradients: Sequence[RowGradient]) -> Tensor:
     for one in gradients:
         key = one.held_at()
         if key not in first:
-            first[key], _ = first_place(one.rows, one.rows)
+            first[key] = _first_among_themselves(one.rows)
         places.append(first[key] + start)
         values.append(
             eager_ops.reshape(one.values, (-1, math.prod(one.values.shape[1:])))
@@ -106,6 +106,13 @@ def first_place(rows: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
         return same.int().argmax(1), same.any(1)
     same = ops.equal(rows[:, None], among[None])
     return ops.argmax(ops.cast(same, "int32"), axis=1), ops.any(same, axis=1)
+
+
+def _first_among_themselves(rows: Tensor) -> Tensor:
+    """Where each row stands first: `first_place`, less what is known."""
+    if keras.config.backend() == "torch":
+        return (rows[:, None] == rows).byte().argmax(1)
+    return first_place(rows, rows)[0]
 
 
 def take_rows(table: Tensor, rows: Tensor) -> Tensor:
@@ -185,6 +192,50 @@ def take_with_row_gradient(table: keras.Variable, rows: Tensor) -> Tensor:
     # copies it.
     found = tf.gather(table.value, rows)
     return ops.reshape(found, (*ops.shape(rows), math.prod(table.shape[1:])))
+
+
+def take_apart(table: keras.Variable, rows: Tensor) -> Tensor | None:
+    """`take_rows` on PyTorch, with a gradient of its own, not one of the table.
+
+    `None` where `take_with_row_gradient` must do: where nothing is differentiated, or
+    a compiler, which knows no tensors that begin to be differentiated, looks on.
+    """
+    import torch
+
+    value = table.value
+    if (
+        not (value.is_leaf and value.requires_grad and torch.is_grad_enabled())
+        or torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    ):
+        return None
+    flat = value.detach().view(len(value), -1)
+    return torch.embedding(flat, rows).requires_grad_()
+
+
+def with_rows(
+    gradient: Any, taken: Sequence[tuple[Tensor, Tensor]], shape: Sequence[int]
+) -> Any:
+    """The gradient of a table, and what `take_apart` gave of it, in one.
+
+    Args:
+        gradient: What there is besides; `None` for nothing.
+        taken: Rows, and what was found there.
+        shape: That of one row of the table.
+    """
+    apart = [(rows, found.grad) for rows, found in taken if found.grad is not None]
+    if not apart:
+        return gradient
+    parts = [(rows.reshape(-1), one.reshape(-1, *shape)) for rows, one in apart]
+    some = None if gradient is None else RowGradient.of(gradient)
+    if some is not None:
+        parts.append((some.rows, some.values))
+    rows, values = parts[0]
+    if len(parts) > 1:
+        rows, values = (eager_ops.concatenate(one, 0) for one in zip(*parts))
+    if gradient is None or some is not None:
+        return RowGradient(rows, values)
+    return gradient.index_add(0, rows, values)
 
 
 @functools.cache

@@ -97,6 +97,13 @@ def written(monkeypatch):
         write(variable, rows, values)
 
     monkeypatch.setattr(module, "_write", spy)
+    write_together = module.eager_ops.write_rows_together
+
+    def spy_together(tables, rows, values):
+        shapes.extend((len(at), *one.shape[1:]) for one, at in zip(tables, rows))
+        write_together(tables, rows, values)
+
+    monkeypatch.setattr(module.eager_ops, "write_rows_together", spy_together)
     # Small ones are updated whole, see below.
     monkeypatch.setattr(module, "SMALL", 0)
     return shapes
