@@ -140,6 +140,10 @@ class LazyRows(Mixin):
         What a class of the user's own does with gradients is not known.
         """
         for name in USERS_OF_GRADIENTS:
+            wrapped = vars(self).get(name)
+            # That which keeps frozen rows passes gradients on as they are.
+            if wrapped is not None and not hasattr(wrapped, "guards"):
+                return False
             module = getattr(type(self), name).__module__
             if module.partition(".")[0] not in ("keras", __package__.partition(".")[0]):
                 return False
