@@ -81,6 +81,7 @@ from keras_flix._compat.processes import (
 )
 from keras_flix._compat.sparse_rows import (
     RowGradient as RowGradient,
+    Taken as Taken,
     first_place as first_place,
     take_apart as take_apart,
     take_rows as take_rows,

@@ -8,6 +8,7 @@ only tensors, of one dtype where two meet.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,11 +43,14 @@ if keras.config.backend() == "torch":
         torch._foreach_copy_(values, list(rows.split(list(lengths))))
 
     def rows_together(
-        tables: Sequence[Tensor], rows: Sequence[Tensor], size: int
+        tables: Sequence[Tensor],
+        rows: Sequence[Tensor],
+        size: int,
+        known: Sequence[Tensor | None] = (),
     ) -> Tensor:
         found = [
-            torch.index_select(one, 0, at).view(-1, size)
-            for one, at in zip(tables, rows)
+            (torch.index_select(one, 0, at) if there is None else there).view(-1, size)
+            for one, at, there in itertools.zip_longest(tables, rows, known)
         ]
         return torch.cat(found)
 
@@ -60,6 +64,11 @@ if keras.config.backend() == "torch":
     def known_to_be_all(x: Tensor) -> bool:
         # An accelerator would have to be waited for.
         return x.device.type == "cpu" and bool(x.all())
+
+    def known_to_differ(parts: Sequence[Tensor]) -> bool:
+        return all(
+            x.device.type == "cpu" and len(set(x.tolist())) == len(x) for x in parts
+        )
 
     def no_gradient() -> Any:
         return torch.no_grad()
@@ -88,7 +97,10 @@ else:
             one.assign(rows[start:end])
 
     def rows_together(
-        tables: Sequence[Tensor], rows: Sequence[Tensor], size: int
+        tables: Sequence[Tensor],
+        rows: Sequence[Tensor],
+        size: int,
+        known: Sequence[Tensor | None] = (),
     ) -> Tensor:
         """Some rows of each table, flat, one table after the other; TensorFlow's."""
         found = [
@@ -107,6 +119,10 @@ else:
 
     def known_to_be_all(x: Tensor) -> bool:
         """Whether all are true, where that is known at no cost."""
+        return False
+
+    def known_to_differ(parts: Sequence[Tensor]) -> bool:
+        """Whether the numbers in each differ, where that is known at no cost."""
         return False
 
     def take(values: np.ndarray, rows: Tensor) -> Tensor:

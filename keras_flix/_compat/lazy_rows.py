@@ -234,7 +234,12 @@ class LazyRows(Mixin):
         size = gradient.shape[1]
         # Keras' `value` costs more than the look-up of a row.
         lists = [[v.value for v in held] for held in zip(*(p.changed for p in parts))]
-        old = [eager_ops.rows_together(held, rows, size) for held in lists]
+        # What the forward pass looked up is not looked up again.
+        known = [p.gradient.found_in(value) for p, value in zip(parts, lists[0])]
+        old = [
+            eager_ops.rows_together(held, rows, size, () if i else known)
+            for i, held in enumerate(lists)
+        ]
         factors: Any = 1.0
         if any(one.own is not None for one in parts):
             own = [(one.own or Rate()).of_rows(at) for one, at in zip(parts, rows)]

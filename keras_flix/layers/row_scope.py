@@ -47,15 +47,13 @@ class RowScope:
     Attributes:
         used: By id of a table's variable, its used rows. On JAX only.
         indices: By id of rows, these and their copy in int64. On PyTorch only.
-        taken: By id of a table's variable, what was looked up in it, and where. The
-            step is differentiated with respect to it. On PyTorch only.
+        taken: By id of a table's variable, what was looked up in it. The step is
+            differentiated with respect to it. On PyTorch only.
     """
 
     used: Mapping[int, UsedRows] = dataclasses.field(default_factory=dict)
     indices: dict[int, tuple[Tensor, Tensor]] = dataclasses.field(default_factory=dict)
-    taken: dict[int, list[tuple[Tensor, Tensor]]] = dataclasses.field(
-        default_factory=dict
-    )
+    taken: dict[int, list[_compat.Taken]] = dataclasses.field(default_factory=dict)
 
     def take(self, table: keras.Variable, rows: Tensor) -> Tensor | None:
         """Entries as of `take_rows`; `None` where the gradient is to be dense."""
@@ -65,10 +63,10 @@ class RowScope:
             return None
         if backend == "torch":
             rows = self._indices_of(rows)
-            found = _compat.take_apart(table, rows)
-            if found is not None:
-                self.taken.setdefault(id(table), []).append((rows, found))
-                return found
+            taken = _compat.take_apart(table, rows)
+            if taken is not None:
+                self.taken.setdefault(id(table), []).append(taken)
+                return taken.found
         if backend != "jax":
             return _compat.take_with_row_gradient(table, rows)
         used = self.used.get(id(table))

@@ -105,8 +105,8 @@ def test_what_was_taken_apart_has_the_gradient_of_the_table(beside):
     taken = []
 
     def take(variable, rows):
-        taken.append((rows, take_apart(variable, rows)))
-        return taken[-1][1]
+        taken.append(take_apart(variable, rows))
+        return taken[-1].found
 
     found = with_rows(loss_of(take), taken, (4, 2))
     expected = loss_of(take_rows).to_dense()
@@ -128,3 +128,17 @@ def test_nothing_is_taken_apart_where_nothing_is_differentiated():
     frozen = table()
     frozen.trainable = False
     assert take_apart(frozen, rows) is None
+
+
+@on_torch
+def test_what_was_read_is_known_until_it_changes():
+    import torch
+
+    variable = table()
+    one = take_apart(variable, torch.tensor(ROWS))
+    one.found.sum().backward()
+    gradient = with_rows(None, [one], (4, 2))
+    assert torch.equal(gradient.found_in(variable.value), torch.ones(3, 1, 8))
+    assert gradient.found_in(table().value) is None
+    variable.assign(2 * np.ones((3, 4, 2)))
+    assert gradient.found_in(variable.value) is None
