@@ -100,7 +100,7 @@ def written(monkeypatch):
     write_together = module.eager_ops.write_rows_together
 
     def spy_together(tables, rows, values):
-        shapes.extend((len(at), *one.shape[1:]) for one, at in zip(tables, rows))
+        shapes.extend((at.shape[0], *one.shape[1:]) for one, at in zip(tables, rows))
         write_together(tables, rows, values)
 
     monkeypatch.setattr(module.eager_ops, "write_rows_together", spy_together)
