@@ -81,9 +81,12 @@ from keras_flix._compat.processes import (
 )
 from keras_flix._compat.sparse_rows import (
     RowGradient as RowGradient,
+    Taken as Taken,
     first_place as first_place,
+    take_apart as take_apart,
     take_rows as take_rows,
     take_with_row_gradient as take_with_row_gradient,
+    with_rows as with_rows,
 )
 from keras_flix._compat.survival import (
     is_compiled_by_keras as is_compiled_by_keras,

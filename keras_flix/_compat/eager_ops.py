@@ -8,6 +8,7 @@ only tensors, of one dtype where two meet.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,10 +42,33 @@ if keras.config.backend() == "torch":
         values = [one.value for one in held]
         torch._foreach_copy_(values, list(rows.split(list(lengths))))
 
-    def split_like(rows: Tensor, parts: Sequence[Tensor]) -> Sequence[Tensor]:
-        return rows.split([len(part) for part in parts])
+    def rows_together(
+        tables: Sequence[Tensor],
+        rows: Sequence[Tensor],
+        size: int,
+        known: Sequence[Tensor | None] = (),
+    ) -> Tensor:
+        found = [
+            (torch.index_select(one, 0, at) if there is None else there).view(-1, size)
+            for one, at, there in itertools.zip_longest(tables, rows, known)
+        ]
+        return torch.cat(found)
 
-    length = len
+    def write_rows_together(
+        tables: Sequence[Tensor], rows: Sequence[Tensor], values: Tensor
+    ) -> None:
+        parts = values.split([len(at) for at in rows])
+        for table, at, value in zip(tables, rows, parts):
+            table.index_copy_(0, at, value.view(-1, *table.shape[1:]))
+
+    def known_to_be_all(x: Tensor) -> bool:
+        # An accelerator would have to be waited for.
+        return x.device.type == "cpu" and bool(x.all())
+
+    def known_to_differ(parts: Sequence[Tensor]) -> bool:
+        return all(
+            x.device.type == "cpu" and len(set(x.tolist())) == len(x) for x in parts
+        )
 
     def no_gradient() -> Any:
         return torch.no_grad()
@@ -72,17 +96,34 @@ else:
         for one, start, end in zip(held, [0, *ends], ends):
             one.assign(rows[start:end])
 
-    def split_like(rows: Tensor, parts: Sequence[Tensor]) -> Sequence[Tensor]:
-        """A tensor in parts, one after the other, as long as some others."""
-        lengths = [length(part) for part in parts]
-        if all(isinstance(one, int) for one in lengths):
-            ends = np.cumsum(lengths).tolist()
-            return [rows[start:end] for start, end in zip([0, *ends], ends)]
-        return tf.split(rows, lengths)
+    def rows_together(
+        tables: Sequence[Tensor],
+        rows: Sequence[Tensor],
+        size: int,
+        known: Sequence[Tensor | None] = (),
+    ) -> Tensor:
+        """Some rows of each table, flat, one table after the other; TensorFlow's."""
+        found = [
+            tf.reshape(tf.gather(one, at), (-1, size)) for one, at in zip(tables, rows)
+        ]
+        return tf.concat(found, 0)
 
-    def length(x: Tensor) -> Any:
-        """How many rows there are: a tensor where it is not known yet."""
-        return ops.shape(x)[0]
+    def write_rows_together(
+        tables: Sequence[Tensor], rows: Sequence[Tensor], values: Tensor
+    ) -> None:
+        """Gives back what `rows_together` read, changed."""
+        parts = tf.split(values, [ops.shape(at)[0] for at in rows])
+        for table, at, value in zip(tables, rows, parts):
+            value = tf.reshape(value, (-1, *table.shape[1:]))
+            table.scatter_update(tf.IndexedSlices(value, at))
+
+    def known_to_be_all(x: Tensor) -> bool:
+        """Whether all are true, where that is known at no cost."""
+        return False
+
+    def known_to_differ(parts: Sequence[Tensor]) -> bool:
+        """Whether the numbers in each differ, where that is known at no cost."""
+        return False
 
     def take(values: np.ndarray, rows: Tensor) -> Tensor:
         """Rows of what is known ahead."""

@@ -140,6 +140,10 @@ class LazyRows(Mixin):
         What a class of the user's own does with gradients is not known.
         """
         for name in USERS_OF_GRADIENTS:
+            wrapped = vars(self).get(name)
+            # That which keeps frozen rows passes gradients on as they are.
+            if wrapped is not None and not hasattr(wrapped, "guards"):
+                return False
             module = getattr(type(self), name).__module__
             if module.partition(".")[0] not in ("keras", __package__.partition(".")[0]):
                 return False
@@ -230,15 +234,11 @@ class LazyRows(Mixin):
         size = gradient.shape[1]
         # Keras' `value` costs more than the look-up of a row.
         lists = [[v.value for v in held] for held in zip(*(p.changed for p in parts))]
+        # What the forward pass looked up is not looked up again.
+        known = [p.gradient.found_in(value) for p, value in zip(parts, lists[0])]
         old = [
-            eager_ops.concatenate(
-                [
-                    eager_ops.reshape(_read(one, at), (-1, size))
-                    for one, at in zip(held, rows)
-                ],
-                0,
-            )
-            for held in lists
+            eager_ops.rows_together(held, rows, size, () if i else known)
+            for i, held in enumerate(lists)
         ]
         factors: Any = 1.0
         if any(one.own is not None for one in parts):
@@ -247,9 +247,7 @@ class LazyRows(Mixin):
         own_rate = ops.cast(rate, gradient.dtype)
         new = self._where_active(gradient, own_rate, old, factors)
         for held, together in zip(lists, new):
-            values = eager_ops.split_like(together, rows)
-            for one, at, value in zip(held, rows, values):
-                _write(one, at, eager_ops.reshape(value, (-1, *one.shape[1:])))
+            eager_ops.write_rows_together(held, rows, together)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Tensor) -> None:
         index = self._get_variable_index(variable)
@@ -300,4 +298,6 @@ class LazyRows(Mixin):
         elif factors != 1:
             rate = rate * factors
         new = self.new_rows(gradient, rate, *old)
+        if eager_ops.known_to_be_all(active):
+            return new
         return [eager_ops.where(active, n, o) for n, o in zip(new, old)]

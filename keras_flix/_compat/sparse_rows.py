@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -29,11 +29,22 @@ class RowGradient:
         rows: int32 `(n,)`. The gradient of a row that comes several times is the sum.
         values: `(n, ...)`.
         at_first: Whether the sum already stands where a row comes first.
+        read: The tensor that the rows were looked up in, its version then, and what
+            was found; `None` if that is not known. On PyTorch only.
     """
 
     rows: Tensor
     values: Tensor
     at_first: bool = False
+    read: tuple[Tensor, int, Tensor] | None = None
+
+    def found_in(self, value: Tensor) -> Tensor | None:
+        """The rows of a variable's value, if it is as it was when they were read."""
+        if self.read is None:
+            return None
+        held, version, found = self.read
+        # PyTorch counts every change, whoever makes it.
+        return found if held is value and value._version == version else None
 
     @classmethod
     def of(cls, gradient: Any) -> RowGradient | None:
@@ -49,7 +60,7 @@ class RowGradient:
 
     def summed(self) -> RowGradient:
         """The same with the sum wherever a row comes several times."""
-        first, _ = first_place(self.rows, self.rows)
+        first = _first_among_themselves(self.rows)
         if self.at_first:
             return RowGradient(self.rows, ops.take(self.values, first, axis=0))
         return RowGradient(self.rows, _sums(self.values, first))
@@ -77,18 +88,23 @@ def summed_together(gradients: Sequence[RowGradient]) -> Tensor:
 
     Their rows have as many numbers in all of them.
     """
+    flat = [
+        eager_ops.reshape(one.values, (-1, math.prod(one.values.shape[1:])))
+        for one in gradients
+    ]
+    if eager_ops.known_to_differ(
+        list({g.held_at(): g.rows for g in gradients}.values())
+    ):
+        return eager_ops.concatenate(flat, 0)
     first: dict[Any, Tensor] = {}
-    places, values, start = [], [], 0
+    places, start = [], 0
     for one in gradients:
         key = one.held_at()
         if key not in first:
-            first[key], _ = first_place(one.rows, one.rows)
+            first[key] = _first_among_themselves(one.rows)
         places.append(first[key] + start)
-        values.append(
-            eager_ops.reshape(one.values, (-1, math.prod(one.values.shape[1:])))
-        )
         start = start + ops.shape(one.rows)[0]
-    return _sums(eager_ops.concatenate(values, 0), eager_ops.concatenate(places, 0))
+    return _sums(eager_ops.concatenate(flat, 0), eager_ops.concatenate(places, 0))
 
 
 def first_place(rows: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,6 +122,13 @@ def first_place(rows: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
         return same.int().argmax(1), same.any(1)
     same = ops.equal(rows[:, None], among[None])
     return ops.argmax(ops.cast(same, "int32"), axis=1), ops.any(same, axis=1)
+
+
+def _first_among_themselves(rows: Tensor) -> Tensor:
+    """Where each row stands first: `first_place`, less what is known."""
+    if keras.config.backend() == "torch":
+        return (rows[:, None] == rows).byte().argmax(1)
+    return first_place(rows, rows)[0]
 
 
 def take_rows(table: Tensor, rows: Tensor) -> Tensor:
@@ -185,6 +208,73 @@ def take_with_row_gradient(table: keras.Variable, rows: Tensor) -> Tensor:
     # copies it.
     found = tf.gather(table.value, rows)
     return ops.reshape(found, (*ops.shape(rows), math.prod(table.shape[1:])))
+
+
+class Taken(NamedTuple):
+    """What `take_apart` gave.
+
+    Attributes:
+        rows: int64 `(*n)`.
+        found: `(*n, size)`.
+        value: The tensor in which it was found.
+        version: Its version then.
+    """
+
+    rows: Tensor
+    found: Tensor
+    value: Tensor
+    version: int
+
+
+def take_apart(table: keras.Variable, rows: Tensor) -> Taken | None:
+    """`take_rows` on PyTorch, with a gradient of its own, not one of the table.
+
+    `None` where `take_with_row_gradient` must do: where nothing is differentiated, or
+    a compiler, which knows no tensors that begin to be differentiated, looks on.
+    """
+    import torch
+
+    value = table.value
+    if (
+        not (value.is_leaf and value.requires_grad and torch.is_grad_enabled())
+        or torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    ):
+        return None
+    flat = value.detach().view(len(value), -1)
+    return Taken(
+        rows, torch.embedding(flat, rows).requires_grad_(), value, value._version
+    )
+
+
+def with_rows(gradient: Any, taken: Sequence[Taken], shape: Sequence[int]) -> Any:
+    """The gradient of a table, and what `take_apart` gave of it, in one.
+
+    Args:
+        gradient: What there is besides; `None` for nothing.
+        taken: What was looked up.
+        shape: That of one row of the table.
+    """
+    apart = [one for one in taken if one.found.grad is not None]
+    if not apart:
+        return gradient
+    parts = [
+        (one.rows.reshape(-1), one.found.grad.reshape(-1, *shape)) for one in apart
+    ]
+    some = None if gradient is None else RowGradient.of(gradient)
+    if some is not None:
+        parts.append((some.rows, some.values))
+    rows, values = parts[0]
+    if len(parts) > 1:
+        rows, values = (eager_ops.concatenate(one, 0) for one in zip(*parts))
+    if len(parts) == 1 and gradient is None:
+        one = apart[0]
+        return RowGradient(
+            rows, values, read=(one.value, one.version, one.found.detach())
+        )
+    if gradient is None or some is not None:
+        return RowGradient(rows, values)
+    return gradient.index_add(0, rows, values)
 
 
 @functools.cache

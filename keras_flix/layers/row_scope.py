@@ -1,9 +1,10 @@
 """The scope of a training step that makes no dense gradients of the tables.
 
 A dense gradient of a table has a row for every value there is. Under an optimizer that
-updates only some (`LazyAdam`), it is not made: TensorFlow and PyTorch have sparse
-tensors for it. On JAX a step is differentiated with respect to zeros that are added to
-the batch's rows, instead of the tables.
+updates only some (`LazyAdam`), it is not made: TensorFlow has sparse tensors for it.
+PyTorch's cost more than the rest of a small table's look-up, so there a step is
+differentiated with respect to the rows that were looked up. On JAX it is with respect
+to zeros that are added to the batch's rows, instead of the tables.
 """
 
 from __future__ import annotations
@@ -46,10 +47,13 @@ class RowScope:
     Attributes:
         used: By id of a table's variable, its used rows. On JAX only.
         indices: By id of rows, these and their copy in int64. On PyTorch only.
+        taken: By id of a table's variable, what was looked up in it. The step is
+            differentiated with respect to it. On PyTorch only.
     """
 
     used: Mapping[int, UsedRows] = dataclasses.field(default_factory=dict)
     indices: dict[int, tuple[Tensor, Tensor]] = dataclasses.field(default_factory=dict)
+    taken: dict[int, list[_compat.Taken]] = dataclasses.field(default_factory=dict)
 
     def take(self, table: keras.Variable, rows: Tensor) -> Tensor | None:
         """Entries as of `take_rows`; `None` where the gradient is to be dense."""
@@ -59,6 +63,10 @@ class RowScope:
             return None
         if backend == "torch":
             rows = self._indices_of(rows)
+            taken = _compat.take_apart(table, rows)
+            if taken is not None:
+                self.taken.setdefault(id(table), []).append(taken)
+                return taken.found
         if backend != "jax":
             return _compat.take_with_row_gradient(table, rows)
         used = self.used.get(id(table))
@@ -77,6 +85,22 @@ class RowScope:
         if id(rows) not in self.indices:
             self.indices[id(rows)] = (rows, rows.long())
         return self.indices[id(rows)][1]
+
+    def taken_gradients(
+        self, gradients: Sequence[Any], variables: Sequence[keras.Variable]
+    ) -> list[Any]:
+        """Gradients with those of what was looked up as what they are of the tables.
+
+        Args:
+            gradients: What there is besides, such as of a loss of a table's own.
+            variables: Whose they are.
+        """
+        return [
+            _compat.with_rows(
+                gradient, self.taken.get(id(variable), ()), variable.shape[1:]
+            )
+            for gradient, variable in zip(gradients, variables)
+        ]
 
     def with_tables(self, trained: Sequence[Any]) -> list[Any]:
         """Values of the trained variables, the tables' own among them."""

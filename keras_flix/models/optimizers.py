@@ -16,6 +16,13 @@ eager = _compat.eager_ops
 class LazyOptimizer(_compat.LazyRows):
     """Mixin of optimizers that know the scope; the Keras optimizer comes after it."""
 
+    def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
+        scope = current_row_scope()
+        if scope is not None and scope.taken:
+            variables = trainable_variables or self._trainable_variables
+            grads = scope.taken_gradients(grads, variables)
+        return super().apply(grads, trainable_variables)
+
     def stateless_apply(
         self, optimizer_variables: Any, grads: Any, trainable_variables: Any
     ) -> Any:

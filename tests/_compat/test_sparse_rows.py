@@ -1,15 +1,24 @@
-"""Look-ups in tables on TensorFlow, where reading a variable may copy it."""
+"""Look-ups in tables, and gradients of rows, as each backend has its own of them."""
 
 import keras
 import numpy as np
 import pytest
 
 import keras_flix
-from keras_flix._compat.sparse_rows import take_rows
+from keras_flix._compat.sparse_rows import (
+    RowGradient,
+    take_apart,
+    take_rows,
+    take_with_row_gradient,
+    with_rows,
+)
 
-pytestmark = pytest.mark.skipif(
+on_tensorflow = pytest.mark.skipif(
     keras.config.backend() != "tensorflow",
     reason="look-ups of other backends copy no table, and have dense gradients",
+)
+on_torch = pytest.mark.skipif(
+    keras.config.backend() != "torch", reason="only PyTorch's look-ups are taken apart"
 )
 ROWS = [[0], [2], [2]]
 
@@ -25,6 +34,7 @@ def check_dense(gradient):
     np.testing.assert_array_equal(gradient.numpy()[:, 0, 0], [2, 0, 4])
 
 
+@on_tensorflow
 @pytest.mark.parametrize("compiled", [None, False, True])
 def test_gradients_are_dense(compiled):
     """Also of a function that was traced before anybody asked for its gradient."""
@@ -43,6 +53,7 @@ def test_gradients_are_dense(compiled):
     check_dense(tape.gradient(loss, variable.value))
 
 
+@on_tensorflow
 def test_gradients_inside_of_a_graph_are_dense():
     import tensorflow as tf
 
@@ -57,6 +68,7 @@ def test_gradients_inside_of_a_graph_are_dense():
     check_dense(step(tf.constant(ROWS)))
 
 
+@on_tensorflow
 def test_a_prediction_reads_no_table_as_a_whole():
     import tensorflow as tf
 
@@ -68,3 +80,65 @@ def test_a_prediction_reads_no_table_as_a_whole():
     kinds = [operation.type for operation in operations]
     assert kinds.count("ResourceGather") == 2
     assert kinds.count("ReadVariableOp") == 2  # Kernel and bias.
+
+
+@on_torch
+@pytest.mark.parametrize("beside", ["nothing", "rows", "dense"])
+def test_what_was_taken_apart_has_the_gradient_of_the_table(beside):
+    """Also where a part of a step is compiled, or the loss is one of the table, too."""
+    import torch
+
+    def loss_of(take):
+        variable = table()
+        weights = torch.arange(24.0).reshape(3, 1, 8)
+        loss = 0.0
+        for rows in (torch.tensor([[0], [2], [2]]), torch.tensor([[2], [0], [0]])):
+            loss = loss + (take(variable, rows) * weights).square().sum()
+        if beside == "rows":
+            found = take_with_row_gradient(variable, torch.tensor([[1], [2], [1]]))
+            loss = loss + found.square().sum()
+        elif beside == "dense":
+            loss = loss + variable.value.square().sum()
+        loss.backward()
+        return variable.value.grad
+
+    taken = []
+
+    def take(variable, rows):
+        taken.append(take_apart(variable, rows))
+        return taken[-1].found
+
+    found = with_rows(loss_of(take), taken, (4, 2))
+    expected = loss_of(take_rows).to_dense()
+    if beside == "dense":
+        dense = found
+    else:
+        assert isinstance(found, RowGradient) and found.values.shape[1:] == (4, 2)
+        dense = torch.zeros(3, 4, 2).index_add(0, found.rows, found.values)
+    np.testing.assert_allclose(dense, expected, rtol=1e-6)
+
+
+@on_torch
+def test_nothing_is_taken_apart_where_nothing_is_differentiated():
+    import torch
+
+    rows = torch.tensor(ROWS)
+    with torch.no_grad():
+        assert take_apart(table(), rows) is None
+    frozen = table()
+    frozen.trainable = False
+    assert take_apart(frozen, rows) is None
+
+
+@on_torch
+def test_what_was_read_is_known_until_it_changes():
+    import torch
+
+    variable = table()
+    one = take_apart(variable, torch.tensor(ROWS))
+    one.found.sum().backward()
+    gradient = with_rows(None, [one], (4, 2))
+    assert torch.equal(gradient.found_in(variable.value), torch.ones(3, 1, 8))
+    assert gradient.found_in(table().value) is None
+    variable.assign(2 * np.ones((3, 4, 2)))
+    assert gradient.found_in(variable.value) is None

@@ -97,6 +97,13 @@ def written(monkeypatch):
         write(variable, rows, values)
 
     monkeypatch.setattr(module, "_write", spy)
+    write_together = module.eager_ops.write_rows_together
+
+    def spy_together(tables, rows, values):
+        shapes.extend((at.shape[0], *one.shape[1:]) for one, at in zip(tables, rows))
+        write_together(tables, rows, values)
+
+    monkeypatch.setattr(module.eager_ops, "write_rows_together", spy_together)
     # Small ones are updated whole, see below.
     monkeypatch.setattr(module, "SMALL", 0)
     return shapes
@@ -437,3 +444,42 @@ def test_a_loss_that_calls_the_model_on_other_values_is_not_wrong():
     for old, variable in zip(before, model.trainable_variables):
         changed = np.any(to_numpy(variable) != old, axis=(1, 2))
         assert list(np.flatnonzero(changed)) == [1, 2, 9]
+
+
+@pytest.mark.short("torch")
+def test_a_loss_of_a_table_itself_counts_too(written):
+    """Its gradient is dense, beside that of the rows which were looked up."""
+
+    def trained(optimizer):
+        model = make_model({"language": LANGUAGES})
+        tables = model.trainable_variables
+
+        def loss(y_true, y_pred):
+            decay = sum(ops.sum(ops.square(table)) for table in tables)
+            return ops.mean(ops.square(y_pred - y_true), axis=-1) + decay
+
+        model.compile(optimizer, loss)
+        batch = {"x": np.ones((4, 6)), "language": ["l1", "l1", "l2", "l3"]}
+        model.train_on_batch(batch, np.zeros((4, 4)))
+        return [to_numpy(table) for table in tables]
+
+    found = trained(keras_flix.LazySGD(0.1))
+    assert not written  # All rows have a gradient.
+    assert_equal(found, trained(keras.optimizers.SGD(0.1)))
+
+
+@pytest.mark.short("torch")
+def test_a_method_that_the_optimizer_was_given_gets_dense_gradients(written):
+    shapes = []
+    model = make_model({"language": LANGUAGES})
+    optimizer = keras_flix.LazySGD(0.1)
+    apply = optimizer.apply
+
+    def spied(gradients, variables=None):
+        shapes.extend(tuple(one.shape) for one in gradients)
+        apply(gradients, variables)
+
+    optimizer.apply = spied
+    train(model, optimizer, [{"language": ["l1", "l1", "l2", "l3"]}])
+    assert shapes == [tuple(v.shape) for v in model.trainable_variables]
+    assert not written

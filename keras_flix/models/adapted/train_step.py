@@ -1,9 +1,7 @@
 """Training steps whose gradients of tables are of the batch's values only.
 
 A dense gradient of a table has a row for every value there is. Under an optimizer that
-updates only some (`LazyAdam`), it is not made: TensorFlow and PyTorch have sparse
-tensors for it. On JAX a step is differentiated with respect to zeros that are added to
-the batch's rows, instead of the tables.
+updates only some (`LazyAdam`), it is not made: see `keras_flix.layers.row_scope`.
 """
 
 from __future__ import annotations
