@@ -87,6 +87,7 @@ from keras_flix._compat.sparse_rows import (
     take_rows as take_rows,
     take_with_row_gradient as take_with_row_gradient,
     with_rows as with_rows,
+    without_gradient as without_gradient,
 )
 from keras_flix._compat.survival import (
     is_compiled_by_keras as is_compiled_by_keras,

@@ -303,3 +303,25 @@ def _sparse_take() -> Any:
             return sparse, None
 
     return SparseTake
+
+
+def without_gradient(value: Tensor, differentiated: Tensor, message: str) -> Tensor:
+    """A value in the place of what a step is differentiated with respect to, on JAX.
+
+    Raises:
+        ValueError: With `message`, where something of it is differentiated.
+    """
+    import jax
+
+    @jax.custom_vjp
+    def replaced(value: Tensor, differentiated: Tensor) -> Tensor:
+        return value
+
+    def forward(value: Tensor, differentiated: Tensor) -> tuple[Tensor, None]:
+        return value, None
+
+    def backward(saved: None, gradient: Tensor) -> Any:
+        raise ValueError(message)
+
+    replaced.defvjp(forward, backward)
+    return replaced(value, differentiated)

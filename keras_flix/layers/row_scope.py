@@ -21,6 +21,13 @@ from keras import ops
 from keras_flix import _compat
 from keras_flix.features.tensor_ids import Tensor
 
+READ_BY_A_LOSS = (
+    "With a lazy optimizer on JAX, a loss must read adapter weights by calling the "
+    "model alone, as it is differentiated with respect to the batch's rows. Received: "
+    "a loss that reads a whole table. Use an optimizer of Keras such as "
+    "`keras.optimizers.Adam`, or the weight decay of `keras_flix.set_learning_rates`."
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class UsedRows:
@@ -74,7 +81,8 @@ class RowScope:
             return None
         places = _compat.first_place(ops.reshape(rows, (-1,)), used.rows)
         first, known = (ops.reshape(one, rows.shape) for one in places)
-        found = _compat.take_rows(table, rows) + _compat.take_rows(used.zeros, first)
+        found = _compat.take_rows(used.table, rows)
+        found = found + _compat.take_rows(used.zeros, first)
         # A row that is not of this batch would silently get no gradient.
         return ops.where(known[..., None], found, float("nan"))
 
@@ -103,8 +111,17 @@ class RowScope:
         ]
 
     def with_tables(self, trained: Sequence[Any]) -> list[Any]:
-        """Values of the trained variables, the tables' own among them."""
-        return self._exchanged(trained, "table")
+        """Values of the trained variables, the tables' own among them.
+
+        What is looked up goes by `take`. A loss that reads a table itself would get no
+        gradient of it, and raises.
+        """
+        values = self._exchanged(trained, "table")
+        for one in self.used.values():
+            values[one.position] = _compat.without_gradient(
+                one.table, trained[one.position], READ_BY_A_LOSS
+            )
+        return values
 
     def with_zeros(self, trained: Sequence[Any]) -> list[Any]:
         """The same with the zeros in the places of tables."""
