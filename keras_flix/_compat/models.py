@@ -42,7 +42,8 @@ def layers_with_parents(
     """`flatten_layers`, each with the layers that hold it, the model first."""
     found: dict[int, tuple[keras.layers.Layer, tuple[keras.layers.Layer, ...]]] = {}
     # Those that are still to be looked at, the next one last.
-    waiting = list(zip(reversed(model._layers), itertools.repeat((model,))))
+    around: tuple[keras.layers.Layer, ...] = (model,)
+    waiting = list(zip(reversed(model._layers), itertools.repeat(around)))
     while waiting:
         layer, parents = waiting.pop()
         if id(layer) not in found:

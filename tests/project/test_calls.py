@@ -12,16 +12,17 @@ BEFORE = {
     "torch": ((609, 297), (1353, 675)),
 }
 """Calls and moves in version 0.1.0, of the two models."""
+MOST_MOVES = {"jax": 0.53, "tensorflow": 0.52, "torch": 0.5}
+"""Of the moves there were; what Keras compiles with goes through files of its own."""
 
 
 @pytest.mark.parametrize("place", [0, 1])
-def test_a_first_step_has_fewer_calls_and_moves_than_it_had(place):
+def test_a_first_step_has_half_the_calls_and_moves_it_had(place):
     make = (calls.two_layers, calls.small_gemma)[place]
     most_calls, most_moves = BEFORE[keras.config.backend()][place]
     found = calls.first_step(make)
-    # What `fit` looks at before its first step, 0.1 did not look at.
-    assert found.calls <= 0.85 * most_calls
-    assert found.moves <= 0.9 * most_moves
+    assert found.calls <= 0.5 * most_calls
+    assert found.moves <= MOST_MOVES[keras.config.backend()] * most_moves
 
 
 def test_moves_are_counted():
