@@ -188,6 +188,10 @@ class Feature(Displayed):
             return tuple(rank[v] if v in rank else rank["*"] for v in self.values)
         return (self.rank,) * len(self.values)
 
+    def with_rank(self, rank: int | None) -> Feature:
+        """This feature with one rank for all values; itself for `None`."""
+        return self if rank is None else dataclasses.replace(self, rank=rank)
+
     def id_of(self, value: Value | None) -> int:
         """The id of a value; -1 for `None`. Raises for an unknown value."""
         if is_missing(value):
