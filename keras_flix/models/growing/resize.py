@@ -154,8 +154,12 @@ def add_feature_tables(
     feature: Feature,
     seed: int,
     paths: Sequence[str],
+    ranks: Mapping[str, int],
 ) -> None:
-    """Gives layers the tables of one more feature, the last one of the schema."""
+    """Gives layers the tables of one more feature, the last one of the schema.
+
+    `ranks` are those of layers in which it has another one than its own.
+    """
     optimizers = [
         (optimizer, part)
         for optimizer, part in optimizers_of(adaptation).values()
@@ -165,7 +169,11 @@ def add_feature_tables(
         _compat.check_growable(optimizer, [])
     with creation_scope(adaptation.parts[-1]):
         for path in paths:
-            adaptation.layers[path].add_tables(feature, seed, path)
+            layer = adaptation.layers[path]
+            if path in ranks:
+                own = {**layer._tables.ranks, feature.name: ranks[path]}
+                layer._tables.ranks = own
+            layer.add_tables(feature, seed, path)
         if feature.dropout and adaptation.dropout_seed is None:
             add_dropout_seed(adaptation.users, adaptation.seed)
         for optimizer, part in optimizers:
