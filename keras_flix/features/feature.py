@@ -190,7 +190,13 @@ class Feature(Displayed):
 
     def with_rank(self, rank: int | None) -> Feature:
         """This feature with one rank for all values; itself for `None`."""
-        return self if rank is None else dataclasses.replace(self, rank=rank)
+        if rank is None:
+            return self
+        # Not checked again, once per layer: there may be very many values.
+        made = object.__new__(Feature)
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        vars(made).update(own, rank=rank)
+        return made
 
     def id_of(self, value: Value | None) -> int:
         """The id of a value; -1 for `None`. Raises for an unknown value."""

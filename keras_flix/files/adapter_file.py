@@ -311,19 +311,14 @@ def _described(header: Mapping[str, Any], file: Any, place: str) -> Adapters:
     of = {name: set(places.get(name, layers)) for name in schema.names}
     ranks = checked_ranks(of, header.get("ranks", {}))
     experts = checked_experts(layers, header.get("experts", {}))
-    # Each once, not once per layer: a feature may have very many values.
-    widths = {
-        (f.name, rank): max(f.with_rank(rank).ranks)
-        for f in schema
-        for rank in {None, *ranks.get(f.name, {}).values()}
-    }
+    # Once, not per layer: a feature may have very many values.
+    highest = {feature.name: max(feature.ranks) for feature in schema}
     pairs = (
-        (len(f.values), widths[f.name, rank] * experts.get(path, 1), names)
+        (len(f.values), rank * experts.get(path, 1), table_names(path, f.name))
         for path in layers
         for f in schema
         if path in of[f.name]
-        for rank in [ranks.get(f.name, {}).get(path)]
-        for names in [table_names(path, f.name)]
+        for rank in [ranks.get(f.name, {}).get(path, highest[f.name])]
     )
     return Adapters(
         source=place,

@@ -145,7 +145,7 @@ class FeatureTables:
             a = a * active.weight
         if isinstance(self.relative, np.ndarray):
             relative = ops.convert_to_tensor(self.relative, dtype)
-            a = a * ops.expand_dims(_compat.take_rows(relative, active.rows), -1)
+            a = a * _compat.take_rows(relative, active.rows)
         elif self.relative != 1.0:
             a = a * self.relative
         _, d_in, rank = self.a.shape
