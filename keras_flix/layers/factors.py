@@ -116,11 +116,11 @@ class Factors:
 
     def products(self) -> np.ndarray:
         """Inner products of the updates, `(values, values)`."""
-        of_experts = (
-            self._products(self.left[e :: self.experts], self.right[e :: self.experts])
-            for e in range(self.experts)
-        )
-        products = sum(of_experts) / self.experts
+        products = np.zeros((len(self.broken),) * 2)
+        for e in range(self.experts):
+            own = slice(e, None, self.experts)
+            products += self._products(self.left[own], self.right[own])
+        products /= self.experts
         products[self.broken] = products[:, self.broken] = np.nan
         return (products + products.T) / 2
 
