@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +31,17 @@ def updates_of(
     adaptation = adaptation_of(source)
     layers = adaptation.layers.items()
     return adaptation.schema, {path: layer._tables.factors for path, layer in layers}
+
+
+def layer_ranks(
+    source: keras.Model | Adapters, paths: Iterable[str]
+) -> dict[str, np.ndarray]:
+    """By feature, ranks `(values, layers)`, where layers have ranks of their own."""
+    of = source if isinstance(source, Adapters) else adaptation_of(source)
+    return {
+        name: np.stack([of.feature_in(path, name).ranks for path in paths], axis=1)
+        for name in of.ranks
+    }
 
 
 def norms_by_feature(

@@ -20,6 +20,7 @@ from keras_flix._utils.text_tables import aligned, number, plain
 from keras_flix.analysis.by_feature import ByFeature
 from keras_flix.analysis.sources import (
     kernel_norm,
+    layer_ranks,
     norms_by_feature,
     updates_of,
 )
@@ -145,6 +146,8 @@ class EffectiveRank(ByFeature):
         entropy_ranks: By feature, `(values, layers)`: `exp` of the entropy of the
             singular values as shares of their sum (Roy and Vetterli, 2007); a
             number between 1 and the rank, 0 without update.
+        layer_ranks: By feature, `(values, layers)`: the rank in each layer, where some
+            have ranks of their own; empty if none have.
     """
 
     layers: tuple[str, ...]
@@ -154,12 +157,13 @@ class EffectiveRank(ByFeature):
     singular_values: Mapping[str, tuple[np.ndarray, ...]]
     energy_ranks: Mapping[str, np.ndarray]
     entropy_ranks: Mapping[str, np.ndarray]
+    layer_ranks: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def used(self) -> dict[str, np.ndarray]:
         """`energy_ranks` over the allotted ranks, by feature."""
         return {
-            name: ranks / self.allotted[name][:, None]
+            name: ranks / self.layer_ranks.get(name, self.allotted[name][:, None])
             for name, ranks in self.energy_ranks.items()
         }
 
@@ -284,6 +288,7 @@ def effective_rank(
             name: np.stack([_entropy_rank(s) for s in each], axis=1)
             for name, each in singular.items()
         },
+        layer_ranks=layer_ranks(source, layers),
     )
 
 

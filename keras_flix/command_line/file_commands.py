@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_flix._utils.displayed import count as counted
 from keras_flix._utils.text_tables import number
 from keras_flix.analysis.updates import update_norms
 from keras_flix.command_line.output import Answer, Table
@@ -42,6 +43,8 @@ def inspect(arguments: argparse.Namespace) -> Answer:
         "parameters": parameters,
         "layers": {layer: list(size) for layer, size in sizes.items()},
         "places": {name: list(paths) for name, paths in adapters.places.items()},
+        "ranks": {name: dict(by_path) for name, by_path in adapters.ranks.items()},
+        "experts": dict(adapters.experts),
         "norms": {
             f.name: [[v, _finite(n)] for v, n in zip(f.values, norms[f.name])]
             for f in adapters.schema
@@ -58,6 +61,9 @@ def inspect(arguments: argparse.Namespace) -> Answer:
     ]
     if adapters.trained:
         lines.insert(2, f"trained besides: {', '.join(_some(list(adapters.trained)))}")
+    if adapters.experts:
+        count = len(adapters.experts)
+        lines.append(f"experts: each has adapters of its own, in {count} kernels")
     shown = list(sizes.items())[: None if arguments.all_layers else SHOWN]
     lines += [f"  {layer} {size}" for layer, size in shown]
     if len(shown) < len(sizes):
@@ -67,6 +73,7 @@ def inspect(arguments: argparse.Namespace) -> Answer:
         kind = "always active" if feature.always else "one per example"
         kind = "several per example" if feature.multiple else kind
         own = "" if feature.alpha is None else f", scale {feature.scaling}"
+        own += _own_ranks(adapters, feature.name)
         count = len(adapters.layers_of(feature.name))
         own += f", in {count} of {len(sizes)} layers" if count < len(sizes) else ""
         title = (
@@ -105,7 +112,11 @@ def diff(arguments: argparse.Namespace) -> Answer:
     if a.tokens != b.tokens:
         notes.append(f"tokens that train: {dict(a.tokens)} -> {dict(b.tokens)}")
     layers = [layer for layer in a.layers if layer in b.layers]
-    layers = [layer for layer in layers if _size(a, layer) == _size(b, layer)]
+    layers = [
+        layer
+        for layer in layers
+        if _size(a, layer) == _size(b, layer) and _kind(a, layer) == _kind(b, layer)
+    ]
     values: dict[str, list[list[Any]]] = {}
     rows = []
     for feature in a.schema:
@@ -131,6 +142,14 @@ def diff(arguments: argparse.Namespace) -> Answer:
 def _size(adapters: Adapters, layer: str) -> tuple[int, int]:
     a, b = adapters.pair(layer, adapters.schema.names[0])
     return int(a.shape[1]), int(b.shape[2])
+
+
+def _own_ranks(adapters: Adapters, feature: str) -> str:
+    """The ranks of a feature in layers with one of their own, for a title."""
+    ranks = adapters.ranks.get(feature, {})
+    numbers = sorted(set(ranks.values()))
+    shown = ", ".join(map(str, numbers))
+    return f", of rank {shown} in {counted(len(ranks), 'layer')}" if ranks else ""
 
 
 def _finite(x: float) -> float | None:
@@ -180,8 +199,11 @@ def _layer_notes(a: Adapters, b: Adapters) -> list[str]:
     for layer in a.layers:
         if layer in b.layers and _size(a, layer) != _size(b, layer):
             notes.append(f"layer {layer}: {_size(a, layer)} -> {_size(b, layer)}")
+        elif layer in b.layers and _kind(a, layer) != _kind(b, layer):
+            notes.append(f"layer {layer}: {_kind(a, layer)} -> {_kind(b, layer)}")
     for name in a.schema.names:
         if name in b.schema:
+            notes += _rank_notes(a, b, name)
             own, other = (
                 {layer for layer in x.layers_of(name) if layer in y.layers}
                 for x, y in ((a, b), (b, a))
@@ -191,15 +213,35 @@ def _layer_notes(a: Adapters, b: Adapters) -> list[str]:
     return notes
 
 
+def _rank_notes(a: Adapters, b: Adapters, name: str) -> list[str]:
+    """Layers in which a feature has another rank than its own in one of two files."""
+    notes = []
+    for layer in a.layers:
+        ranks = [x.ranks.get(name, {}).get(layer) for x in (a, b)]
+        if layer in b.layers and ranks[0] != ranks[1]:
+            own, other = ("as in others" if r is None else r for r in ranks)
+            notes.append(f"{name}: rank {own} -> {other} in layer {layer}")
+    return notes
+
+
+def _kind(adapters: Adapters, layer: str) -> str:
+    count = adapters.experts.get(layer, 1)
+    return f"adapters of {count} experts" if count > 1 else "one adapter"
+
+
 def _relative_differences(
     a: Adapters, b: Adapters, feature: str, values: list[Any], layers: list[str]
 ) -> list[float]:
     """`|update of a - update of b| / |update of a|` of each value, over all layers."""
     rows = [[x.schema[feature].id_of(value) for value in values] for x in (a, b)]
-    scales = [np.asarray(x.schema[feature].scales)[ids] for x, ids in zip((a, b), rows)]
     squares = np.zeros((2, len(values)))
-    same = scales[0] == scales[1]
+    same = np.ones(len(values), bool)
     for layer in layers if values else ():
+        scales = [
+            np.asarray(x.feature_in(layer, feature).scales)[ids]
+            for x, ids in zip((a, b), rows)
+        ]
+        same &= scales[0] == scales[1]
         pairs = [
             [table[ids] for table in x.pair(layer, feature)]
             for x, ids in zip((a, b), rows)
@@ -213,7 +255,8 @@ def _relative_differences(
         own, (left, right) = factors
         difference = side_by_side([own, (-left, right)])
         for i, (x, y) in enumerate([difference, own]):
-            squares[i] += Factors.of(x, y, [1.0] * len(x)).norms ** 2
+            experts = a.experts.get(layer, 1)
+            squares[i] += Factors.of(x, y, [1.0] * len(x), experts).norms ** 2
     with np.errstate(divide="ignore", invalid="ignore"):
         # The same bits are no difference, whatever their sums round to.
         return np.where(same, 0.0, np.sqrt(squares[0] / squares[1])).tolist()

@@ -62,7 +62,7 @@ class PeftNames:
             raise ValueError(
                 "Every adapted layer must have a counterpart in Hugging Face "
                 f"transformers. Received: {unknown[:4]}, which have none. Leave them "
-                "out of `targets`, or use `merge_features`."
+                "out of `targets` or `experts`, or use `merge_features`."
             )
         by_module: dict[str, list[str]] = {}
         for path, module in self.modules.items():

@@ -42,6 +42,7 @@ class LoraWriter:
     Attributes:
         schema: The model's features.
         layers: Its adapted layers by path.
+        features: By layer, its features with the ranks that they have there.
         names: What these are called in transformers.
         modules: Paths of the adapted layers by module, without those of `whole`.
         whole: The modules that are written as a whole, since they train so.
@@ -53,6 +54,7 @@ class LoraWriter:
 
     schema: FeatureSchema
     layers: Mapping[str, LowRankLayer]
+    features: Mapping[str, Mapping[str, Feature]]
     names: PeftNames
     modules: Mapping[str, list[str]]
     whole: Mapping[str, WholeModule]
@@ -79,6 +81,12 @@ class LoraWriter:
         return cls(
             schema=adaptation.schema,
             layers=adaptation.layers,
+            features={
+                path: {
+                    f: adaptation.feature_in(path, f) for f in layer._tables.variables
+                }
+                for path, layer in adaptation.layers.items()
+            },
             names=names,
             modules=names.of_layers(low_rank),
             whole=whole,
@@ -114,14 +122,16 @@ class LoraWriter:
 
     def rank(self, ids: Ids) -> int:
         """The rank of a combination: of the module where it is highest."""
-        columns = {f.name: len(_columns(f, _ids_of(f, ids))) for f in self.schema}
+
+        def columns(feature: Feature) -> int:
+            return len(_columns(feature, _ids_of(feature, ids)))
+
+        def in_layer(path: str) -> int:
+            own = self.features[path]
+            return sum(columns(own[table.name]) for table in self.tables[path])
+
         return max(
-            (
-                sum(
-                    columns[table.name] for path in paths for table in self.tables[path]
-                )
-                for paths in self.modules.values()
-            ),
+            (sum(map(in_layer, paths)) for paths in self.modules.values()),
             default=0,
         )
 
@@ -193,7 +203,12 @@ class LoraWriter:
         ):
             return None
         ((feature, row),) = active
-        if feature.scaling.by == "sqrt" and feature.ranks[row] == rank:
+        own = {
+            f[feature.name].ranks[row]
+            for f in self.features.values()
+            if feature.name in f
+        }
+        if feature.scaling.by == "sqrt" and own == {rank}:
             return feature.alpha
         return None
 
@@ -219,7 +234,7 @@ class LoraWriter:
     def _factors(
         self, path: str, ids: Ids, scaled: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
-        return _factors(path, self.schema, self.tables[path], ids, scaled)
+        return _factors(path, self.features[path], self.tables[path], ids, scaled)
 
     def _config(self, rank: int, rslora_alpha: float | None) -> dict[str, Any]:
         tokens = self.tokens.indices
@@ -265,7 +280,10 @@ def _columns(feature: Feature, ids: np.ndarray) -> list[int]:
 
 
 def _tables(layer: LowRankLayer, split: bool) -> list[FeatureTables]:
-    tables = layer._tables.by_feature()
+    # Their scales are taken from the layer's own features.
+    tables = [
+        dataclasses.replace(table, relative=1.0) for table in layer._tables.by_feature()
+    ]
     if not split:
         return tables
     # Read here, where all processes come by: only the first one writes.
@@ -279,7 +297,7 @@ def _tables(layer: LowRankLayer, split: bool) -> list[FeatureTables]:
 
 def _factors(
     path: str,
-    features: FeatureSchema,
+    features: Mapping[str, Feature],
     tables: Sequence[FeatureTables],
     ids: Ids,
     scaled: bool = True,

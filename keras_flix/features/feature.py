@@ -188,6 +188,16 @@ class Feature(Displayed):
             return tuple(rank[v] if v in rank else rank["*"] for v in self.values)
         return (self.rank,) * len(self.values)
 
+    def with_rank(self, rank: int | None) -> Feature:
+        """This feature with one rank for all values; itself for `None`."""
+        if rank is None:
+            return self
+        # Not checked again, once per layer: there may be very many values.
+        made = object.__new__(Feature)
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        vars(made).update(own, rank=rank)
+        return made
+
     def id_of(self, value: Value | None) -> int:
         """The id of a value; -1 for `None`. Raises for an unknown value."""
         if is_missing(value):

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,19 @@ from keras_flix._utils.atomic_files import (
 )
 from keras_flix._utils.displayed import Displayed, Rows, count, cut, some
 from keras_flix._utils.renamed import renamed_keyword
+from keras_flix.features.feature import Feature
 from keras_flix.features.scaling import check_scale
 from keras_flix.features.schema import FeatureSchema
+from keras_flix.files.file_errors import check_header_size, errors_name, shown
 from keras_flix.files.fingerprint import BaseFingerprint
 from keras_flix.files.hub_handles import adapter_file
-from keras_flix.files.stand_ins import checked_places, empty, stand_ins
+from keras_flix.files.stand_ins import (
+    checked_experts,
+    checked_places,
+    checked_ranks,
+    empty,
+    stand_ins,
+)
 from keras_flix.layers.factors import Factors
 from keras_flix.layers.row_orders import as_orders
 
@@ -40,17 +48,17 @@ HEADER = "keras_flix"
 """What safetensors' metadata of a file holds: JSON."""
 ENTRIES = {
     *("version", "schema", "alpha", "scale", "layers", "base", "rows", "trained"),
-    *("places", "tokens"),
+    *("places", "tokens", "ranks", "experts"),
 }
 DIGEST = re.compile(r', "digest": "([0-9a-f]{32})"\}$')
 """How that ends; files of earlier versions have no digest."""
 WITH_PLACES = 3
 """That of files in which not every layer has every feature."""
-VERSIONS = (FORMAT_VERSION, WITH_TRAINED_BASE, WITH_PLACES)
+WITH_RANKS = 4
+"""That of files in which layers have ranks, or experts adapters, of their own."""
+VERSIONS = (FORMAT_VERSION, WITH_TRAINED_BASE, WITH_PLACES, WITH_RANKS)
 MAX_HEADER = 16 * 2**20
 """Bytes of a file that are not tables. Parsed, they take many times that much."""
-MAX_MESSAGE = 500
-"""So many characters of an error about what a file says are shown."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -72,6 +80,9 @@ class Adapters(Displayed):
         places: By feature, the layers that it has adapter weights in; those that are in
             all are not named.
         tokens: The tokens whose rows are among these, by the path of an embedding.
+        ranks: By feature, the rank of all values in layers with one of their own.
+        experts: How many experts have adapters of their own, by path of their kernel:
+            that many stand side by side along the rank.
     """
 
     source: str
@@ -85,6 +96,8 @@ class Adapters(Displayed):
     scale: str = "rank"
     places: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     tokens: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    ranks: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    experts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def _line(self) -> str:
         layers = count(len(self.layers), "layer")
@@ -103,13 +116,17 @@ class Adapters(Displayed):
         """The layers that a feature has adapter weights in."""
         return self.places.get(feature, self.layers)
 
+    def feature_in(self, layer: str, feature: str) -> Feature:
+        """A feature with the ranks that it has in a layer."""
+        return self.schema[feature].with_rank(self.ranks.get(feature, {}).get(layer))
+
     @renamed_keyword("axis", "feature")
     def pair(self, layer: str, feature: str) -> tuple[np.ndarray, np.ndarray]:
         """A feature's adapter weights in a layer: `(values, d_in, rank)` and
         `(values, rank, d_out)`; of rank 0 in layers where it has none. Raises if they
         are not as the schema says."""
-        own = self.schema[feature]
-        count, rank = len(own.values), max(own.ranks)
+        own = self.feature_in(layer, feature)
+        count, rank = len(own.values), max(own.ranks) * self.experts.get(layer, 1)
         if layer not in self.layers_of(feature):
             other = next(f for f in self.schema.names if layer in self.layers_of(f))
             a, b = self.pair(layer, other)
@@ -133,7 +150,10 @@ class Adapters(Displayed):
 
     def factors(self, layer: str, feature: str) -> Factors:
         """The updates of a feature in a layer as factors in float64."""
-        return Factors.of(*self.pair(layer, feature), self.schema[feature].scales)
+        scales = self.feature_in(layer, feature).scales
+        return Factors.of(
+            *self.pair(layer, feature), scales, self.experts.get(layer, 1)
+        )
 
 
 def table_names(layer: str, feature: str) -> tuple[str, str]:
@@ -154,7 +174,9 @@ def checked_path(path: str | os.PathLike[str]) -> Path:
 def write_adapters(adapters: Adapters, path: Path) -> None:
     """Writes an adapter file, which takes the place of another only when complete."""
     header = {
-        "version": WITH_PLACES
+        "version": WITH_RANKS
+        if adapters.ranks or adapters.experts
+        else WITH_PLACES
         if adapters.places
         else WITH_TRAINED_BASE
         if adapters.trained
@@ -175,6 +197,10 @@ def write_adapters(adapters: Adapters, path: Path) -> None:
         header["trained"] = list(adapters.trained)
     if adapters.tokens:
         header["tokens"] = adapters.tokens
+    if adapters.ranks:
+        header["ranks"] = adapters.ranks
+    if adapters.experts:
+        header["experts"] = adapters.experts
     check_folder(path)
     text = json.dumps(header)
     digest = content_digest(text, adapters.tensors)
@@ -219,8 +245,8 @@ def read_adapters(
             "is none. Check the path."
         )
     with contextlib.ExitStack() as stack:
-        with _errors_name(path):
-            _check_header_size(path)
+        with errors_name(path):
+            check_header_size(path, MAX_HEADER)
             file = stack.enter_context(safetensors.safe_open(path, framework="numpy"))
             text = (file.metadata() or {})[HEADER]
             header = json.loads(text)
@@ -230,12 +256,12 @@ def read_adapters(
         if adapters is None:
             raise ValueError(
                 f"An adapter file must have one of the format versions {VERSIONS}. "
-                f"Received: version {_shown(version)} in {str(path)!r}. Update "
+                f"Received: version {shown(version)} in {str(path)!r}. Update "
                 "keras_flix."
             )
         if check is not None:
             check(adapters)
-        with _errors_name(path):
+        with errors_name(path):
             tensors = {name: file.get_tensor(name) for name in adapters.tensors}
             _check_digest(text, header, tensors)
     return dataclasses.replace(
@@ -253,42 +279,6 @@ def content_digest(header: str, tables: Mapping[str, np.ndarray]) -> str:
         found.update(f"{name} {table.dtype} {table.shape}\n".encode())
         found.update(table.reshape(-1).view("uint8").data)
     return found.hexdigest()
-
-
-@contextlib.contextmanager
-def _errors_name(path: Path) -> Iterator[None]:
-    """Whatever is wrong in a file raises the same error, which names the file."""
-    try:
-        yield
-    # Among them what parsers raise for numbers too large, and for lists too deep.
-    except (
-        safetensors.SafetensorError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        MemoryError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
-        raise ValueError(
-            "An adapter file must have been written by `save_adapters` and be "
-            f"whole. Received: path={str(path)!r}, which cannot be read "
-            f"({type(error).__name__}: {_shown(error)}). Save it again."
-        ) from error
-
-
-def _shown(what: Any) -> str:
-    """What a file says, in a length and in characters that can be printed."""
-    text = str(what).encode(errors="backslashreplace").decode()
-    return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}..."
-
-
-def _check_header_size(path: Path) -> None:
-    with open(path, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-    if MAX_HEADER < size < path.stat().st_size:
-        raise ValueError(f"Its header has {size:,} bytes, of at most {MAX_HEADER:,}.")
 
 
 def _check_digest(
@@ -319,11 +309,16 @@ def _described(header: Mapping[str, Any], file: Any, place: str) -> Adapters:
         raise ValueError("What trained must be a list of different names.")
     places = checked_places(schema, layers, header.get("places", {}))
     of = {name: set(places.get(name, layers)) for name in schema.names}
+    ranks = checked_ranks(of, header.get("ranks", {}))
+    experts = checked_experts(layers, header.get("experts", {}))
+    # Once, not per layer: a feature may have very many values.
+    highest = {feature.name: max(feature.ranks) for feature in schema}
     pairs = (
-        (feature, table_names(path, feature.name))
+        (len(f.values), rank * experts.get(path, 1), table_names(path, f.name))
         for path in layers
-        for feature in schema
-        if path in of[feature.name]
+        for f in schema
+        if path in of[f.name]
+        for rank in [ranks.get(f.name, {}).get(path, highest[f.name])]
     )
     return Adapters(
         source=place,
@@ -333,6 +328,8 @@ def _described(header: Mapping[str, Any], file: Any, place: str) -> Adapters:
         layers=layers,
         tables=stand_ins(pairs, sum(map(len, of.values())), file, set(trained)),
         places=places,
+        ranks=ranks,
+        experts=experts,
         base=None if base is None else BaseFingerprint.from_config(base),
         rows={
             path: sorted(as_orders(orders))

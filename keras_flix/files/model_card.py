@@ -11,6 +11,7 @@ from keras_flix.evaluation.scores import Scores
 from keras_flix.features.feature import Feature
 from keras_flix.files.adapter_file import Adapters
 from keras_flix.files.hub_handles import INDEX_FILE, Handle
+from keras_flix.models.summary import shown_ranks
 from keras_flix.version import __version__
 
 SHOWN = 40
@@ -160,10 +161,10 @@ def _features(adapters: Adapters) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for feature in adapters.schema:
-        ranks = sorted(set(feature.ranks))
-        rank = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+        own_layers = adapters.layers_of(feature.name)
+        rank = shown_ranks(adapters.feature_in(x, feature.name) for x in own_layers)
         values = _listed(map(_code, feature.values), len(feature.values))
-        layers, own = len(adapters.layers), len(adapters.layers_of(feature.name))
+        layers, own = len(adapters.layers), len(own_layers)
         kind = _kind(feature) + f", in {own} of {layers} layers" * (own < layers)
         cells = [_code(feature.name), values, rank, str(feature.scaling), kind]
         rows.append(f"| {' | '.join(cells)} |")

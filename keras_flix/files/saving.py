@@ -11,8 +11,6 @@ import numpy as np
 
 from keras_flix import _compat
 from keras_flix._utils.shapes import unlike
-from keras_flix.features.feature import Feature
-from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_file import (
     Adapters,
     checked_path,
@@ -21,8 +19,10 @@ from keras_flix.files.adapter_file import (
     write_adapters,
 )
 from keras_flix.files.fingerprint import BaseFingerprint
+from keras_flix.files.same_features import check_layer_ranks, check_schema
 from keras_flix.files.weight_digests import fingerprint_without
 from keras_flix.layers.checks import check_backend, matrix_shape
+from keras_flix.layers.expert_kernel import ExpertKernel
 from keras_flix.layers.row_orders import as_orders
 from keras_flix.layers.token_rows import names_of_rows
 from keras_flix.models.adapted.adaptation import Model, adaptation_of, is_adapted
@@ -38,9 +38,6 @@ from keras_flix.models.enable import adapt_layers
 from keras_flix.models.multiplied import expert_kernels
 from keras_flix.models.targets import keyed_layers
 from keras_flix.models.trainable_tokens import placed_tokens
-
-SHOWN = 8
-"""So many values are listed in an error."""
 
 
 def save_adapters(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -101,7 +98,9 @@ def load_adapters(
 
     def check(found: Adapters) -> None:
         if is_adapted(model):
-            _check_schema(adaptation_of(model).schema, found.schema, found.source)
+            adaptation = adaptation_of(model)
+            check_schema(adaptation.schema, found.schema, found.source)
+            check_layer_ranks(adaptation, found)
             expected = _shapes(_adapter_variables(model))
             _check_tables(expected, found)
         else:
@@ -125,6 +124,7 @@ def load_adapters(
             seed=0,
             rows={p: as_orders(o) for p, o in adapters.rows.items() if p in layers},
             places=adapters.places,
+            ranks=adapters.ranks,
             tokens=embeddings,
         )
     for name, variable in token_variables(model).items():
@@ -151,6 +151,8 @@ def adapters_of(model: keras.Model) -> Adapters:
         scale=adaptation.scale,
         layers=list(adaptation.layers),
         places=adaptation.places,
+        ranks=adaptation.ranks,
+        experts=adaptation.experts,
         tables={
             name: np.ascontiguousarray(_compat.to_host(variable))
             for name, variable in _adapter_variables(model).items()
@@ -252,63 +254,6 @@ def _shapes(tables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(table.shape) for name, table in tables.items()}
 
 
-def _check_schema(own: FeatureSchema, saved: FeatureSchema, path: Any) -> None:
-    for expected, found in zip([*own, None], [*saved, None], strict=False):
-        if _essence(expected) != _essence(found):
-            raise ValueError(
-                "The features of an adapter file must be those of the model, in "
-                "order, with their values and ranks. "
-                f"Expected: {_described(expected)}. Received: {_described(found)} in "
-                f"{str(path)!r}. Load it into a plain model, or adapt the model with "
-                f"these features{_update(expected, found, path)}."
-            )
-    for one, other in zip(own, saved):
-        if one.scaling != other.scaling:
-            raise ValueError(
-                f"The scale of feature {one.name!r} in an adapter file must be that "
-                f"of the model. Expected: {one.scaling.arguments()}. Received: "
-                f"{other.scaling.arguments()} in {str(path)!r}. Load it into a plain "
-                "model, or adapt the model with this scale."
-            )
-
-
-def _essence(feature: Feature | None) -> Any:
-    if feature is None:
-        return None
-    return (
-        *(feature.name, feature.values, feature.ranks),
-        *(feature.multiple, feature.always),
-    )
-
-
-def _described(feature: Feature | None) -> str:
-    """A feature in a few words: lists of values may be long."""
-    if feature is None:
-        return "no more feature"
-    ranks = sorted(set(feature.ranks))
-    shown = ", ".join(map(repr, feature.values[:SHOWN]))
-    return (
-        f"feature {feature.name!r} with {len(feature.values)} values "
-        f"({shown}{', ...' if len(feature.values) > SHOWN else ''}) of "
-        + (f"rank {ranks[0]}" if len(ranks) == 1 else f"the ranks {feature.ranks[:8]}")
-        + ", multiple=True" * feature.multiple
-        + ", always=True" * feature.always
-    )
-
-
-def _update(own: Feature | None, saved: Feature | None, path: Any) -> str:
-    """The remedy where a file has other values of a feature of the model."""
-    if own is None or saved is None or own.name != saved.name:
-        return ""
-    if set(own.values) == set(saved.values):
-        return ""
-    values = list(saved.values[:2])
-    return (
-        f"; or take its values over, by `update_from(model, {str(path)!r}, "
-        f"{{{own.name!r}: {values}}})`"
-    )
-
-
 def _check_tables(expected: dict[str, tuple[int, ...]], adapters: Adapters) -> None:
     for name, own, found in unlike(expected, _shapes(adapters.tables)):
         raise ValueError(
@@ -337,12 +282,29 @@ def _check_layers(model: keras.Model, adapters: Adapters) -> dict[str, Any]:
                 "counts up the names of layers that have none of their own, such as "
                 "'dense_1': give them some."
             )
-        d_in, d_out = matrix_shape(by_path[name])
+        kernel = by_path[name]
+        experts = adapters.experts.get(name, 1)
+        _check_experts(name, kernel, experts, adapters.source)
+        d_in, d_out = matrix_shape(kernel)
         for feature in adapters.schema:
             if name not in adapters.layers_of(feature.name):
                 continue
-            count, rank = len(feature.values), max(feature.ranks)
+            own = adapters.feature_in(name, feature.name)
+            count, rank = len(own.values), max(own.ranks) * experts
             shapes = (count, d_in, rank), (count, rank, d_out)
             expected |= zip(table_names(name, feature.name), shapes)
     _check_tables(expected, adapters)
     return {name: by_path[name] for name in adapters.layers}
+
+
+def _check_experts(path: str, kernel: Any, experts: int, source: str) -> None:
+    """Has each expert of a kernel adapters of its own, if a file says so."""
+    if experts > 1 and isinstance(kernel, ExpertKernel):
+        kernel.each = True
+    own = kernel.own_experts if isinstance(kernel, ExpertKernel) else 1
+    if own != experts:
+        raise ValueError(
+            "A layer must have as many experts as in an adapter file. Expected: "
+            f"{experts} with adapters of their own at {path!r}. Received: a model "
+            f"with {own}, for {source!r}. Use the base model it was trained with."
+        )

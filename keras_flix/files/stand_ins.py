@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
 
 
@@ -31,8 +30,40 @@ def checked_places(
     return places
 
 
+def checked_ranks(
+    places: Mapping[str, set[str]], ranks: Any
+) -> dict[str, dict[str, int]]:
+    """By feature, the ranks of layers that have one of their own.
+
+    Args:
+        places: By feature, the layers that it has adapter weights in.
+        ranks: What a file says.
+    """
+    if not isinstance(ranks, dict) or not ranks.keys() <= places.keys():
+        raise ValueError("The ranks of layers must be by feature.")
+    for name, by_path in ranks.items():
+        if not isinstance(by_path, dict) or not by_path.keys() <= places[name]:
+            raise ValueError("The ranks of layers must be of a feature's layers.")
+        if not all(_is_count(rank) for rank in by_path.values()):
+            raise ValueError("The ranks of layers must be positive integers.")
+    return ranks
+
+
+def checked_experts(layers: Sequence[str], experts: Any) -> dict[str, int]:
+    """How many experts have adapters of their own, by path of their kernel."""
+    if not isinstance(experts, dict) or not experts.keys() <= set(layers):
+        raise ValueError("The numbers of experts must be by layer.")
+    if not all(_is_count(count) for count in experts.values()):
+        raise ValueError("The numbers of experts must be positive integers.")
+    return experts
+
+
+def _is_count(number: Any) -> bool:
+    return type(number) is int and number > 0
+
+
 def stand_ins(
-    pairs: Iterable[tuple[Feature, tuple[str, str]]],
+    pairs: Iterable[tuple[int, int, tuple[str, str]]],
     count: int,
     file: Any,
     trained: set[str],
@@ -40,7 +71,8 @@ def stand_ins(
     """The tables of a file as zeros without memory; raises if they are not right.
 
     Args:
-        pairs: Features, with the names of their `A` and `B` in one layer.
+        pairs: Of a feature in a layer, the number of values, the width along the
+            rank, and the names of its `A` and `B`.
         count: How many pairs these are.
         file: The open file.
         trained: Names of other tensors.
@@ -49,8 +81,7 @@ def stand_ins(
     tables: dict[str, np.ndarray] = {}
     # Counted first: a short header can stand for any number of pairs.
     if len(names) == 2 * count:
-        for feature, (a, b) in pairs:
-            values, rank = len(feature.values), max(feature.ranks)
+        for values, rank, (a, b) in pairs:
             for name, axis in ((a, 2), (b, 1)):
                 if name in names:
                     tables[name] = _stand_in(file, name, values, axis, rank)

@@ -13,6 +13,7 @@ from keras_flix import _compat
 from keras_flix.features.feature import Feature, Value
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_file import Adapters, read_adapters
+from keras_flix.files.same_features import check_layer_ranks
 from keras_flix.files.saving import adapters_of, check_same_base
 from keras_flix.files.weight_digests import fingerprint_without
 from keras_flix.models.adapted.adaptation import Adaptation, Model
@@ -85,6 +86,7 @@ def update_from(
     _check_layers(adaptation, theirs)
     for feature in chosen:
         _check_feature(adaptation, theirs, feature)
+    check_layer_ranks(adaptation, theirs, list(chosen))
     grown = {}
     for feature, names in chosen.items():
         own, saved = adaptation.schema[feature], theirs.schema[feature]
@@ -252,9 +254,9 @@ def _check_trained_alike(model: keras.Model, theirs: Adapters) -> None:
 
 def _pair(theirs: Adapters, key: str, feature: str, value: Value) -> Pair:
     """A value's own tables, without what is beyond its rank."""
-    saved = theirs.schema[feature]
+    saved = theirs.feature_in(key, feature)
     row = saved.id_of(value)
-    rank = saved.ranks[row]
+    rank = saved.ranks[row] * theirs.experts.get(key, 1)
     a, b = theirs.pair(key, feature)
     return a[row, :, :rank], b[row, :rank]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,9 +15,14 @@ from keras_flix import _compat
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.features.tensor_ids import Tensor
 from keras_flix.layers.checks import DENSE_EQUATION
+from keras_flix.layers.expert_product import expert_product
 from keras_flix.layers.holds_tables import HoldsTables
 from keras_flix.layers.low_rank_kernel import LowRankKernel
-from keras_flix.layers.low_rank_update import low_rank_update
+from keras_flix.layers.low_rank_update import (
+    combined_matrix,
+    low_rank_product,
+    low_rank_update,
+)
 from keras_flix.layers.row_orders import by_example
 from keras_flix.layers.tables import Tables
 
@@ -26,22 +31,31 @@ class ExpertKernel(LowRankKernel):
     """A variable `(experts, d_in, d_out)`, and an update that its experts share.
 
     The kernel of expert `e` for an example is `W_e + sum over f of s_f * A_f @ B_f`.
-    Tables have the shapes that those of a `Dense` layer have.
+    Tables have the shapes that those of a `Dense` layer have. With `each`, every expert
+    has an update of its own, `s_f * A_fe @ B_fe`, see `expert_product`.
 
     Args:
         holder: The layer that has the variable.
         attribute: Its attribute there.
         path: What names the kernel in files.
+        each: Whether each expert has adapters of its own.
     """
 
     equation = DENSE_EQUATION
     quantization_mode = None
     """Keras quantizes no variables of layers that are KerasHub's own."""
 
-    def __init__(self, holder: keras.layers.Layer, attribute: str, path: str) -> None:
+    def __init__(
+        self,
+        holder: keras.layers.Layer,
+        attribute: str,
+        path: str,
+        each: bool = False,
+    ) -> None:
         self._holder = holder
         self.attribute = attribute
         self.path = path
+        self.each = each
 
     def holder(self) -> Any:
         """The layer that has the kernel and the tables among its variables."""
@@ -72,8 +86,18 @@ class ExpertKernel(LowRankKernel):
         """`(d_in, d_out)`, the shape of the update."""
         return self.whole_shape[1:]
 
+    @property
+    def own_experts(self) -> int:
+        """How many experts have adapters of their own; 1 where all share them."""
+        return self.whole_shape[0] if self.each else 1
+
     def adapt(
-        self, features: FeatureSchema, seed: int, key: str, names: Sequence[str]
+        self,
+        features: FeatureSchema,
+        seed: int,
+        key: str,
+        names: Sequence[str],
+        ranks: Mapping[str, int],
     ) -> None:
         """Gives the kernel tables, and its layer the class that adds their updates.
 
@@ -82,6 +106,7 @@ class ExpertKernel(LowRankKernel):
             seed: Seeds the initial tables, together with `key`.
             key: What tells the kernel from others of its model.
             names: Which features it gets tables of.
+            ranks: By feature, the rank of all values, where it has one of its own here.
         """
         layer = self._holder
         if not isinstance(layer, HoldsTables):
@@ -95,7 +120,12 @@ class ExpertKernel(LowRankKernel):
         object.__setattr__(layer, "_adapted_kernels", types.MappingProxyType(kernels))
         _compat.mark_kernel(self.kernel, self)
         _compat.protect_values()
-        self._tables = Tables(features, kernel_shape=self.adapted_shape)
+        self._tables = Tables(
+            features,
+            kernel_shape=self.adapted_shape,
+            ranks=ranks,
+            experts=self.own_experts,
+        )
         for name in names:
             self.add_tables(features[name], seed, key)
 
@@ -131,12 +161,29 @@ class ExpertKernel(LowRankKernel):
             routing.active,
             routing.gathered.get(id(self)),
             routing.row_scope,
+            self._product(has_experts(equation)),
         )
+        if self.each:
+            experts = ops.shape(product)[:1]
         return product + ops.reshape(delta, (*experts, rows, d_out))
 
+    def _product(self, own_inputs: bool = False) -> Callable[..., Tensor]:
+        """What multiplies activations by the factors of the tables."""
+        if not self.each:
+            return low_rank_product
+        return functools.partial(
+            expert_product, experts=self.own_experts, own_inputs=own_inputs
+        )
+
     def kernel_delta(self, combination: Mapping[str, Any]) -> Tensor:
-        """The update of one combination, the same for each expert."""
+        """The update of one combination for each expert."""
         return ops.broadcast_to(super().kernel_delta(combination), self.whole_shape)
+
+    def delta_of_ids(self, ids: Mapping[str, Any]) -> Tensor:
+        """`kernel_delta` of encoded values; `(d_in, d_out)` where experts share it."""
+        return combined_matrix(
+            self._tables.by_feature(), ids, self.adapted_shape[0], self._product()
+        )
 
     def kernel_norm(self) -> float:
         """The root mean square of the norms of the experts' kernels."""

@@ -51,10 +51,15 @@ class LowRankKernel(_compat.Mixin):
         return self._tables.schema
 
     def add_tables(self, feature: Feature, seed: int, key: str) -> None:
-        """Creates `A` and `B` of a feature; `B` starts at zero."""
+        """Creates `A` and `B` of a feature; `B` starts at zero.
+
+        Of each expert, where these have adapters of their own.
+        """
         d_in, d_out = matrix_shape(self)
-        count, rank = len(feature.values), max(feature.ranks)
-        a = initial_a(feature.ranks, d_in, (seed, f"{key}/{feature.name}"))
+        experts = self._tables.experts
+        ranks = feature.with_rank(self._tables.ranks.get(feature.name)).ranks
+        count, rank = len(ranks), max(ranks) * experts
+        a = initial_a(ranks, d_in, (seed, f"{key}/{feature.name}"), experts)
         with _compat.unlocked(self.holder()):
             self._tables.variables[feature.name] = tuple(
                 _compat.add_table(

@@ -70,6 +70,7 @@ class LowRankLayer(LowRankKernel, QuantizedCall, HoldsTables):
         seed: int = 0,
         key: str | None = None,
         names: Sequence[str] | None = None,
+        ranks: Mapping[str, int] | None = None,
     ) -> LowRankLayer:
         """Adapts a built layer in place; it stays the same object.
 
@@ -81,13 +82,14 @@ class LowRankLayer(LowRankKernel, QuantizedCall, HoldsTables):
             key: What tells the layer from others of its model; its path if
                 `None`.
             names: Which features it gets tables of; `None` for all.
+            ranks: By feature, the rank of all values, where it has one of its own here.
 
         Returns:
             `layer`, now an instance of this class, with its kernel and bias
             frozen.
         """
         _compat.change_class(layer, cls)
-        layer._tables = Tables(features)
+        layer._tables = Tables(features, ranks=ranks or {})
         layer._dropout_seed = None
         for variable in layer.weights:
             variable.trainable = False

@@ -9,7 +9,7 @@ however many values there are.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -98,6 +98,8 @@ class FeatureTables:
         b: `(values, rank, d_out)`. Values of a lower rank than the feature's
             highest have zeros beyond it in both, where gradients stay zero.
         scale: `s_f` of all values, or of each: float32 `(values,)`.
+        relative: The same over what the weight of `ActiveValues` holds, where a layer
+            has ranks of its own.
         shared: Whether all examples use the one value (`always`), so that no
             look-up per example is needed.
         trains: Whether it trains, where it is shared; see `ActiveValues` for others.
@@ -107,6 +109,7 @@ class FeatureTables:
     a: Tensor
     b: Tensor
     scale: float | np.ndarray = 1.0
+    relative: float | np.ndarray = 1.0
     shared: bool = False
     trains: bool = True
 
@@ -140,6 +143,11 @@ class FeatureTables:
             a = a * eager.cast(active.weight, dtype)
         elif active.weight != 1.0:
             a = a * active.weight
+        if isinstance(self.relative, np.ndarray):
+            relative = ops.convert_to_tensor(self.relative, dtype)
+            a = a * _compat.take_rows(relative, active.rows)
+        elif self.relative != 1.0:
+            a = a * self.relative
         _, d_in, rank = self.a.shape
         k = a.shape[1]
         if k is None:  # TensorFlow, where examples have any number of values.
@@ -199,12 +207,23 @@ def gather_tables(
     return eager.cast(a, dtype), eager.cast(b, dtype)
 
 
+def low_rank_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """`x @ a @ b`, where `x` may have more leading axes."""
+    if len(x.shape) > 3 and len(a.shape) > 2:
+        # Not left to the product: where the batch is one, TensorFlow's on CPUs
+        # reads past the end of what it broadcasts.
+        around = ops.shape(x)[:-2]
+        a, b = (ops.broadcast_to(t, (*around, *ops.shape(t)[1:])) for t in (a, b))
+    return eager.matmul(eager.matmul(x, a), b)
+
+
 def low_rank_update(
     x: Tensor,
     tables: Sequence[FeatureTables],
     active: Mapping[str, ActiveValues],
     gathered: tuple[Tensor, Tensor] | None = None,
     row_scope: Any = None,
+    product: Callable[[Tensor, Tensor, Tensor], Tensor] = low_rank_product,
 ) -> Tensor:
     """The update of each example, applied to its activations.
 
@@ -217,6 +236,7 @@ def low_rank_update(
         gathered: What `gather_tables` gave ahead for these tables and values;
             `None` looks up now.
         row_scope: The training step without dense gradients that runs, if any.
+        product: What multiplies `x` by factors: of each example, or of all.
 
     Returns:
         `sum over f in F(x) of s_f * x @ A_f @ B_f`, of shape
@@ -227,17 +247,11 @@ def low_rank_update(
         gathered = gather_tables(tables, active, dtype, row_scope)
     deltas = []
     if gathered is not None:
-        a, b = gathered
-        if len(x.shape) > 3:
-            # Not left to the product: where the batch is one, TensorFlow's on CPUs
-            # reads past the end of what it broadcasts.
-            around = ops.shape(x)[:-2]
-            a, b = (ops.broadcast_to(t, (*around, *ops.shape(t)[1:])) for t in (a, b))
-        deltas.append(eager.matmul(eager.matmul(x, a), b))
+        deltas.append(product(x, *gathered))
     for table in tables:
         if table.shared:
             a, b = table.only(table.a, dtype), table.only(table.b, dtype)
-            delta = ops.matmul(ops.matmul(x, a * table.scale), b)
+            delta = product(x, a * table.scale, b)
             if table.name in active:
                 one = active[table.name]
                 filler = ops.cast(one.filler, dtype)
@@ -247,7 +261,10 @@ def low_rank_update(
 
 
 def combined_matrix(
-    tables: Sequence[FeatureTables], ids: Mapping[str, np.ndarray], d_in: int
+    tables: Sequence[FeatureTables],
+    ids: Mapping[str, np.ndarray],
+    d_in: int,
+    product: Callable[[Tensor, Tensor, Tensor], Tensor] = low_rank_product,
 ) -> Tensor:
     """The update of one combination as a `(d_in, d_out)` matrix, in float32.
 
@@ -255,6 +272,7 @@ def combined_matrix(
         tables: The tables of all features.
         ids: Ids of one example by feature, of shape `(1,)` or `(1, k)`.
         d_in: The flattened kernel's input dimension.
+        product: See `low_rank_update`. Axes that it puts first are there, too.
     """
     active = {
         table.name: ActiveValues.from_ids(
@@ -266,4 +284,8 @@ def combined_matrix(
         if table.name in ids
     }
     identity = ops.expand_dims(ops.eye(d_in, dtype="float32"), 0)
-    return low_rank_update(identity, tables, active)[0]
+    # The scales of the values are those of the layer already.
+    tables = [dataclasses.replace(table, relative=1.0) for table in tables]
+    return ops.squeeze(
+        low_rank_update(identity, tables, active, product=product), axis=-3
+    )

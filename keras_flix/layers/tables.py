@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_flix import _compat
-from keras_flix.features.feature import Value
+from keras_flix.features.feature import Feature, Value
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.features.tensor_ids import Tensor
 from keras_flix.layers.factors import Factors
@@ -31,6 +31,9 @@ class Tables:
         trainable: By feature, the values that train, the others being frozen; `None`
             for all.
         kernel_shape: The logical shape of the layer's kernel, once it is known.
+        ranks: By feature, the rank of all values where the layer has one of its own.
+        experts: How many experts have adapters of their own: that many stand side by
+            side along the rank, see `expert_update`.
     """
 
     schema: FeatureSchema
@@ -39,8 +42,19 @@ class Tables:
     )
     trainable: Mapping[str, Sequence[Value]] | None = None
     kernel_shape: tuple[int, ...] = ()
+    ranks: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    experts: int = 1
     _found: tuple[Any, list[FeatureTables]] = (None, [])
     _trained: tuple[Any, Mapping[str, np.ndarray]] = (None, {})
+
+    def feature(self, name: str, schema: FeatureSchema | None = None) -> Feature:
+        """A feature with the ranks that it has in this layer.
+
+        Args:
+            name: The feature's name.
+            schema: Another schema than that of the layer.
+        """
+        return (schema or self.schema)[name].with_rank(self.ranks.get(name))
 
     @property
     def named_variables(self) -> dict[str, keras.Variable]:
@@ -55,7 +69,7 @@ class Tables:
         """What the tables' rows mean, as bytes for Keras' weight files."""
         features = [
             [f.name, list(f.values), list(f.ranks), f.multiple, f.always]
-            for f in self.schema
+            for f in map(self.feature, self.schema.names)
         ]
         scales = {
             f.name: [f.alpha, f.scale] if f.scale == "sqrt" else f.alpha
@@ -95,7 +109,7 @@ class Tables:
     def own_features(self) -> FeatureSchema:
         """The features that there are tables of, as those of a layer of its own."""
         return FeatureSchema(
-            dataclasses.replace(feature, targets=None)
+            dataclasses.replace(self.feature(feature.name), targets=None)
             for feature in self.schema
             if feature.name in self.variables or not self.variables
         )
@@ -112,7 +126,7 @@ class Tables:
     def factors(self, feature: str) -> Factors:
         """The updates of a feature as factors in float64."""
         a, b = self.pair(feature)
-        return Factors.of(a, b, self.schema[feature].scales)
+        return Factors.of(a, b, self.feature(feature).scales, self.experts)
 
     def by_feature(self) -> list[FeatureTables]:
         """What the update reads, in the order of the schema."""
@@ -122,10 +136,12 @@ class Tables:
             found = []
             for feature in self.schema.features:
                 if feature.name in self.variables:
+                    own = self.feature(feature.name)
                     tables = FeatureTables(
                         feature.name,
                         *self.variables[feature.name],
-                        scale=feature.common_scale,
+                        scale=own.common_scale,
+                        relative=relative_scale(own, feature),
                         shared=feature.always,
                         trains=not feature.always or feature.name not in self.trained(),
                     )
@@ -153,13 +169,33 @@ class Constant(keras.initializers.Initializer):
         return ops.convert_to_tensor(self.value, dtype=dtype)
 
 
-def initial_a(ranks: tuple[int, ...], d_in: int, seed: tuple[int, str]) -> np.ndarray:
+def relative_scale(own: Feature, common: Feature) -> float | np.ndarray:
+    """The scale of a feature in a layer over that which it has by its schema.
+
+    >>> task = Feature("task", ["qa", "parse"], rank=4, alpha=8.0)
+    >>> relative_scale(task.with_rank(2), task)
+    2.0
+    """
+    if own is common or own.alpha is None:
+        return 1.0
+    ratio = np.asarray(own.scales) / np.asarray(common.scales)
+    if len(set(ratio.tolist())) == 1:
+        return float(ratio[0])
+    return ratio.astype("float32")
+
+
+def initial_a(
+    ranks: tuple[int, ...], d_in: int, seed: tuple[int, str], experts: int = 1
+) -> np.ndarray:
     """Initial `A` of one feature, `(values, d_in, rank)`: normal, std `d_in**-0.5`.
+
+    Of several experts, `(values, d_in, rank * experts)`.
 
     Columns beyond a value's own rank are zero, and as `B` starts at zero too,
     they never get a gradient.
     """
     generator = np.random.default_rng([seed[0], zlib.crc32(seed[1].encode())])
-    a = generator.normal(size=(len(ranks), d_in, max(ranks))) / np.sqrt(d_in)
-    beyond = np.arange(max(ranks)) >= np.asarray(ranks)[:, None]
+    width = max(ranks) * experts
+    a = generator.normal(size=(len(ranks), d_in, width)) / np.sqrt(d_in)
+    beyond = np.arange(width) // experts >= np.asarray(ranks)[:, None]
     return np.where(beyond[:, None, :], 0.0, a).astype("float32")

@@ -24,6 +24,7 @@ from keras_flix.models.adapted.devices import creation_scope
 from keras_flix.models.adapted.model import routed_class
 from keras_flix.models.adapted.own_state import warn_of_own_state
 from keras_flix.models.adapted.thread_lock import Turns
+from keras_flix.models.layer_ranks import ByFeature, LayerRanks, find_layer_ranks
 from keras_flix.models.model_checks import check_stock, checked_seed, checked_walk
 from keras_flix.models.multiplied import (
     chosen_experts,
@@ -52,6 +53,8 @@ def enable_flix(
     dropout: Dropouts = 0.0,
     targets: str | Sequence[str] | None = None,
     experts: str | None = None,
+    expert_rank: ByFeature | None = None,
+    layer_ranks: LayerRanks = None,
     seed: int | None = None,
     rows: Rows = None,
     train: Sequence[str] | None = None,
@@ -94,9 +97,17 @@ def enable_flix(
             own win: it then has adapter weights in those layers alone.
         experts: `"shared"` adapts the kernels of a mixture's experts, too, next to
             `targets`: all experts of a layer share a value's update of a kernel, so
-            that it costs as much as that of one expert. Features with targets of their
-            own have none there. Routers are never adapted with them. `None` leaves
-            experts as they are.
+            that it costs as much as that of one expert. `"each"` gives every expert
+            an update of its own, which costs as many times more. Features with
+            targets of their own have none there. Routers are never adapted with
+            them. `None` leaves experts as they are.
+        expert_rank: The rank in the kernels of experts: a number, or by feature.
+            `None` is that of `rank`.
+        layer_ranks: Ranks of layers that have others than `rank` says: by layer name
+            or regex, as `targets`, a number, or a dict by feature, as
+            `{"query": 8, r".*layer_[0-3]/.*key": {"task": 2}}`. It holds for all values
+            of a feature, and its scale follows from it. A layer that two patterns
+            match is refused.
         seed: Seeds initial adapter weights and feature dropout. `None` draws a seed
             that follows `keras.utils.set_random_seed`.
         rows: Which example each row of a target's input belongs to, by layer name or
@@ -141,6 +152,7 @@ def enable_flix(
     walk = checked_walk(model, schema)
     kernels = chosen_experts(experts, walk)
     layers, places = find_places(model, schema, targets, walk, kernels)
+    ranks = find_layer_ranks(schema, layers, places, layer_ranks, expert_rank)
     whole = find_whole_layers(model, train, walk)
     tokens = find_tokens(model, trainable_tokens, walk)
     check_whole_or_rows(whole, tokens)
@@ -154,6 +166,7 @@ def enable_flix(
         walk=walk,
         rows=stated_orders(rows, layers),
         places=places,
+        ranks=ranks,
         whole=whole,
         tokens=tokens,
     )
@@ -170,14 +183,16 @@ def adapt_layers(
     walk: Sequence[Placed] | None = None,
     rows: Mapping[str, Orders] | None = None,
     places: Places | None = None,
+    ranks: Mapping[str, Mapping[str, int]] | None = None,
     whole: Sequence[Any] = (),
     tokens: Mapping[Any, Sequence[int]] | None = None,
 ) -> Model:
     """`enable_flix` for layers that are known, with a schema that is resolved.
 
     `walk` is what `checked_walk` gave, if it has run; `rows` the orders that are
-    stated, by path; `places` where features are, if not in all layers; `whole` the
-    layers that train besides; `tokens` embeddings, with the tokens whose rows do.
+    stated, by path; `places` where features are, if not in all layers; `ranks` those
+    of layers with some of their own, by feature and path; `whole` the layers that train
+    besides; `tokens` embeddings, with the tokens whose rows do.
     """
     schema = schema.resolve(alpha=alpha, scale=scale)
     seed = checked_seed(seed)
@@ -187,9 +202,14 @@ def adapt_layers(
         key: [n for n in schema.names if key in (places or {}).get(n, layers)]
         for key in layers
     }
+    own_ranks = {
+        key: {n: by_path[key] for n, by_path in (ranks or {}).items() if key in by_path}
+        for key in layers
+    }
     for key, layer in layers.items():
         check_stock(layer)
-        check_ranks(layer, [schema[name] for name in names[key]])
+        own = own_ranks[key]
+        check_ranks(layer, [schema[n].with_rank(own.get(n)) for n in names[key]])
     known = known_orders(model, schema, walk)
     orders: dict[str, Orders | None] = dict.fromkeys(layers, known)
     orders |= rows or {}
@@ -202,10 +222,17 @@ def adapt_layers(
     with creation_scope(model):
         for key, layer in layers.items():
             if isinstance(layer, ExpertKernel):
-                layer.adapt(schema, seed, key, names[key])
+                layer.adapt(schema, seed, key, names[key], own_ranks[key])
             else:
                 adapted = ADAPTED_CLASSES[type(layer)]
-                adapted.from_layer(layer, schema, seed=seed, key=key, names=names[key])
+                adapted.from_layer(
+                    layer,
+                    schema,
+                    seed=seed,
+                    key=key,
+                    names=names[key],
+                    ranks=own_ranks[key],
+                )
             layer.row_orders = orders[key]
         rows_of = [TokenRows.from_layer(*pair) for pair in (tokens or {}).items()]
     multiply_adapted(layers, readers)

@@ -17,8 +17,8 @@ from keras_flix.models.family_names import EXPERTS
 if TYPE_CHECKING:
     from keras_flix.models.targets import Placed
 
-SHARED = "shared"
-"""One adapter for all experts of a layer."""
+SHARED, EACH = "shared", "each"
+"""One adapter for all experts of a layer, or one for each of them."""
 
 
 def expert_kernels(walk: Sequence[Placed]) -> list[tuple[str, ExpertKernel]]:
@@ -45,10 +45,11 @@ def chosen_experts(
     """What `experts` of `enable_flix` adds to the targets, by path."""
     if experts is None:
         return {}
-    if experts != SHARED:
+    if experts not in (SHARED, EACH):
         raise ValueError(
-            f"`experts` must be {SHARED!r} (one adapter for all experts of a layer) or "
-            f"None. Received: experts={experts!r}. Pass one of these."
+            f"`experts` must be {SHARED!r} (one adapter for all experts of a layer), "
+            f"{EACH!r} (one for each of them) or None. Received: experts={experts!r}. "
+            "Pass one of these."
         )
     found = expert_kernels(walk)
     if not found:
@@ -70,6 +71,7 @@ def chosen_experts(
                     f"{path!r}"
                 )
             )
+        kernel.each = experts == EACH
     return dict(found)
 
 

@@ -50,6 +50,7 @@ class AdaptedModel:
                 )
             if attribute:
                 kernel = experts[id(layer), *attribute]
+                kernel.each = len(layers) in (config.get("each") or ())
                 key, layer = kernel.path, kernel
             else:
                 key = keys.get(id(layer), layer.path)
@@ -67,6 +68,10 @@ class AdaptedModel:
             places={
                 name: [order[i] for i in places]
                 for name, places in (config.get("places") or {}).items()
+            },
+            ranks={
+                name: {order[i]: rank for i, rank in by_place}
+                for name, by_place in (config.get("ranks") or {}).items()
             },
             seed=config["seed"],
             rows=rows,

@@ -148,8 +148,10 @@ def _lines(adaptation: Any, summary: FlixSummary) -> list[str]:
         indent = "    " if block else "  "
         lines += [f"{indent}{path} {shape}" for path, shape in inside.items()]
     for feature in adaptation.schema:
-        ranks = sorted(set(feature.ranks))
-        rank = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+        rank = shown_ranks(
+            adaptation.feature_in(path, feature.name)
+            for path in adaptation.layers_of(feature.name)
+        )
         always = ", always active" if feature.always else ""
         count = summary.parameters[feature.name]
         lines.append(
@@ -161,6 +163,12 @@ def _lines(adaptation: Any, summary: FlixSummary) -> list[str]:
         f"Trainable: {summary.trainable:,} of {summary.total:,} parameters "
         f"({summary.share:.2%})."
     )
+    if adaptation.experts:
+        count = sum(adaptation.experts.values())
+        kernels = len(adaptation.experts)
+        lines.append(
+            f"Each expert has adapters of its own: {count} in {kernels} kernels."
+        )
     for layer in adaptation.token_rows:
         size = sum(math.prod(v.shape) for v in layer.adapter_variables().values())
         lines.append(
@@ -177,6 +185,17 @@ def _lines(adaptation: Any, summary: FlixSummary) -> list[str]:
         f"Memory: {base:,.1f} MB of base weights, {adapters:,.1f} MB of adapters."
     )
     return lines
+
+
+def shown_ranks(features: Iterable[Any]) -> str:
+    """The ranks of a feature's values, over those that it has in its layers.
+
+    >>> task = Feature("task", ["qa", "parse"], rank={"qa": 2, "*": 4})
+    >>> shown_ranks([task, task.with_rank(8)])
+    '2 to 8'
+    """
+    ranks = sorted({rank for feature in features for rank in feature.ranks})
+    return str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
 
 
 def _scale(feature: Any) -> str:

@@ -361,6 +361,22 @@ def test_which_layers_are_adapted_by_default(family):
     assert names(model._adaptation.layers) == family.default
 
 
+@pytest.mark.slow
+@pytest.mark.short("torch")
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, id=f.name) for f in FAMILIES if f.experts]
+)
+def test_each_expert_may_have_adapters_of_its_own(family):
+    """No router moves: only adapters do."""
+    adapted = Adapted.make(
+        family, family.build(), as_dict(family.inputs(3)), None, "each"
+    )
+    kernels = {p: n for p, n in adapted.model._adaptation.experts.items() if n > 1}
+    assert {path.rpartition("/")[2] for path in kernels} <= family.experts and kernels
+    check_mixed_batch(adapted)
+    check_training_step(adapted)
+
+
 def test_mixed_batch_equals_single_examples_and_merged_models(case):
     family, _, adapted = case
     check_mixed_batch(adapted, not family.mixes_examples)

@@ -185,12 +185,12 @@ def test_safetensors_of_something_else(tmp_path):
 
 def test_a_file_of_a_later_version(tmp_path):
     def change(header, tensors):
-        return {**header, "version": 4, "schema": "of another form"}
+        return {**header, "version": 5, "schema": "of another form"}
 
     path = rewritten(saved(tmp_path), change)
     text = (
-        "An adapter file must have one of the format versions (1, 2, 3). Received: "
-        f"version 4 in '{path}'. Update keras_flix."
+        "An adapter file must have one of the format versions (1, 2, 3, 4). Received: "
+        f"version 5 in '{path}'. Update keras_flix."
     )
     check_plain_and_adapted(path, tmp_path, text)
 

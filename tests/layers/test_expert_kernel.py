@@ -229,9 +229,10 @@ def test_errors_change_nothing():
     cases = [
         (
             make(),
-            "each",
-            "`experts` must be 'shared' (one adapter for all experts of a layer) or "
-            "None. Received: experts='each'. Pass one of these.",
+            "all",
+            "`experts` must be 'shared' (one adapter for all experts of a layer), "
+            "'each' (one for each of them) or None. Received: experts='all'. Pass one "
+            "of these.",
         ),
         (plain, "shared", "the model must have experts whose kernels are known"),
         (

@@ -49,7 +49,7 @@ IN_MODELS = (
     ("adapted", "family_names", "recommended"),
     ("targets",),
     ("model_checks", "multiplied", "places"),
-    ("trainable_tokens", "trial", "whole_layers"),
+    ("layer_ranks", "trainable_tokens", "trial", "whole_layers"),
     ("disable", "enable", "merge", "optimizers", "schema_of", "sharding", "summary"),
     ("growing", "restore", "share", "use_features"),
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from keras_flix.features.feature import Value
+from keras_flix.features.feature import Feature, Value
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.layers.row_orders import Orders
 
@@ -160,6 +160,25 @@ class Adaptation:
         """By feature, the paths of its layers; those that are in all are not named."""
         found = {name: list(self.layers_of(name)) for name in self.schema.names}
         return {n: paths for n, paths in found.items() if len(paths) < len(self.layers)}
+
+    @property
+    def ranks(self) -> dict[str, dict[str, int]]:
+        """By feature, the rank of all its values in layers with one of their own."""
+        found: dict[str, dict[str, int]] = {}
+        for path, layer in self.layers.items():
+            for name, rank in layer._tables.ranks.items():
+                found.setdefault(name, {})[path] = rank
+        return found
+
+    @property
+    def experts(self) -> dict[str, int]:
+        """How many experts have adapters of their own, by path of their kernel."""
+        counts = {p: layer._tables.experts for p, layer in self.layers.items()}
+        return {path: count for path, count in counts.items() if count > 1}
+
+    def feature_in(self, path: str, feature: str) -> Feature:
+        """A feature with the ranks that it has in a layer."""
+        return self.layers[path]._tables.feature(feature)
 
     def tables(self, feature: str | None = None) -> list[Table]:
         """The tables of all layers, or those of one feature, layer by layer."""

@@ -127,6 +127,11 @@ class PlainView(_compat.Mixin):
         tokens = token_ids(adaptation)
         order = list(adaptation.layers)
         places = {n: [order.index(p) for p in x] for n, x in adaptation.places.items()}
+        ranks = {
+            name: [[order.index(path), rank] for path, rank in by_path.items()]
+            for name, by_path in adaptation.ranks.items()
+        }
+        each = [order.index(path) for path in adaptation.experts]
         return {
             # First, as errors of Keras show a config where it does not know the class.
             "needs": NEEDS,
@@ -137,6 +142,8 @@ class PlainView(_compat.Mixin):
             # By position: paths may change where a model is made again.
             "layers": layer_positions(self, adaptation.layers),
             **({"places": places} if places else {}),
+            **({"ranks": ranks} if ranks else {}),
+            **({"each": each} if each else {}),
             "seed": adaptation.seed,
             **({"rows": _rows_by_place(adaptation)} if adaptation.rows else {}),
             **(

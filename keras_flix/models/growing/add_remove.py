@@ -26,6 +26,7 @@ from keras_flix.models.growing.schema_changes import (
     with_values,
     without_values,
 )
+from keras_flix.models.layer_ranks import find_layer_ranks
 from keras_flix.models.model_checks import check_names, checked_seed
 from keras_flix.models.places import places_among
 
@@ -192,6 +193,7 @@ def add_feature(
     *,
     rank: int | Mapping[Value, int] = 4,
     dropout: float | FeatureDropout = 0.0,
+    layer_ranks: Mapping[str, int] | None = None,
     seed: int | None = None,
 ) -> Model:
     """Gives an adapted model one more feature, also after training.
@@ -210,6 +212,8 @@ def add_feature(
         rank: Rank of its values' updates, if the feature states none: a number, or
             a dict by value.
         dropout: Its feature dropout, if it states none.
+        layer_ranks: Ranks of layers, or kernels of experts, in which it has another
+            one: by layer name or regex. Those of other features do not hold for it.
         seed: Seeds its adapter weights. `None` takes the seed of `enable_flix`.
 
     Returns:
@@ -240,8 +244,11 @@ def add_feature(
     for part in adaptation.users:
         check_names(part, schema)
     paths = places_among(adaptation.layers, feature)
-    for path in paths:
-        check_ranks(adaptation.layers[path], [feature])
+    chosen = {path: adaptation.layers[path] for path in paths}
+    ranks = find_layer_ranks(FeatureSchema([feature]), chosen, {}, layer_ranks)
+    own = ranks.get(feature.name, {})
+    for path, layer in chosen.items():
+        check_ranks(layer, [feature.with_rank(own.get(path))])
     seed = adaptation.seed if seed is None else checked_seed(seed)
-    add_feature_tables(adaptation, schema, feature, seed, paths)
+    add_feature_tables(adaptation, schema, feature, seed, paths, own)
     return model

@@ -11,10 +11,11 @@ DEAD = 1e-10
 
 
 def fresh_tables(
-    d_in: int, d_out: int, rank: int, seed: tuple[int, str]
+    d_in: int, d_out: int, rank: int, seed: tuple[int, str], experts: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """A value's tables at the start of its training: a normal `A`, no `B`."""
-    return initial_a((rank,), d_in, seed)[0], np.zeros((rank, d_out), "float32")
+    a = initial_a((rank,), d_in, seed, experts)[0]
+    return a, np.zeros((rank * experts, d_out), "float32")
 
 
 def fill_with_product(

@@ -41,7 +41,8 @@ def changeable(model: Any) -> Adaptation:
 def check_fits(adaptation: Adaptation, feature: Feature) -> None:
     """Raises if a layer of a feature is too small for new ranks of it."""
     for layer in adaptation.layers_of(feature.name).values():
-        check_ranks(layer, [feature])
+        if feature.name not in layer._tables.ranks:
+            check_ranks(layer, [feature])
 
 
 def set_schema(adaptation: Adaptation, schema: FeatureSchema, choice: Choice) -> None:
@@ -78,15 +79,18 @@ class Start:
     def initial(self, layer: LowRankLayer, key: str, grown: Feature, row: int) -> Pair:
         """The tables of the value in that row of a grown feature, in one layer."""
         adapter = layer._tables
-        old = adapter.schema[grown.name]
+        old = adapter.feature(grown.name)
+        grown = grown.with_rank(adapter.ranks.get(grown.name))
         a, b = map(_compat.to_host, adapter.variables[grown.name])
-        rank = grown.ranks[row]
+        rank, experts = grown.ranks[row], adapter.experts
         if self.copies:
             (source,) = self.weights
             if old.ranks[source] == rank:
                 return a[source], b[source]
         name = f"{key}/{grown.name}/{grown.values[row]}"
-        new_a, new_b = fresh_tables(a.shape[1], b.shape[2], rank, (self.seed, name))
+        new_a, new_b = fresh_tables(
+            a.shape[1], b.shape[2], rank, (self.seed, name), experts
+        )
         if self.weights:
             factors, others = weighted_sum(a, b, old.scales, self.weights)
             if not np.isfinite(factors).all() or not np.isfinite(others).all():
@@ -95,8 +99,11 @@ class Start:
                     f"Received: NaN or infinity in layer {key!r}. Load better ones, "
                     "or name other values."
                 )
-            product = factors / grown.scales[row], others
-            fill_with_product(new_a, new_b, product)
+            factors = factors / grown.scales[row]
+            for e in range(experts):
+                # They stand side by side along the rank.
+                product = factors[:, e::experts], others[e::experts]
+                fill_with_product(new_a[:, e::experts], new_b[e::experts], product)
         return new_a, new_b
 
 
@@ -113,9 +120,12 @@ def resize(
     optimizers = optimizers_of(adaptation)
     for optimizer, _ in optimizers.values():
         _compat.check_growable(optimizer, [table.variable for table in tables])
-    count, width = len(feature.values), max(feature.ranks)
+    count = len(feature.values)
     values = []
     for table in tables:
+        layer = adaptation.layers[table.layer]._tables
+        own = feature.with_rank(layer.ranks.get(feature.name))
+        width = max(own.ranks) * layer.experts
         old = _compat.to_host(table.variable)
         place = "ab".index(table.part)
         shape = (old.shape[1], width) if place == 0 else (width, old.shape[2])
@@ -144,8 +154,12 @@ def add_feature_tables(
     feature: Feature,
     seed: int,
     paths: Sequence[str],
+    ranks: Mapping[str, int],
 ) -> None:
-    """Gives layers the tables of one more feature, the last one of the schema."""
+    """Gives layers the tables of one more feature, the last one of the schema.
+
+    `ranks` are those of layers in which it has another one than its own.
+    """
     optimizers = [
         (optimizer, part)
         for optimizer, part in optimizers_of(adaptation).values()
@@ -155,7 +169,11 @@ def add_feature_tables(
         _compat.check_growable(optimizer, [])
     with creation_scope(adaptation.parts[-1]):
         for path in paths:
-            adaptation.layers[path].add_tables(feature, seed, path)
+            layer = adaptation.layers[path]
+            if path in ranks:
+                own = {**layer._tables.ranks, feature.name: ranks[path]}
+                layer._tables.ranks = own
+            layer.add_tables(feature, seed, path)
         if feature.dropout and adaptation.dropout_seed is None:
             add_dropout_seed(adaptation.users, adaptation.seed)
         for optimizer, part in optimizers:
