@@ -22,7 +22,12 @@ from keras_flix.layers.checks import (
     no_features,
 )
 from keras_flix.layers.einsum_split import flatten_kernel
-from keras_flix.layers.low_rank_update import combined_matrix, low_rank_update
+from keras_flix.layers.low_rank_update import (
+    ActiveValues,
+    combined_matrix,
+    gather_tables,
+    low_rank_update,
+)
 from keras_flix.layers.row_orders import EACH_ROW, SHARED, Orders, by_example
 from keras_flix.layers.tables import Constant, Tables, initial_a
 
@@ -50,24 +55,34 @@ class LowRankKernel(_compat.Mixin):
         """The schema of the layer's features."""
         return self._tables.schema
 
+    @staticmethod
+    def initial_tables(
+        ranks: tuple[int, ...], d_in: int, d_out: int, seed: tuple[int, str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Initial `A` and `B` of values: their product is zero, and `B` itself."""
+        b = np.zeros((len(ranks), max(ranks), d_out), "float32")
+        return initial_a(ranks, d_in, seed), b
+
+    def gather_ahead(
+        self, active: Mapping[str, ActiveValues]
+    ) -> tuple[Tensor, Tensor] | None:
+        """The tables of each example for all calls of a routing, see `Routing`."""
+        return gather_tables(self._tables.by_feature(), active, self.compute_dtype)
+
     def add_tables(self, feature: Feature, seed: int, key: str) -> None:
-        """Creates `A` and `B` of a feature; `B` starts at zero."""
-        d_in, d_out = matrix_shape(self)
-        count, rank = len(feature.values), max(feature.ranks)
-        a = initial_a(feature.ranks, d_in, (seed, f"{key}/{feature.name}"))
+        """Creates `A` and `B` of a feature."""
+        seeds = (seed, f"{key}/{feature.name}")
+        a, b = self.initial_tables(feature.ranks, *matrix_shape(self), seeds)
         with _compat.unlocked(self.holder()):
             self._tables.variables[feature.name] = tuple(
                 _compat.add_table(
                     self.holder(),
                     name=f"flix_{feature.name}_{part}",
-                    shape=table_shape,
-                    initializer=initializer,
+                    shape=start.shape,
+                    initializer=Constant(start) if start.any() else "zeros",
                     key=key,
                 )
-                for part, table_shape, initializer in (
-                    ("a", (count, d_in, rank), Constant(a)),
-                    ("b", (count, rank, d_out), "zeros"),
-                )
+                for part, start in zip("ab", (a, b))
             )
 
     def add_update(self, product: Tensor, equation: str, inputs: Tensor) -> Tensor:

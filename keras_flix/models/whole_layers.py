@@ -58,10 +58,18 @@ def find_whole_layers(
 
 
 def check_whole_or_rows(
-    whole: Sequence[keras.layers.Layer], tokens: Mapping[Any, Sequence[int]]
+    whole: Sequence[keras.layers.Layer],
+    tokens: Mapping[Any, Sequence[int]],
+    layers: Mapping[str, Any],
 ) -> None:
-    """Raises if all rows of an embedding are to train, and some of them."""
+    """Raises if all rows of an embedding are to train or to be adapted, and some."""
     for layer in tokens:
+        if any(layer is one for one in layers.values()):
+            raise ValueError(
+                "An embedding is adapted, or trains by the rows of some tokens. "
+                f"Received: layer {layer.path!r} in `targets`, and trainable_tokens. "
+                "Leave one out."
+            )
         if any(layer is one for one in whole):
             raise ValueError(
                 "An embedding trains whole, or by the rows of some tokens. Received: "

@@ -4,17 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from keras_flix.layers.tables import initial_a
-
 DEAD = 1e-10
 """Singular values below this share of the largest are taken for zero."""
-
-
-def fresh_tables(
-    d_in: int, d_out: int, rank: int, seed: tuple[int, str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """A value's tables at the start of its training: a normal `A`, no `B`."""
-    return initial_a((rank,), d_in, seed)[0], np.zeros((rank, d_out), "float32")
 
 
 def fill_with_product(
