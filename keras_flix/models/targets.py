@@ -22,6 +22,7 @@ from keras_flix.models.family_names import (
     HEADS,
     NEVER_BY_DEFAULT,
     OTHER_MEDIA,
+    SCALED_EMBEDDINGS,
     UNTRAINED,
 )
 
@@ -110,7 +111,13 @@ def keyed_layers(model: keras.Model) -> list[tuple[str, keras.layers.Layer]]:
 
 
 def _embeddings(walk: Sequence[Placed]) -> list[Placed]:
-    return [pair for pair in walk if type(pair[0]) in EMBEDDINGS and pair[0].built]
+    return [
+        (layer, parents)
+        for layer, parents in walk
+        if type(layer) in EMBEDDINGS
+        and layer.built
+        and type(parents[-1]).__name__ != SCALED_EMBEDDINGS
+    ]
 
 
 def _linear(walk: Sequence[Placed]) -> list[Placed]:
@@ -301,6 +308,11 @@ def _no_match(
         remedy = f"Name the linear layers instead: {_some_paths(candidates)}."
         if EXPERTS.fullmatch(kind):
             remedy = 'Pass `experts="shared"` to adapt experts.'
+        if type(others[0]) in EMBEDDINGS:
+            remedy = (
+                "KerasHub's Gemma3n reads its rows without a call, so that they "
+                "cannot differ by example."
+            )
         return (
             "A target must be a built, stock EinsumDense or Dense layer, or an "
             f"Embedding or ReversibleEmbedding. Received: {target!r}, which matches "
