@@ -112,8 +112,9 @@ def _one_per_value(train: Mapping[Any, Any]) -> str:
     return (
         "A layer trains whole once, for all values of a feature. Received: "
         f"train={dict(train)!r}, which asks for one per value. Write "
-        f"train=[{layer!r}]. Where values of {feature!r} have labels of their own, give "
-        "it an output for each label of all of them, and a loss over those of each "
-        "example's: these are then heads of their own. Where they share labels, name "
+        f"train=[{layer!r}]. Where values of {feature!r} have labels of their own, "
+        "give it an output for each label of all of them, and a loss over those of "
+        "each example's: these are then heads of their own. Where they share labels, "
+        "name "
         f"{layer!r} in `targets` too: each value then has an update of it."
     )
