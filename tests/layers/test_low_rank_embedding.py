@@ -231,21 +231,28 @@ def test_a_mixed_batch_is_each_alone_is_the_merged_model(make):
     randomize(model)
     mixed = to_numpy(model(BATCH))
     assert np.abs(mixed - base).max() > 0.05
-    model.compile("sgd", sampler="greedy")
-    prompts = {**BATCH, "padding_mask": np.array([[1, 1, 0, 0]] * 3)}
-    texts = model.generate(prompts, stop_token_ids=None)["token_ids"]
     for i, (task, language) in enumerate(zip(TASKS, LANGUAGES)):
         one = {name: value[i : i + 1] for name, value in PLAIN.items()}
         merged = keras_flix.merge_features(model, {"task": task, "language": language})
         assert type(merged.backbone.token_embedding) in EMBEDDINGS
         for found in (model({**one, "task": task, "language": language}), merged(one)):
             np.testing.assert_allclose(to_numpy(found)[0], mixed[i], atol=2e-5)
-    merged.compile("sgd", sampler="greedy")
-    prompt = {**one, "padding_mask": np.array([[1, 1, 0, 0]])}
-    found = merged.generate(prompt, stop_token_ids=None)["token_ids"]
-    np.testing.assert_array_equal(found[0], texts[-1])
     with keras_flix.adapters_disabled(model):
         np.testing.assert_array_equal(to_numpy(model(PLAIN)), base)
+
+
+def test_generation_takes_each_examples_tokens():
+    model = randomize(adapted())
+    model.compile("sgd", sampler="greedy")
+    mask = np.array([[1, 1, 0, 0]] * 3)
+    prompts = {**BATCH, "padding_mask": mask}
+    texts = model.generate(prompts, stop_token_ids=None)["token_ids"]
+    last = {"task": TASKS[-1], "language": LANGUAGES[-1]}
+    merged = keras_flix.merge_features(model, last)
+    merged.compile("sgd", sampler="greedy")
+    prompt = {"token_ids": PLAIN["token_ids"][-1:], "padding_mask": mask[-1:]}
+    found = merged.generate(prompt, stop_token_ids=None)["token_ids"]
+    np.testing.assert_array_equal(found[0], texts[-1])
 
 
 @pytest.mark.parametrize("lazy", [False, True])
