@@ -222,7 +222,7 @@ def embedding_tables(model):
     return {v.path: to_numpy(v) for v in model.weights if "embedding/flix" in v.path}
 
 
-@pytest.mark.support("Adapts", "Embeddings of tokens, tied and untied heads")
+@pytest.mark.support("Paths", "Adapted embeddings, with tied and untied heads")
 @pytest.mark.parametrize("make", [gemma, llama])
 def test_a_mixed_batch_is_each_alone_is_the_merged_model(make):
     model = adapted(make)
