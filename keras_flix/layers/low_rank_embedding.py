@@ -13,11 +13,11 @@ from keras_flix import _compat
 from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.features.tensor_ids import Tensor
-from keras_flix.layers.active_scope import Routing, is_off, is_routed
+from keras_flix.layers.active_scope import Routing, is_routed, layers_off
 from keras_flix.layers.checks import DENSE_EQUATION, two_loras
 from keras_flix.layers.embedding_update import looked_up, projected
 from keras_flix.layers.holds_tables import HoldsTables
-from keras_flix.layers.low_rank_kernel import LowRankKernel, batch_of
+from keras_flix.layers.low_rank_kernel import LowRankKernel
 from keras_flix.layers.low_rank_update import ActiveValues
 from keras_flix.layers.row_orders import SHARED, by_example
 from keras_flix.layers.tables import Tables, initial_a
@@ -72,7 +72,7 @@ class LowRankEmbedding(LowRankKernel, HoldsTables):
     @property
     def embeddings(self) -> Any:
         """The base's embeddings, for those that read them without a call."""
-        if is_routed() and not is_off(self):
+        if is_routed() and id(self) not in layers_off():
             raise _compat.UnknownUse(
                 "An adapted embedding has other rows for each example, which only its "
                 f"calls look up. Received: layer {self.path!r}, whose `embeddings` "
@@ -164,7 +164,7 @@ class LowRankEmbedding(LowRankKernel, HoldsTables):
         self, x: Tensor, shape: tuple[Any, ...], routing: Routing
     ) -> tuple[Tensor, tuple[Any, ...], tuple[Any, ...]]:
         """`x`, the lengths of its positions, and those by example."""
-        batch = batch_of(routing.active or {})
+        batch = routing.batch
         orders = routing.orders or self.row_orders
         if batch is not None and SHARED in (orders or ()) and x.shape[0] == 1:
             x = ops.broadcast_to(x, (batch, *ops.shape(x)[1:]))
