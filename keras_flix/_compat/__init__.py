@@ -30,6 +30,7 @@ from keras_flix._compat.layers import (
     fresh_seed as fresh_seed,
     has_untrained_variables as has_untrained_variables,
     kernel_shape as kernel_shape,
+    kernel_variable as kernel_variable,
     mask_of as mask_of,
     memory_of as memory_of,
     own_variables as own_variables,

@@ -10,6 +10,7 @@ import keras
 from keras.src import backend
 
 from keras_flix._compat.kernel_products import Watch, watched_products
+from keras_flix._compat.layers import kernel_variable
 
 
 class _Watch(keras.StatelessScope):
@@ -93,8 +94,9 @@ def kernels_read_elsewhere(
     found: dict[str, None] = {}
     apart = {watch.path for watch in watches}
     for path, layer in layers.items():
-        if owners.setdefault(id(layer.kernel), path) != path:
-            found |= {owners[id(layer.kernel)]: None, path: None}
+        kernel = id(kernel_variable(layer))
+        if owners.setdefault(kernel, path) != path:
+            found |= {owners[kernel]: None, path: None}
     running: list[str] = []
 
     def note(variable: keras.Variable) -> None:

@@ -79,6 +79,8 @@ def add_table(
 
 def kernel_shape(layer: keras.layers.Layer) -> tuple[int, ...]:
     """Logical shape of a kernel; below 8 bits it is stored packed and flat."""
+    if isinstance(layer, keras.layers.Embedding):
+        return layer.input_dim, layer.output_dim
     if layer.quantization_mode not in ("int4", "gptq", "awq"):
         return tuple(layer._kernel.shape)
     input_shape = layer._build_shapes_dict["input_shape"]
@@ -88,6 +90,12 @@ def kernel_shape(layer: keras.layers.Layer) -> tuple[int, ...]:
         layer.equation, layer.bias_axes, input_shape, layer.partial_output_shape
     )
     return tuple(kernel)
+
+
+def kernel_variable(layer: Any) -> keras.Variable:
+    """The variable that an update of a layer is of: an embedding has another name."""
+    embeds = isinstance(layer, keras.layers.Embedding)
+    return layer._embeddings if embeds else layer.kernel
 
 
 def quantized_output(

@@ -49,7 +49,8 @@ def export_lora(
     Linear layers that train whole besides, such as a classifier's head, are written as
     PEFT's `modules_to_save`, with the update where they are adapted too, and the rows
     of `trainable_tokens` as `trainable_token_indices`. (vLLM reads neither: merge
-    instead.)
+    instead.) An adapted embedding is a LoRA of that module, and of `lm_head` where
+    that shares its weights; untie them before PEFT merges such a LoRA.
 
     Where layouts split a model across processes of JAX, all of them must call this, and
     the first one writes.
@@ -146,7 +147,7 @@ def export_loras(
         ],
         "adapters": adapters,
     }
-    reason = why_not_vllm(model, writer.whole, writer.tokens.ids)
+    reason = why_not_vllm(model, writer.whole, writer.tokens.ids, writer.embeddings)
     if reason is not None:
         index["not_for_vllm"] = reason
         warnings.warn(

@@ -14,6 +14,7 @@ import safetensors.numpy
 from keras import ops
 
 from keras_flix import _compat
+from keras_flix.exports.lora_embeddings import embedding_modules
 from keras_flix.exports.lora_families import CLASSIFIER
 from keras_flix.exports.lora_names import PeftNames, peft_names
 from keras_flix.exports.lora_whole import (
@@ -45,6 +46,7 @@ class LoraWriter:
         features: By layer, its features with the ranks that they have there.
         names: What these are called in transformers.
         modules: Paths of the adapted layers by module, without those of `whole`.
+        embeddings: The path of the adapted embedding by module, its tied head's too.
         whole: The modules that are written as a whole, since they train so.
         tokens: Rows of tokens that train.
         base_model: See `export_lora`.
@@ -57,6 +59,7 @@ class LoraWriter:
     features: Mapping[str, Mapping[str, Feature]]
     names: PeftNames
     modules: Mapping[str, list[str]]
+    embeddings: Mapping[str, str]
     whole: Mapping[str, WholeModule]
     tokens: TokenRowsOfModules
     base_model: str | None
@@ -78,6 +81,9 @@ class LoraWriter:
                 "layer is adapted. Use `merge_features`, or `export_merged`, which "
                 "keep them."
             )
+        embeddings = embedding_modules(model, names)
+        linear = [path for path in low_rank if path not in embeddings.values()]
+        modules = names.of_layers(linear) if linear else {}
         return cls(
             schema=adaptation.schema,
             layers=adaptation.layers,
@@ -88,7 +94,8 @@ class LoraWriter:
                 for path, layer in adaptation.layers.items()
             },
             names=names,
-            modules=names.of_layers(low_rank),
+            modules=modules | {module: [path] for module, path in embeddings.items()},
+            embeddings=embeddings,
             whole=whole,
             tokens=token_rows(model, names),
             base_model=base_model,
@@ -150,8 +157,10 @@ class LoraWriter:
         alpha = self._alpha_of_rslora(ids, rank) if as_rslora else None
         factors = self.factors(ids, rank, scaled=alpha is None)
         for module, (a, b) in factors.items():
-            tensors[f"base_model.model.{module}.lora_A.weight"] = a
-            tensors[f"base_model.model.{module}.lora_B.weight"] = b
+            looks_up = module in self.embeddings and module != self.names.logits
+            name = "lora_embedding_{}" if looks_up else "lora_{}.weight"
+            tensors[f"base_model.model.{module}.{name.format('A')}"] = a
+            tensors[f"base_model.model.{module}.{name.format('B')}"] = b
         for module, one in self.whole.items():
             adapted = [path for path in one.kernels if path in self.layers]
             updates = {path: np.matmul(*self._factors(path, ids)) for path in adapted}
@@ -216,6 +225,9 @@ class LoraWriter:
         self, module: str, ids: Ids, scaled: bool
     ) -> tuple[Any, Any]:
         """`A` and `B` of a module of transformers, which may stand for layers."""
+        if module in self.embeddings:
+            a, b = self._factors(self.embeddings[module], ids, scaled)
+            return (b.T, a.T) if module == self.names.logits else (a, b)
         factors = {
             path: self._factors(path, ids, scaled) for path in self.modules[module]
         }

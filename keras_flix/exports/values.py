@@ -76,6 +76,12 @@ def export_values(
         )
     write_one = _gguf_writer(model) if format == "gguf" else _write_peft
     writer = LoraWriter.of(model, base_model)
+    if format == "gguf" and writer.embeddings:
+        raise ValueError(
+            "A GGUF LoRA is of linear layers. Received: a model whose embedding "
+            f"{next(iter(writer.embeddings.values()))!r} is adapted. Merge "
+            "combinations by `merge_features` and `export_base`, or write PEFT's."
+        )
     besides = [*writer.whole, *writer.tokens.rows]
     if besides:
         raise ValueError(

@@ -31,13 +31,16 @@ FAMILIES = (
 """The backbones whose `CausalLM` has LoRAs there. GPT-2 has none."""
 
 
-def why_not_vllm(model: keras.Model, whole: Any, tokens: Any) -> str | None:
+def why_not_vllm(
+    model: keras.Model, whole: Any, tokens: Any, embeddings: Any
+) -> str | None:
     """Why vLLM cannot serve a model's LoRAs; `None` if it can.
 
     Args:
         model: An adapted model.
         whole: The names of modules that are written as a whole.
         tokens: The ids of tokens whose rows are written.
+        embeddings: The names of modules of an embedding that is adapted.
     """
     kind = class_name(model)
     if family_of(model)[1] not in FAMILIES:
@@ -48,4 +51,6 @@ def why_not_vllm(model: keras.Model, whole: Any, tokens: Any) -> str | None:
         return f"it reads no `modules_to_save`, such as {next(iter(whole))!r}"
     if list(tokens):
         return "it reads no rows of tokens that train"
+    if list(embeddings):
+        return "it has LoRAs of embeddings for some models only, none of them tried"
     return None

@@ -22,7 +22,12 @@ from keras_flix.layers.checks import (
     no_features,
 )
 from keras_flix.layers.einsum_split import flatten_kernel
-from keras_flix.layers.low_rank_update import combined_matrix, low_rank_update
+from keras_flix.layers.low_rank_update import (
+    ActiveValues,
+    combined_matrix,
+    gather_tables,
+    low_rank_update,
+)
 from keras_flix.layers.row_orders import EACH_ROW, SHARED, Orders, by_example
 from keras_flix.layers.tables import Constant, Tables, initial_a
 
@@ -50,29 +55,44 @@ class LowRankKernel(_compat.Mixin):
         """The schema of the layer's features."""
         return self._tables.schema
 
+    @staticmethod
+    def initial_tables(
+        ranks: tuple[int, ...],
+        d_in: int,
+        d_out: int,
+        seed: tuple[int, str],
+        experts: int = 1,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Initial `A` and `B` of values: their product is zero, and `B` itself."""
+        b = np.zeros((len(ranks), max(ranks) * experts, d_out), "float32")
+        return initial_a(ranks, d_in, seed, experts), b
+
+    def gather_ahead(
+        self, active: Mapping[str, ActiveValues]
+    ) -> tuple[Tensor, Tensor] | None:
+        """The tables of each example for all calls of a routing, see `Routing`."""
+        return gather_tables(self._tables.by_feature(), active, self.compute_dtype)
+
     def add_tables(self, feature: Feature, seed: int, key: str) -> None:
-        """Creates `A` and `B` of a feature; `B` starts at zero.
+        """Creates `A` and `B` of a feature.
 
         Of each expert, where these have adapters of their own.
         """
-        d_in, d_out = matrix_shape(self)
-        experts = self._tables.experts
-        ranks = feature.with_rank(self._tables.ranks.get(feature.name)).ranks
-        count, rank = len(ranks), max(ranks) * experts
-        a = initial_a(ranks, d_in, (seed, f"{key}/{feature.name}"), experts)
+        seeds = (seed, f"{key}/{feature.name}")
+        own = feature.with_rank(self._tables.ranks.get(feature.name))
+        a, b = self.initial_tables(
+            own.ranks, *matrix_shape(self), seeds, self._tables.experts
+        )
         with _compat.unlocked(self.holder()):
             self._tables.variables[feature.name] = tuple(
                 _compat.add_table(
                     self.holder(),
                     name=f"flix_{feature.name}_{part}",
-                    shape=table_shape,
-                    initializer=initializer,
+                    shape=start.shape,
+                    initializer=Constant(start) if start.any() else "zeros",
                     key=key,
                 )
-                for part, table_shape, initializer in (
-                    ("a", (count, d_in, rank), Constant(a)),
-                    ("b", (count, rank, d_out), "zeros"),
-                )
+                for part, start in zip("ab", (a, b))
             )
 
     def add_update(self, product: Tensor, equation: str, inputs: Tensor) -> Tensor:

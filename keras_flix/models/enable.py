@@ -14,6 +14,7 @@ from keras_flix.layers import FlixDense, FlixEinsumDense
 from keras_flix.layers.active_scope import carry_routing
 from keras_flix.layers.checks import check_ranks
 from keras_flix.layers.expert_kernel import ExpertKernel
+from keras_flix.layers.low_rank_embedding import LowRankEmbedding
 from keras_flix.layers.low_rank_layer import LowRankLayer
 from keras_flix.layers.quantized import rounded_logits
 from keras_flix.layers.row_orders import Orders
@@ -32,7 +33,8 @@ from keras_flix.models.multiplied import (
     readers_of,
 )
 from keras_flix.models.places import Places, find_places
-from keras_flix.models.targets import Placed, Rows, stated_orders
+from keras_flix.models.stated_rows import Rows, orders_by_path, stated_orders
+from keras_flix.models.targets import Placed
 from keras_flix.models.trainable_tokens import Tokens, find_tokens
 from keras_flix.models.trial import known_orders, try_out
 from keras_flix.models.whole_layers import check_whole_or_rows, find_whole_layers
@@ -92,7 +94,8 @@ def enable_flix(
         targets: Which layers: `None` for the attention projections,
             `"all-linear"` (in a task, those of its backbone; never routers,
             gates and embeddings), or a list of layer names or of regexes that
-            match a layer's whole path. In a language model that takes images
+            match a layer's whole path: also of an `Embedding` or `ReversibleEmbedding`,
+            where they name it (`".*"` does not). In a language model that takes images
             or sound, the first two select layers of its text decoder only. A feature's
             own win: it then has adapter weights in those layers alone.
         experts: `"shared"` adapts the kernels of a mixture's experts, too, next to
@@ -155,7 +158,7 @@ def enable_flix(
     ranks = find_layer_ranks(schema, layers, places, layer_ranks, expert_rank)
     whole = find_whole_layers(model, train, walk)
     tokens = find_tokens(model, trainable_tokens, walk)
-    check_whole_or_rows(whole, tokens)
+    check_whole_or_rows(whole, tokens, layers)
     return adapt_layers(
         model,
         schema,
@@ -211,8 +214,7 @@ def adapt_layers(
         own = own_ranks[key]
         check_ranks(layer, [schema[n].with_rank(own.get(n)) for n in names[key]])
     known = known_orders(model, schema, walk)
-    orders: dict[str, Orders | None] = dict.fromkeys(layers, known)
-    orders |= rows or {}
+    orders = orders_by_path(layers, known, schema) | (rows or {})
     readers = readers_of(layers, walk)
     verified = try_out(model, layers, orders, readers)
     flags = list(_compat.flags_of([model, *inner]))
@@ -224,7 +226,7 @@ def adapt_layers(
             if isinstance(layer, ExpertKernel):
                 layer.adapt(schema, seed, key, names[key], own_ranks[key])
             else:
-                adapted = ADAPTED_CLASSES[type(layer)]
+                adapted: Any = ADAPTED_CLASSES.get(type(layer), LowRankEmbedding)
                 adapted.from_layer(
                     layer,
                     schema,

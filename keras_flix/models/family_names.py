@@ -28,6 +28,10 @@ by zero, so what is adapted inside of it would never train: only when named."""
 EXPERTS = re.compile(r".*(Experts|MoEBlock)")
 """The classes of layers whose variables `(experts, d_in, d_out)` are kernels."""
 
+SCALED_EMBEDDINGS = "Gemma3nTextScaledWordEmbedding"
+"""The class around Gemma3n's embeddings, whose logits take the rows without a call, as
+they were when the task was made."""
+
 HEADS = re.compile(r"(.*_)?head")
 """Heads inside of KerasHub's backbones, such as RWKV7's."""
 

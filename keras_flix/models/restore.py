@@ -13,7 +13,11 @@ from keras_flix.layers.row_orders import Orders, as_orders
 from keras_flix.models.adapted.adaptation import adaptation_of
 from keras_flix.models.adapted.frozen_values import choose
 from keras_flix.models.adapted.learning_rates import Rates
-from keras_flix.models.adapted.plain_view import REGISTERED_NAME, layers_with_kernels
+from keras_flix.models.adapted.plain_view import (
+    EMBEDDINGS_OF,
+    REGISTERED_NAME,
+    layers_with_kernels,
+)
 from keras_flix.models.adapted.trained_base import restore_flags
 from keras_flix.models.enable import adapt_layers
 from keras_flix.models.multiplied import expert_kernels
@@ -48,7 +52,7 @@ class AdaptedModel:
                     f"{getattr(layer, 'name', 'none')!r}. Load its weights into a "
                     "model that you adapt with `enable_flix`."
                 )
-            if attribute:
+            if attribute and attribute != [EMBEDDINGS_OF]:
                 kernel = experts[id(layer), *attribute]
                 kernel.each = len(layers) in (config.get("each") or ())
                 key, layer = kernel.path, kernel

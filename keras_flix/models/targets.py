@@ -14,7 +14,7 @@ from keras_flix import _compat
 from keras_flix._utils.near_names import hint, the_nearest
 from keras_flix.layers.checks import layer_equation
 from keras_flix.layers.einsum_split import split_equation
-from keras_flix.layers.row_orders import KERAS_HUB, Orders, as_orders
+from keras_flix.layers.token_rows import EMBEDDINGS
 from keras_flix.models.family_names import (
     ATTENTION,
     ATTENTION_PROJECTIONS,
@@ -22,7 +22,7 @@ from keras_flix.models.family_names import (
     HEADS,
     NEVER_BY_DEFAULT,
     OTHER_MEDIA,
-    UNKNOWN_ROWS,
+    SCALED_EMBEDDINGS,
     UNTRAINED,
 )
 
@@ -47,7 +47,7 @@ def find_targets(
     """
     walk = _compat.layers_with_parents(model) if walk is None else walk
     linear = _linear(walk)
-    candidates = _keyed(linear)
+    candidates, embeddings = _keyed(linear), _keyed(_embeddings(walk))
     if not candidates:
         raise ValueError(
             "The model must hold built EinsumDense or Dense layers. Received: a "
@@ -78,8 +78,8 @@ def find_targets(
             )
         chosen = _all_linear(model, linear)
     else:
-        chosen = _named(walk, candidates, list(targets))
-    keys = {id(layer): key for key, layer in candidates}
+        chosen = _named(walk, candidates, embeddings, list(targets))
+    keys = {id(layer): key for key, layer in [*candidates, *embeddings]}
     by_key: dict[str, keras.layers.Layer] = {}
     for layer in chosen:
         split_equation(*layer_equation(layer))
@@ -94,56 +94,30 @@ def find_targets(
     return by_key
 
 
-Rows = Mapping[str, "str | Sequence[str] | None"] | None
-"""The order of rows by target, as `enable_flix` takes it."""
-
-
-def stated_orders(rows: Rows, layers: Mapping[str, Any]) -> dict[str, Orders]:
-    """What `rows` of `enable_flix` says of the targets, by their paths."""
-    stated: dict[str, Orders] = {}
-    for target, orders in (rows or {}).items():
-        found = paths_matching(
-            target,
-            layers,
-            "`rows` must name targets, by name or by a regex of the whole path. "
-            f"Received: {target!r}, which matches none.",
-        )
-        one = [orders] if isinstance(orders, str) else orders or ()
-        stated |= dict.fromkeys(found, as_orders(one))
-    return stated
-
-
-def orders_of_family(model: Any, walk: Sequence[Placed]) -> Orders | None:
-    """The orders that all layers of a model may have, if it is known for its family.
-
-    `None` for a model that is not KerasHub's own, down to its layers.
-    """
-    if not isinstance(model, (keras_hub.models.Task, keras_hub.models.Backbone)):
-        return None
-    if UNKNOWN_ROWS.fullmatch(type(model).__name__):
-        return None
-    for layer, parents in [(model, ()), *walk]:
-        if any(isinstance(x, keras_hub.models.Preprocessor) for x in (layer, *parents)):
-            continue
-        room = type(layer).__module__.partition(".")[0]
-        if room not in ("keras", "keras_hub") or isinstance(layer, keras.layers.Lambda):
-            return None
-    return KERAS_HUB
-
-
 def linear_layers(model: keras.Model) -> list[keras.layers.Layer]:
     """All built stock `EinsumDense` and `Dense` layers of a model."""
     return [layer for layer, _ in _linear(_compat.layers_with_parents(model))]
 
 
 def keyed_layers(model: keras.Model) -> list[tuple[str, keras.layers.Layer]]:
-    """All built stock linear layers, each with what names it in adapter files.
+    """All built stock linear layers and embeddings, each with its name in files.
 
     That is a layer's path, where no other layer has the same. Otherwise it is
     its place: SmolLM3 builds all its `o_proj` outside of their blocks, and the
     two towers of CLIP have the same paths inside.
     """
-    return _keyed(_linear(_compat.layers_with_parents(model)))
+    walk = _compat.layers_with_parents(model)
+    return [*_keyed(_linear(walk)), *_keyed(_embeddings(walk))]
+
+
+def _embeddings(walk: Sequence[Placed]) -> list[Placed]:
+    return [
+        (layer, parents)
+        for layer, parents in walk
+        if type(layer) in EMBEDDINGS
+        and layer.built
+        and type(parents[-1]).__name__ != SCALED_EMBEDDINGS
+    ]
 
 
 def _linear(walk: Sequence[Placed]) -> list[Placed]:
@@ -251,6 +225,7 @@ def _of_language_model(
 def _named(
     walk: Sequence[Placed],
     candidates: list[tuple[str, keras.layers.Layer]],
+    embeddings: list[tuple[str, keras.layers.Layer]],
     targets: list[Any],
 ) -> list[keras.layers.Layer]:
     if not targets:
@@ -261,6 +236,12 @@ def _named(
     chosen: dict[int, keras.layers.Layer] = {}
     for target in targets:
         found = [layer for key, layer in candidates if matches(target, key, layer)]
+        found += [
+            layer
+            for key, layer in embeddings
+            if matches(target, key, layer)
+            and (not found or not _matches_any(target, key, layer))
+        ]
         if not found:
             raise ValueError(_no_match(walk, candidates, target, compiled(target)))
         chosen |= {id(layer): layer for layer in found}
@@ -290,6 +271,15 @@ def matches(target: Any, key: str, layer: keras.layers.Layer) -> bool:
     )
 
 
+def _matches_any(target: Any, key: str, layer: keras.layers.Layer) -> bool:
+    """Whether a target would match a layer of any name in that place, as `".*"` does.
+
+    Such a one names linear layers, not the embeddings among them.
+    """
+    places = {path.rpartition(layer.name)[0] for path in (key, layer.path or key)}
+    return any(compiled(target).fullmatch(f"{place}\0") for place in places)
+
+
 def compiled(target: Any) -> re.Pattern[str]:
     """A target as a regex that its whole path is to match."""
     try:
@@ -313,22 +303,20 @@ def _no_match(
         for layer, _ in walk
         if layer.name == target or (layer.path and pattern.fullmatch(layer.path))
     ]
-    if others and isinstance(others[0], keras.layers.Embedding):
-        return (
-            "A target must be a built, stock EinsumDense or Dense layer: embeddings "
-            f"have no adapters. Received: {target!r}, which matches "
-            f"{others[0].path!r} of type {type(others[0]).__name__}. Rows of some "
-            f"tokens train by `trainable_tokens=[...]`, all of them by "
-            f"`train=[{target!r}]`."
-        )
     if others:
         kind = type(others[0]).__name__
         remedy = f"Name the linear layers instead: {_some_paths(candidates)}."
         if EXPERTS.fullmatch(kind):
             remedy = 'Pass `experts="shared"` to adapt experts.'
+        if type(others[0]) in EMBEDDINGS:
+            remedy = (
+                "KerasHub's Gemma3n reads its rows without a call, so that they "
+                "cannot differ by example."
+            )
         return (
-            "A target must be a built, stock EinsumDense or Dense layer. Received: "
-            f"{target!r}, which matches {others[0].path!r} of type {kind}. {remedy}"
+            "A target must be a built, stock EinsumDense or Dense layer, or an "
+            f"Embedding or ReversibleEmbedding. Received: {target!r}, which matches "
+            f"{others[0].path!r} of type {kind}. {remedy}"
         )
     names = sorted({layer.name for _, layer in candidates})
     paths = [key for key, _ in candidates]

@@ -19,7 +19,8 @@ from keras_flix.models.adapted.row_probe import (
     watched,
 )
 from keras_flix.models.adapted.unsupported import never_runs
-from keras_flix.models.targets import Placed, orders_of_family
+from keras_flix.models.stated_rows import orders_of_family
+from keras_flix.models.targets import Placed
 
 
 def known_orders(

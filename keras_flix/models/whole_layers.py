@@ -58,10 +58,18 @@ def find_whole_layers(
 
 
 def check_whole_or_rows(
-    whole: Sequence[keras.layers.Layer], tokens: Mapping[Any, Sequence[int]]
+    whole: Sequence[keras.layers.Layer],
+    tokens: Mapping[Any, Sequence[int]],
+    layers: Mapping[str, Any],
 ) -> None:
-    """Raises if all rows of an embedding are to train, and some of them."""
+    """Raises if all rows of an embedding are to train or to be adapted, and some."""
     for layer in tokens:
+        if any(layer is one for one in layers.values()):
+            raise ValueError(
+                "An embedding is adapted, or trains by the rows of some tokens. "
+                f"Received: layer {layer.path!r} in `targets`, and trainable_tokens. "
+                "Leave one out."
+            )
         if any(layer is one for one in whole):
             raise ValueError(
                 "An embedding trains whole, or by the rows of some tokens. Received: "
@@ -104,7 +112,9 @@ def _one_per_value(train: Mapping[Any, Any]) -> str:
     return (
         "A layer trains whole once, for all values of a feature. Received: "
         f"train={dict(train)!r}, which asks for one per value. Write "
-        f"train=[{layer!r}], and name {layer!r} in `targets` too: each value of "
-        f"{feature!r} then has an update of that layer. Where values have labels of "
-        "their own, give the layer an output for each label of all of them."
+        f"train=[{layer!r}]. Where values of {feature!r} have labels of their own, "
+        "give it an output for each label of all of them, and a loss over those of "
+        "each example's: these are then heads of their own. Where they share labels, "
+        "name "
+        f"{layer!r} in `targets` too: each value then has an update of it."
     )

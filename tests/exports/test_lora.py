@@ -283,6 +283,9 @@ def test_what_trains_besides_and_has_no_counterpart_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"in which .'{name}'. .as transformers"):
             keras_flix.export_values(make(**options), tmp_path / "values")
+    model = make(targets=["token_embedding"])
+    with pytest.raises(ValueError, match="whose embedding 'token_embedding' is adapt"):
+        keras_flix.export_values(model, tmp_path / "values", format="gguf")
     with pytest.raises(ValueError, match="writes the base alone. Received: a model"):
         model = make(trainable_tokens=[7])
         keras_flix.export_base(model, tmp_path / "base.gguf")

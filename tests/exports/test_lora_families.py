@@ -275,6 +275,29 @@ def test_rows_of_tokens_are_trainable_token_indices(
 
 
 @needs_torch
+@pytest.mark.parametrize(
+    "family, auto, modules",
+    [
+        ("Gemma", CAUSAL_LM, ["embed_tokens", "lm_head"]),
+        ("Qwen", CAUSAL_LM, ["embed_tokens"]),
+        ("GPT2", CAUSAL_LM, ["lm_head", "wte"]),
+        ("Bert", "AutoModel", ["word_embeddings"]),
+    ],
+)
+def test_adapted_embeddings_are_loras_of_embeddings(
+    family, auto, modules, bases, tmp_path
+):
+    base = bases(family, "AutoModel" if family == "Bert" else CAUSAL_LM)
+    model = load_keras(family, base)
+    model = generator(family, model) if auto == CAUSAL_LM else model
+    keras_flix.enable_flix(model, FEATURES, rank=2, targets=["token_embedding"])
+    keras_flix.export_lora(randomize(model), COMBINATION, tmp_path / "lora")
+    config = read_config(tmp_path / "lora")
+    assert config["target_modules"] == modules
+    assert_same(model, base, auto, tmp_path / "lora")
+
+
+@needs_torch
 def test_a_masked_lm_has_no_pooler(bases, tmp_path):
     base = bases("Bert", "AutoModelForSequenceClassification")
 

@@ -164,6 +164,50 @@ def test_a_target_that_trains_whole_is_exact():
         np.testing.assert_allclose(mixed[i : i + 1], alone, rtol=1e-5, atol=1e-5)
 
 
+LABELS = {"qa": 3, "parse": 2, "list": 4}
+TASK_OF = np.repeat(list(LABELS), list(LABELS.values()))
+OWN = TASK_OF[:, None] == TASK_OF
+
+
+def own_labels_only(y, logits):
+    """Cross entropy among the labels of an example's own task."""
+    y = keras.ops.reshape(keras.ops.cast(y, "int32"), (-1,))
+    own = keras.ops.take(keras.ops.convert_to_tensor(OWN), y, axis=0)
+    logits = keras.ops.where(own, logits, -1e9)
+    return keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
+
+
+def test_one_wide_head_is_a_head_of_its_own_for_each_task():
+    """A step on a mixed batch is that of heads apart, each on its task's examples."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((8,), name="x")
+    hidden = keras.layers.Dense(6, activation="tanh", name="hidden")
+    head = keras.layers.Dense(len(TASK_OF), name="head")
+    model = keras.Model({"x": x}, head(hidden(x)))
+    keras_flix.enable_flix(model, FEATURES, **ONE, train=["head"])
+    labels = np.array([0, 2, 4, 5, 8, 3, 1])
+    tasks = TASK_OF[labels].tolist()
+    batch = {"x": rows(7)["x"], "task": tasks, "language": "sw"}
+    features = to_numpy(hidden(batch["x"], features={"task": None, "language": None}))
+    before = [to_numpy(v).copy() for v in (head.kernel, head.bias)]
+    model.compile(keras.optimizers.SGD(0.5), own_labels_only)
+    model.train_on_batch(batch, labels)
+    after = [to_numpy(v) for v in (head.kernel, head.bias)]
+    for task in LABELS:
+        own, columns = np.array(tasks) == task, TASK_OF == task
+        kernel, bias = (part[..., columns].astype("float64") for part in before)
+        scores = np.exp(features[own] @ kernel + bias)
+        error = scores / scores.sum(axis=1, keepdims=True)
+        error[range(own.sum()), labels[own] - np.flatnonzero(columns)[0]] -= 1
+        error *= 0.5 / len(labels)
+        np.testing.assert_allclose(
+            after[0][:, columns], kernel - features[own].T @ error, atol=1e-6
+        )
+        np.testing.assert_allclose(
+            after[1][columns], bias - error.sum(axis=0), atol=1e-6
+        )
+
+
 # Beside values that come, go and are frozen. --------------------------------------
 
 
@@ -259,10 +303,11 @@ REFUSALS = {
     "one per value": (
         {"head": "task"},
         "A layer trains whole once, for all values of a feature. Received: "
-        "train={'head': 'task'}, which asks for one per value. Write train=['head'], "
-        "and name 'head' in `targets` too: each value of 'task' then has an update of "
-        "that layer. Where values have labels of their own, give the layer an output "
-        "for each label of all of them.",
+        "train={'head': 'task'}, which asks for one per value. Write train=['head']. "
+        "Where values of 'task' have labels of their own, give it an output for each "
+        "label of all of them, and a loss over those of each example's: these are then "
+        "heads of their own. Where they share labels, name 'head' in `targets` too: "
+        "each value then has an update of it.",
     ),
 }
 

@@ -48,7 +48,7 @@ FLOORS = (
 IN_MODELS = (
     ("adapted", "family_names", "recommended"),
     ("targets",),
-    ("model_checks", "multiplied", "places"),
+    ("model_checks", "multiplied", "places", "stated_rows"),
     ("layer_ranks", "trainable_tokens", "trial", "whole_layers"),
     ("disable", "enable", "merge", "optimizers", "schema_of", "sharding", "summary"),
     ("growing", "restore", "share", "use_features"),

@@ -19,7 +19,6 @@ from keras_flix.features.input_entries import (
     split_entries,
 )
 from keras_flix.layers.active_scope import Routing, routing_scope
-from keras_flix.layers.low_rank_update import gather_tables
 from keras_flix.models.adapted import cut_texts, prompts
 from keras_flix.models.adapted.adaptation import Adaptation
 from keras_flix.models.adapted.default_features import default_entries
@@ -127,11 +126,7 @@ class RoutedGeneration(_compat.Mixin):
             )
             # Once, not per token: each token would cost more to look up than to adapt.
             for layer in state.layers.values():
-                gathered = gather_tables(
-                    layer._tables.by_feature(),
-                    routing.active or {},
-                    layer.compute_dtype,
-                )
+                gathered = layer.gather_ahead(routing.active or {})
                 if gathered is not None:
                     routing.gathered[id(layer)] = gathered
         with routing_scope(routing):

@@ -14,6 +14,7 @@ from keras import ops
 
 from keras_flix import _compat
 from keras_flix.layers.expert_kernel import ExpertKernel
+from keras_flix.layers.low_rank_embedding import LowRankEmbedding
 from keras_flix.models.adapted.adaptation import only_shares
 from keras_flix.models.adapted.devices import creation_scope
 from keras_flix.models.adapted.frozen_values import guard_optimizer
@@ -32,6 +33,9 @@ REGISTERED_NAME = "keras_flix>AdaptedModel"
 
 NEEDS = "`import keras_flix` before `keras.models.load_model`"
 """Keras imports no packages for a file. Its error is long, but it begins with this."""
+
+EMBEDDINGS_OF = "embeddings"
+"""In configs, the attribute that an adapted embedding is described by."""
 
 SEEDS = "flix_seeds"
 """Under this name, Keras' weight files hold the states of seed generators."""
@@ -203,13 +207,16 @@ def layers_with_kernels(model: Any) -> list[Any]:
 def layer_positions(model: Any, layers: Mapping[str, Any]) -> list[list[Any]]:
     """Position and name of adapted layers among all linear layers of a model.
 
-    Of kernels of experts, those of their layer among all layers, and the attribute.
+    Of embeddings and of kernels of experts, those of their layer among all layers, and
+    the attribute.
     """
     linear = {id(layer): i for i, layer in enumerate(layers_with_kernels(model))}
     every = {id(layer): i for i, layer in enumerate(_compat.flatten_layers(model))}
     return [
         [every[id(layer.holder())], layer.holder().name, layer.attribute]
         if isinstance(layer, ExpertKernel)
+        else [every[id(layer)], layer.name, EMBEDDINGS_OF]
+        if isinstance(layer, LowRankEmbedding)
         else [linear[id(layer)], layer.name]
         for layer in layers.values()
     ]

@@ -20,6 +20,7 @@ from keras_flix.features.input_entries import (
     split_entries,
 )
 from keras_flix.features.tensor_ids import Tensor
+from keras_flix.layers.low_rank_embedding import is_looked_up_by_token
 from keras_flix.layers.low_rank_update import ActiveValues
 from keras_flix.layers.row_scope import RowScope, UsedRows, current_row_scope, row_scope
 
@@ -62,7 +63,7 @@ def scope_of_batch(
     for one in model._adaptation.tables():
         table, rows = one.variable, rows_of.get(one.feature)
         position = at.get(id(table))
-        if rows is None or position is None:
+        if rows is None or position is None or is_looked_up_by_token(table):
             continue
         # Of as many rows as the table has, a dense gradient is smaller.
         if rows.shape[0] < table.shape[0]:

@@ -4,18 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from keras_flix.layers.tables import initial_a
-
 DEAD = 1e-10
 """Singular values below this share of the largest are taken for zero."""
-
-
-def fresh_tables(
-    d_in: int, d_out: int, rank: int, seed: tuple[int, str], experts: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
-    """A value's tables at the start of its training: a normal `A`, no `B`."""
-    a = initial_a((rank,), d_in, seed, experts)[0]
-    return a, np.zeros((rank * experts, d_out), "float32")
 
 
 def fill_with_product(

@@ -18,7 +18,7 @@ from keras_flix.models.adapted.adaptation import Adaptation, Choice, adaptation_
 from keras_flix.models.adapted.devices import check_devices, creation_scope
 from keras_flix.models.adapted.frozen_values import choose
 from keras_flix.models.enable import add_dropout_seed
-from keras_flix.models.growing.new_tables import fill_with_product, fresh_tables
+from keras_flix.models.growing.new_tables import fill_with_product
 from keras_flix.models.growing.schema_changes import narrowed
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -88,9 +88,9 @@ class Start:
             if old.ranks[source] == rank:
                 return a[source], b[source]
         name = f"{key}/{grown.name}/{grown.values[row]}"
-        new_a, new_b = fresh_tables(
-            a.shape[1], b.shape[2], rank, (self.seed, name), experts
-        )
+        seed = (self.seed, name)
+        start = layer.initial_tables((rank,), a.shape[1], b.shape[2], seed, experts)
+        new_a, new_b = (part[0] for part in start)
         if self.weights:
             factors, others = weighted_sum(a, b, old.scales, self.weights)
             if not np.isfinite(factors).all() or not np.isfinite(others).all():
