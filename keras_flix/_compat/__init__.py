@@ -110,6 +110,7 @@ from keras_flix._compat.trainers import (
     accept_training as accept_training,
     averages_gradients as averages_gradients,
     begin_at_epoch as begin_at_epoch,
+    cannot_read_data as cannot_read_data,
     fitting_processes as fitting_processes,
     in_replica as in_replica,
     initial_epoch as initial_epoch,

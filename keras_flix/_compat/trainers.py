@@ -142,6 +142,11 @@ def source_kind(x: Any) -> str:
     return "arrays"
 
 
+def cannot_read_data(error: ValueError) -> bool:
+    """Whether Keras raised it for data of no form that it knows, all of it in words."""
+    return str(error).startswith("Unrecognized data type: x=")
+
+
 def wrap_rematerialization(
     layers: Iterable[keras.layers.Layer],
     wrapper: Callable[[Callable[..., Any]], Callable[..., Any]],

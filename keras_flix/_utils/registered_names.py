@@ -13,6 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from typing import Any
 
+BACKENDS = (
+    "Adapters need one of the backends 'jax', 'tensorflow' and 'torch': set "
+    "KERAS_BACKEND, or `backend` in Keras' file keras.json, to one of these."
+)
+"""Keras' own error for the name of a backend that it does not know lists none."""
+
 
 def register(origins: Mapping[str, str]) -> None:
     """Puts stand-ins into Keras' registry: now, or once Keras is imported.
@@ -20,7 +26,7 @@ def register(origins: Mapping[str, str]) -> None:
     Args:
         origins: By registered name, `package>Name`, the module of the class.
     """
-    after_import("keras", lambda: _register(origins))
+    after_import("keras", lambda: _register(origins), BACKENDS)
 
 
 def _register(origins: Mapping[str, str]) -> None:
@@ -39,20 +45,23 @@ def _stand_in(name: str, module: str) -> type:
     return type(class_name, (), {"from_config": classmethod(from_config)})
 
 
-def after_import(name: str, action: Callable[[], None]) -> None:
-    """Does something now if a module is imported, or else right after it will be."""
+def after_import(name: str, action: Callable[[], None], note: str = "") -> None:
+    """Does something now if a module is imported, or else right after it will be.
+
+    A ValueError of that import gets the note.
+    """
     # None is how tests keep a module from being imported.
     if sys.modules.get(name) is not None:
         action()
     else:
-        sys.meta_path.insert(0, _Watcher(name, action))
+        sys.meta_path.insert(0, _Watcher(name, action, note))
 
 
 class _Watcher:
     """Finds one module by the finders behind it, and acts once it has run."""
 
-    def __init__(self, name: str, action: Callable[[], None]) -> None:
-        self.name, self.action = name, action
+    def __init__(self, name: str, action: Callable[[], None], note: str) -> None:
+        self.name, self.action, self.note = name, action, note
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: Any = None
@@ -68,7 +77,12 @@ class _Watcher:
         run = spec.loader.exec_module
 
         def run_and_act(module: Any) -> None:
-            run(module)
+            try:
+                run(module)
+            except ValueError as error:
+                if self.note:
+                    error.add_note(self.note)
+                raise
             self.action()
 
         spec.loader.exec_module = run_and_act  # type: ignore[method-assign]

@@ -13,10 +13,11 @@ from keras_flix._utils.displayed import Displayed, Rows, count
 from keras_flix.features.encoding import ABSENT, IntegerValue
 from keras_flix.features.schema import check_feature
 from keras_flix.features.values import Value, plain_value
+from keras_flix.mixtures.not_an_array import NotAnArray
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Dataset(Displayed):
+class Dataset(NotAnArray, Displayed):
     """Examples that have the same features.
 
     Args:

@@ -23,6 +23,7 @@ from keras_flix.mixtures.dataset import (
     values_of,
 )
 from keras_flix.mixtures.from_tables import FromTables
+from keras_flix.mixtures.not_an_array import NotAnArray
 from keras_flix.mixtures.sampling import Batch, DrawnBatches, draw_places
 from keras_flix.mixtures.splits import Splits
 from keras_flix.mixtures.tables import datasets_of
@@ -31,7 +32,7 @@ __all__ = ["Dataset", "Mixture"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False, init=False)
-class Mixture(FromTables, Splits, Displayed):
+class Mixture(FromTables, Splits, NotAnArray, Displayed):
     """Several datasets with the same features and columns, drawn from together.
 
     Args:

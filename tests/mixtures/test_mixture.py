@@ -117,6 +117,21 @@ def test_no_text_says_the_data():
     assert "Received: a list of 4." in refusal(lambda: schema.encode(["qa"] * 4))
 
 
+@pytest.mark.eager
+def test_a_plain_model_says_what_takes_a_mixture():
+    """Keras would say `Unrecognized data type`, and numpy hold it as one object."""
+    x = np.zeros((2, 8), "float32")
+    mixture = Mixture([Dataset({"task": task}, {"x": x}) for task in ("qa", "parse")])
+    model = make_mlp()
+    model.compile("sgd", "mse")
+    for data in (mixture, mixture.datasets[0]):
+        for call in (model.fit, model.evaluate, model.predict, np.asarray):
+            text = refusal(lambda c=call, d=data: c(d), (ValueError, AttributeError))
+            assert f"with feature adapters. Received: {data!r}, read as an" in text
+            assert "`enable_flix(model, mixture.schema(), ...)`" in text
+        assert not hasattr(data, "shape")
+
+
 def test_mixture_refusals():
     first = named("qa", "en", 2)
     assert refusal(lambda: Mixture([])) == (

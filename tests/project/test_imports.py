@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 
@@ -135,6 +136,22 @@ def test_saved_models_load_whatever_was_imported_first(order, file):
         "print([type(layer).__name__ for layer in model.layers])"
     )
     assert "Flix" in python(code, STORED / file)
+
+
+@pytest.mark.short("torch")
+def test_an_unknown_backend_is_told_which_there_are():
+    code = "import keras_flix; keras_flix.enable_flix"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "KERAS_BACKEND": "pytroch"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1
+    last = run.stderr.splitlines()[-2:]
+    assert "pytroch" in last[0]
+    assert last[1].startswith("Adapters need one of the backends 'jax', 'tensorflow' ")
 
 
 @pytest.mark.slow

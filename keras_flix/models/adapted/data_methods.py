@@ -34,9 +34,14 @@ from keras_flix.models.adapted.mixture_data import (
     training_of,
 )
 from keras_flix.models.adapted.optimizer_advice import advise
-from keras_flix.models.adapted.own_inputs import check_entries, checked_columns
+from keras_flix.models.adapted.own_inputs import (
+    as_input,
+    check_entries,
+    checked_columns,
+)
 from keras_flix.models.adapted.task_data import TaskData, named
 from keras_flix.models.adapted.trained_base import mark_trained
+from keras_flix.models.adapted.unread_data import name_without_rows
 
 
 class DataMethods(TaskData):
@@ -79,7 +84,11 @@ class DataMethods(TaskData):
             _compat.variables_survive(self),
             tf_errors_as_value_errors(),
         ):
-            return fit(x, *args, **options)
+            try:
+                return fit(x, *args, **options)
+            except ValueError as error:
+                name_without_rows(error, self._adaptation.schema.names, x, kwargs)
+                raise
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("_use_cached_eval_dataset"):
@@ -100,7 +109,11 @@ class DataMethods(TaskData):
             _compat.variables_survive(self),
             tf_errors_as_value_errors(),
         ):
-            return self._data_method("evaluate", pipeline)(x, *args, **options)
+            try:
+                return self._data_method("evaluate", pipeline)(x, *args, **options)
+            except ValueError as error:
+                name_without_rows(error, self._adaptation.schema.names, x, kwargs)
+                raise
 
     def predict(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = by_name(super().predict, x, args, kwargs)
@@ -114,11 +127,15 @@ class DataMethods(TaskData):
         else:
             x, pipeline = self._feed(x, stated)
         with _compat.variables_survive(self), tf_errors_as_value_errors():
-            return self._data_method("predict", pipeline)(x, *args, **kwargs)
+            try:
+                return self._data_method("predict", pipeline)(x, *args, **kwargs)
+            except ValueError as error:
+                name_without_rows(error, self._adaptation.schema.names, x, kwargs)
+                raise
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         trained = self._check_optimizer()
-        x = self._encode(self._stated(x, trains=True)[0])
+        x = self._encode_one(self._stated(x, trains=True)[0])
         # Not in every step, where only adapters train.
         if not all([getattr(v, "has_rows_of_values", False) for v in trained]):
             mark_trained(self)
@@ -126,10 +143,12 @@ class DataMethods(TaskData):
             return super().train_on_batch(x, *args, **kwargs)
 
     def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().test_on_batch(self._encode(self._stated(x)[0]), *args, **kwargs)
+        x = self._encode_one(self._stated(x)[0])
+        return super().test_on_batch(x, *args, **kwargs)
 
     def predict_on_batch(self, x: Any, **kwargs: Any) -> Any:
-        return super().predict_on_batch(self._encode(self._stated(x)[0]), **kwargs)
+        x = self._encode_one(self._stated(x)[0])
+        return super().predict_on_batch(x, **kwargs)
 
     def preprocess_samples(
         self, x: Any, y: Any = None, sample_weight: Any = None
@@ -201,6 +220,13 @@ class DataMethods(TaskData):
             # Now: Keras' loops over data trace the model.
             self._find_rows(x)
         return x
+
+    def _encode_one(self, x: Any) -> Any:
+        """`_encode` for one batch, in which lists of numbers become arrays."""
+        x = self._encode(x)
+        if not isinstance(x, Mapping) or isinstance(self, keras_hub.models.Task):
+            return x
+        return {k: as_input(k, v) if isinstance(v, list) else v for k, v in x.items()}
 
     def _encode_all(self, x: Any) -> Any:
         """`_encode` for a whole data set, with what is wrong in it told at once."""

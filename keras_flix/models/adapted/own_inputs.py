@@ -62,11 +62,11 @@ def checked_columns(model: Any, own: Any, rows: Any, features: Sequence[str]) ->
         )
     found = dict(own)
     for name, column in own.items():
-        found[name] = _as_input(name, column)
+        found[name] = as_input(name, column)
     return found
 
 
-def _as_input(name: str, column: Any) -> Any:
+def as_input(name: str, column: Any) -> Any:
     """A column as an array; a list of arrays may be one entry for several inputs."""
     if isinstance(column, (list, tuple)):
         column = stacked_numbers(column)

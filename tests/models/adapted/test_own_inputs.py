@@ -121,6 +121,40 @@ def test_records_and_lists_of_numbers(mlp):
         np.testing.assert_allclose(mlp.predict(NUMBERS, verbose=0), plain, rtol=1e-6)
 
 
+def test_single_batches_of_lists_of_numbers(mlp):
+    """Keras itself takes each number for an input of its own."""
+    arrays = {"x": X, "language": LANGUAGES}
+    lists = {**arrays, "x": X.tolist()}
+    np.testing.assert_allclose(
+        mlp.predict_on_batch(lists), mlp.predict_on_batch(arrays), rtol=1e-6
+    )
+    expected = mlp.test_on_batch(arrays, Y)
+    assert mlp.test_on_batch(lists, Y) == pytest.approx(expected, rel=1e-6)
+    assert mlp.train_on_batch(lists, Y) == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_keras_cannot_read_is_named_without_its_rows(mlp):
+    """Keras' own error prints all of `x` for a `y` that is a list."""
+    good = {"x": X, "language": LANGUAGES}
+    before = [to_numpy(v) for v in mlp.variables]
+    for call in (mlp.fit, mlp.evaluate):
+        assert refusal(call, good, Y.tolist(), verbose=0) == (
+            "Keras must be able to read the data. Received: x=a dict with the entries "
+            "['x', 'language'], y=a list of 4. Pass the model's inputs and its "
+            "features ['language'] by name in one dict or table, and labels and "
+            "weights as arrays, as `numpy.asarray` makes them."
+        )
+    weighted = refusal(mlp.fit, good, Y, sample_weight=[1.0] * 4, verbose=0)
+    assert "y=a ndarray, sample_weight=a list of 4. Pass" in weighted
+    pair = refusal(mlp.predict, (X, LANGUAGES), verbose=0)
+    assert pair.startswith("Keras must be able to read the data. Received: x=a tuple ")
+    for value, variable in zip(before, mlp.variables, strict=True):
+        np.testing.assert_array_equal(value, to_numpy(variable))
+    # Keras reads this one after an epoch, which has trained by then.
+    checked = refusal(mlp.fit, good, Y, validation_data=(good, Y.tolist()), verbose=0)
+    assert "validation_data=a tuple of 2. Pass" in checked
+
+
 def test_without_features_a_frame_is_an_array(mlp):
     pd = pytest.importorskip("pandas", reason="pandas is not installed")
     inputs = keras.Input((8,))
