@@ -1,5 +1,7 @@
 """What values start as, values that go or are renamed, more features; and refusals."""
 
+import threading
+
 import keras
 import numpy as np
 import pytest
@@ -333,13 +335,132 @@ def test_state_that_cannot_be_kept_is_refused():
     assert all((value == before[path]).all() for path, value in tables(model).items())
 
 
-def test_values_must_not_change_while_fit_runs():
+class At(keras.callbacks.Callback):
+    """Does something once, in the middle of a `fit`."""
+
+    def __init__(self, change, when="on_train_batch_end", batch=1):
+        super().__init__()
+        self.done = False
+
+        def once(index, logs=None):
+            if index == batch and not self.done:
+                self.done = True
+                change(self.model)
+
+        setattr(self, when, once)
+
+
+@pytest.mark.parametrize("change", [keras_flix.remove_values, keras_flix.add_feature])
+def test_what_batches_on_their_way_hold_must_not_change_while_fit_runs(change):
     model = small(trained=False)
+    arguments = {
+        keras_flix.remove_values: ("language", ["sw"]),
+        keras_flix.add_feature: (keras_flix.Feature("domain", ["web"]),),
+    }[change]
+    schema = model._adaptation.schema
 
-    class Grow(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
+    def refused(model):
+        with pytest.raises(ValueError, match="a call from within `fit`"):
+            change(model, *arguments)
+
+    model.fit(DATA, Y, verbose=0, callbacks=[At(refused, batch=0)])
+    assert model._adaptation.schema is schema
+
+
+def grows(model):
+    """As a tenant who comes while others train."""
+    keras_flix.add_values(model, "language", ["rw"], init="sw", seed=1)
+    keras_flix.rename_value(model, "task", "qa", "answer")
+    keras_flix.set_learning_rates(model, {"language": {"rw": 2.0, "en": 0}})
+
+
+def arrivals(grown):
+    """Batches of which the later ones have a value that joins meanwhile."""
+    x = {name: value for name, value in DATA.items() if name != "language"}
+    for languages in (3 * ["en", "sw"], 3 * ["en", "sw"], *(3 * [3 * ["rw", "sw"]])):
+        if "rw" in languages:
+            assert grown()
+        yield {**x, "language": languages}, Y
+
+
+class Arriving(keras.utils.PyDataset):
+    """The same as a data set that can be read in any order, none of it ahead."""
+
+    def __init__(self, batches):
+        super().__init__(workers=0)
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        return self.batches[index]
+
+
+@pytest.mark.parametrize("name", ["adam", "lazy"])
+@pytest.mark.parametrize("when", ["on_train_batch_end", "on_epoch_end"])
+def test_values_join_while_fit_runs(name, when):
+    """All is as if `fit` had ended there, and begun anew."""
+
+    def made():
+        model = small(trained=False)
+        if name == "lazy":
+            optimizer = keras_flix.LazyAdam(0.05, step_counts="value")
+            model.compile(optimizer, loss="mse")
+        return model
+
+    batches = list(arrivals(lambda: True))
+    apart = made()
+    apart.fit(Arriving(batches[:2]), verbose=0, shuffle=False)
+    if when == "on_epoch_end":
+        apart.fit(Arriving(batches[:2]), verbose=0, shuffle=False)
+    grows(apart)
+    apart.fit(Arriving(batches[2:]), verbose=0, shuffle=False)
+
+    model = made()
+    if when == "on_train_batch_end":
+        model.fit(Arriving(batches), verbose=0, shuffle=False, callbacks=[At(grows)])
+    else:
+        # A validation of what is there, whose function is made anew too.
+        data = Arriving(batches[:2])
+
+        def grow_and_change(model):
+            grows(model)
+            data.batches = batches[2:4]
+
+        data.batches = batches[:2]
+        model.fit(
+            data, epochs=3, verbose=0, shuffle=False, validation_data=(DATA, Y),
+            callbacks=[At(grow_and_change, when)],
+        )  # fmt: skip
+        data.batches = batches[4:]
+        # Two batches after the growth so far, and one more.
+        model.fit(data, verbose=0, shuffle=False)
+    assert keras_flix.schema_of(model)["language"].values == ("en", "sw", "rw")
+    for path, value in tables(apart).items():
+        np.testing.assert_allclose(
+            tables(model)[path], value, rtol=1e-5, atol=1e-6, err_msg=path
+        )
+    for one, other in zip(slots(apart), slots(model), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.short("torch", "jax")
+def test_a_running_model_changes_between_its_steps_only():
+    model = small(trained=False)
+    errors = []
+
+    def grow():
+        try:
             keras_flix.add_values(model, "language", ["rw"])
+        except ValueError as error:
+            errors.append(str(error))
 
-    with pytest.raises(ValueError, match="a call from within `fit`"):
-        model.fit(DATA, Y, verbose=0, callbacks=[Grow()])
-    assert model._adaptation.schema["language"].values == ("en", "sw")
+    def from_a_thread(model):
+        thread = threading.Thread(target=grow)
+        thread.start()
+        thread.join()
+
+    model.fit(DATA, Y, verbose=0, callbacks=[At(from_a_thread, batch=0)])
+    assert len(errors) == 1 and "the thread of `fit`" in errors[0]
+    assert keras_flix.schema_of(model)["language"].values == ("en", "sw")
