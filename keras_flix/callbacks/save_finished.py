@@ -36,8 +36,8 @@ class SaveFinished(keras.callbacks.Callback):
       row. What is saved is the value as it is then. A value counts from its first
       score after its first update.
 
-    A value that is done stays bit-identical, see `limit_steps`. Its file holds it with
-    all other features as they are then, as of `save_values`.
+    What is done stays bit-identical, see `limit_steps`. Its file holds the value alone,
+    for `update_from`, or with all other features as they are then: see `save_values`.
 
     The optimizer must count by value, as `LazyAdam(step_counts="value")` does.
 
@@ -52,6 +52,7 @@ class SaveFinished(keras.callbacks.Callback):
         patience: For so many scores, a value may be no better.
         mode: `"max"` if higher scores are better, `"min"` if lower ones are.
         min_delta: By more than this, a better score must be better.
+        others: Whether files hold the other features, too.
         every: After so many batches, and after each epoch, it looks for values that
             are done by `limits`. On JAX, a look takes the state out of the loop.
 
@@ -82,6 +83,7 @@ class SaveFinished(keras.callbacks.Callback):
         patience: int = 0,
         mode: str = "max",
         min_delta: float = 0.0,
+        others: bool = True,
         every: int = 20,
     ) -> None:
         super().__init__()
@@ -98,7 +100,7 @@ class SaveFinished(keras.callbacks.Callback):
         self.directory, self.feature = Path(directory), feature
         self.limits, self.monitor = limits, monitor
         self.patience, self.mode, self.min_delta = patience, mode, min_delta
-        self.every = every
+        self.others, self.every = others, every
         self.saved: dict[Value, Path] = {}
         self._best: dict[Value, tuple[float, int]] = {}
         self._batches = 0
@@ -134,7 +136,8 @@ class SaveFinished(keras.callbacks.Callback):
             ]
             (name,) = file_names([str(value)], "value", taken)
             path = self.directory / f"{name}{SUFFIX}"
-            write_adapters(some_values(adapters, {self.feature: [value]}), path)
+            chosen = {self.feature: [value]}
+            write_adapters(some_values(adapters, chosen, self.others), path)
             self.saved[value] = path
 
     def _without_progress(self, logs: Mapping[str, Any]) -> list[Value]:

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_flix.features.feature import Feature, Value
+from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_file import (
     Adapters,
     checked_path,
@@ -29,6 +30,8 @@ def save_values(
     model: keras.Model,
     path: str | os.PathLike[str],
     values: Mapping[str, Sequence[Value]],
+    *,
+    others: bool = True,
 ) -> None:
     """Saves the adapters of only some values, as a file of a smaller model.
 
@@ -42,6 +45,8 @@ def save_values(
         path: A file name that ends in `.flix.safetensors`.
         values: By feature, the values to save, such as `{"user": ["ann"]}`. Features
             that are not named are saved as a whole.
+        others: Whether these are in the file. Without them it is small, and for
+            `update_from`: a plain model that loads it lacks what they did.
 
     Raises:
         ValueError: If a feature or a value is not the model's. Nothing is written then.
@@ -58,22 +63,41 @@ def save_values(
     ('ann',)
     """
     path = checked_path(path)
-    write_adapters(some_values(adapters_of(model), values), path)
+    write_adapters(some_values(adapters_of(model), values, others), path)
 
 
-def some_values(adapters: Adapters, values: Mapping[str, Sequence[Value]]) -> Adapters:
+def some_values(
+    adapters: Adapters, values: Mapping[str, Sequence[Value]], others: bool = True
+) -> Adapters:
     """Adapters with only some values of the features that are named."""
     schema, tables = adapters.schema, dict(adapters.tables)
     for name, chosen in values.items():
         known = checked_feature(adapters.schema, name)
         kept = checked_values(known, chosen)
-        others = [value for value in known.values if value not in kept]
-        narrow = without_values(known, others) if others else known
+        gone = [value for value in known.values if value not in kept]
+        narrow = without_values(known, gone) if gone else known
         schema = replaced(schema, narrow)
         for layer in adapters.layers_of(name):
             names = table_names(layer, name)
             tables |= zip(names, _rows(tables, names, known, narrow), strict=True)
-    return dataclasses.replace(adapters, schema=schema, tables=tables)
+    found = dataclasses.replace(adapters, schema=schema, tables=tables)
+    return found if others else _of_features(found, list(values))
+
+
+def _of_features(adapters: Adapters, names: Sequence[str]) -> Adapters:
+    """Adapters with only some features."""
+    used = {layer for name in names for layer in adapters.layers_of(name)}
+    layers = [layer for layer in adapters.layers if layer in used]
+    places = {name: list(adapters.layers_of(name)) for name in names}
+    kept = {t for name in names for x in places[name] for t in table_names(x, name)}
+    return dataclasses.replace(
+        adapters,
+        schema=FeatureSchema(f for f in adapters.schema if f.name in names),
+        layers=layers,
+        tables={name: t for name, t in adapters.tables.items() if name in kept},
+        rows={name: rows for name, rows in adapters.rows.items() if name in used},
+        places={n: paths for n, paths in places.items() if len(paths) < len(layers)},
+    )
 
 
 def _rows(
