@@ -85,8 +85,7 @@ def is_between_steps(model: keras.Model) -> bool:
         state = getattr(model, "_jax_state", None) or {}
         if model._jax_state_synced:
             return not _is_gone(variable._value)
-        # Not while a function of Keras' is traced: the values are taken out then.
-        return "optimizer_variables" in state and _MADE_FOR.get() is None
+        return "optimizer_variables" in state and not is_in_jax_tracing_scope()
     return True
 
 

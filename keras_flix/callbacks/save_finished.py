@@ -66,10 +66,11 @@ class SaveFinished(keras.callbacks.Callback):
     Example:
 
     ```python
-    model.compile(keras_flix.LazyAdam(1e-3, step_counts="value"))
-    finished = keras_flix.callbacks.SaveFinished("users", "user", limits=100)
-    model.fit(batches, callbacks=[finished])
-    print(finished.saved["ann"])
+    optimizer = keras_flix.LazyAdam(1e-3, step_counts="value")
+    gemma.compile(optimizer=optimizer, sampler="greedy")
+    finished = keras_flix.callbacks.SaveFinished("languages", "language", limits=2)
+    gemma.fit(train, epochs=2, callbacks=[finished])
+    print(finished.saved["sw"])
     ```
     """
 

@@ -59,7 +59,7 @@ def save_values(
     >>> model = enable_flix(model, {"user": ["ann", "bob"]}, targets=["head"])
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "ann.flix.safetensors"
     >>> save_values(model, path, {"user": ["ann"]})
-    >>> read_adapters(path).schema["user"].values
+    >>> files.read_adapters(path).schema["user"].values
     ('ann',)
     """
     path = checked_path(path)
