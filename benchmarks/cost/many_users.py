@@ -10,6 +10,7 @@ the repository's root, once per backend; PEFT's arm needs PyTorch:
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import itertools
 import json
@@ -86,13 +87,13 @@ def lora(workload: Workload, users: int, examples: int) -> Step:
     return lambda: model.train_on_batch(x, y)
 
 
-def peft(workload: Workload, users: int, examples: int) -> Step:
-    """One user-step, another user's each time."""
-    import torch
+@functools.cache
+def peft_model(workload: Workload, users: int) -> Any:
+    """PEFT's model with all adapters: they take long to add."""
     from peft import LoraConfig, get_peft_model
 
     from benchmarks.cost.peer_arms import base_directory
-    from benchmarks.shared.torch_gemma import integers, load_base
+    from benchmarks.shared.torch_gemma import load_base
 
     base = load_base(base_directory(workload))
     config = LoraConfig(
@@ -104,6 +105,16 @@ def peft(workload: Workload, users: int, examples: int) -> Step:
     model = get_peft_model(base, config, adapter_name="user_0").train()
     for i in range(1, users):
         model.add_adapter(f"user_{i}", config)
+    return model
+
+
+def peft(workload: Workload, users: int, examples: int) -> Step:
+    """One user-step, another user's each time."""
+    import torch
+
+    from benchmarks.shared.torch_gemma import integers
+
+    model = peft_model(workload, users)
     x, y = one_user(workload, examples)
     inputs, targets = integers(x), torch.tensor(y.astype("int64"))
     optimizers: dict[int, Any] = {}

@@ -53,8 +53,9 @@ def add_values(
     torch's optimizers again.
 
     May be called while `fit` runs, from callbacks: the step is then compiled anew, once
-    per call. Batches may hold new values from the next one on: those of a generator, a
-    `PyDataset` or a loader, which are encoded as they come. Arrays and `tf.data` are
+    per call. Batches may then hold the new values: those of a generator, a `PyDataset`
+    or a loader, which are encoded as they are made. That may be some steps ahead, so
+    let the data name a value only once the model has it. Arrays and `tf.data` are
     encoded, or compiled, when `fit` begins, and refuse values that come later.
 
     Args:

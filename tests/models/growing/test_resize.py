@@ -374,17 +374,29 @@ def grows(model):
     keras_flix.set_learning_rates(model, {"language": {"rw": 2.0, "en": 0}})
 
 
-def arrivals(grown):
-    """Batches of which the later ones have a value that joins meanwhile."""
-    x = {name: value for name, value in DATA.items() if name != "language"}
-    for languages in (3 * ["en", "sw"], 3 * ["en", "sw"], *(3 * [3 * ["rw", "sw"]])):
-        if "rw" in languages:
-            assert grown()
-        yield {**x, "language": languages}, Y
-
-
 class Arriving(keras.utils.PyDataset):
-    """The same as a data set that can be read in any order, none of it ahead."""
+    """Batches of which the later ones have a value once the model has it.
+
+    Those of TensorFlow are made ahead of the steps.
+    """
+
+    def __init__(self, model, count):
+        super().__init__(workers=0)
+        self.model, self.count, self.made = model, count, {}
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        values = keras_flix.schema_of(self.model)["language"].values
+        language = "rw" if "rw" in values else "en"
+        x = {**DATA, "language": 3 * [language, "sw"]}
+        self.made[index] = (x, Y * (1 + index))
+        return self.made[index]
+
+
+class Again(keras.utils.PyDataset):
+    """The batches that were made, some of them."""
 
     def __init__(self, batches):
         super().__init__(workers=0)
@@ -409,33 +421,29 @@ def test_values_join_while_fit_runs(name, when):
             model.compile(optimizer, loss="mse")
         return model
 
-    batches = list(arrivals(lambda: True))
-    apart = made()
-    apart.fit(Arriving(batches[:2]), verbose=0, shuffle=False)
-    if when == "on_epoch_end":
-        apart.fit(Arriving(batches[:2]), verbose=0, shuffle=False)
-    grows(apart)
-    apart.fit(Arriving(batches[2:]), verbose=0, shuffle=False)
-
     model = made()
-    if when == "on_train_batch_end":
-        model.fit(Arriving(batches), verbose=0, shuffle=False, callbacks=[At(grows)])
-    else:
-        # A validation of what is there, whose function is made anew too.
-        data = Arriving(batches[:2])
+    within = when == "on_train_batch_end"
+    data = Arriving(model, 12 if within else 2)
+    fits = []
 
-        def grow_and_change(model):
-            grows(model)
-            data.batches = batches[2:4]
+    class Keep(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            fits.append([data.made[index] for index in range(len(data))])
 
-        data.batches = batches[:2]
-        model.fit(
-            data, epochs=3, verbose=0, shuffle=False, validation_data=(DATA, Y),
-            callbacks=[At(grow_and_change, when)],
-        )  # fmt: skip
-        data.batches = batches[4:]
-        # Two batches after the growth so far, and one more.
-        model.fit(data, verbose=0, shuffle=False)
+    model.fit(
+        data, epochs=1 if within else 3, verbose=0, shuffle=False,
+        # Its function is made anew, too.
+        validation_data=None if within else (DATA, Y),
+        callbacks=[Keep(), At(grows, when)],
+    )  # fmt: skip
+    if within:
+        fits = [fits[0][:2], fits[0][2:]]
+    assert any("rw" in x["language"] for x, _ in fits[-1])
+    apart = made()
+    for index, batches in enumerate(fits):
+        if index == len(fits) - 1:
+            grows(apart)
+        apart.fit(Again(batches), verbose=0, shuffle=False)
     assert keras_flix.schema_of(model)["language"].values == ("en", "sw", "rw")
     for path, value in tables(apart).items():
         np.testing.assert_allclose(
