@@ -164,7 +164,8 @@ def many_users() -> str:
                 cells.append(ratio(found["over_flix"], name, None))
             rows.append([BACKENDS[result["environment"]["backend"]], what, *cells])
     head = ["Backend", "Arm", "User-step of 1 example, ms", "over FLix"]
-    return table([*head, "of 4 examples, ms", "over FLix"], rows) if rows else ""
+    head += ["of 4 examples, ms", "over FLix"]
+    return table(head, rows) if rows else "Not measured yet.\n"
 
 
 def sweep(time: dict[str, Any], counts: list[int]) -> list[str]:
