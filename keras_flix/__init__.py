@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         load_adapters as load_adapters,
         save_adapters as save_adapters,
     )
+    from keras_flix.files.some_values import save_values as save_values
     from keras_flix.files.update_from import update_from as update_from
     from keras_flix.files.weight_digests import base_fingerprint as base_fingerprint
     from keras_flix.layers.dense import FlixDense as FlixDense
@@ -50,6 +51,10 @@ if TYPE_CHECKING:
         rename_value as rename_value,
     )
     from keras_flix.models.growing.blend import Blend as Blend, fit_blend as fit_blend
+    from keras_flix.models.growing.limit_steps import (
+        limit_steps as limit_steps,
+        step_counts as step_counts,
+    )
     from keras_flix.models.growing.set_learning_rates import (
         set_learning_rates as set_learning_rates,
     )
@@ -94,6 +99,7 @@ ORIGINS = {
     "flix_summary": "keras_flix.models.summary",
     "language_distances": "keras_flix.features.languages",
     "language_weights": "keras_flix.features.languages",
+    "limit_steps": "keras_flix.models.growing.limit_steps",
     "load_adapters": "keras_flix.files.saving",
     "merge_features": "keras_flix.models.merge",
     "mixtures": "keras_flix.mixtures",
@@ -102,12 +108,14 @@ ORIGINS = {
     "remove_values": "keras_flix.models.growing.add_remove",
     "rename_value": "keras_flix.models.growing.add_remove",
     "save_adapters": "keras_flix.files.saving",
+    "save_values": "keras_flix.files.some_values",
     "schema_of": "keras_flix.models.schema_of",
     "serving": "keras_flix.serving",
     "set_default_features": "keras_flix.models.use_features",
     "set_learning_rates": "keras_flix.models.growing.set_learning_rates",
     "set_trainable": "keras_flix.models.growing.set_trainable",
     "share_features": "keras_flix.models.share",
+    "step_counts": "keras_flix.models.growing.limit_steps",
     "text_metrics": "keras_flix.text_metrics",
     "update_from": "keras_flix.files.update_from",
     "use_features": "keras_flix.models.use_features",

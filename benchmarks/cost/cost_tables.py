@@ -153,6 +153,21 @@ def many_values() -> str:
     return table([*head, "100,000 / 2, predict"], rows) if rows else ""
 
 
+def many_users() -> str:
+    """What an update of one user's adapter costs, mixed in one run and one by one."""
+    rows: list[list[str]] = []
+    for result in load("many_users_*"):
+        for name, what in result["arms"].items():
+            cells = []
+            for found in result["by_examples"].values():
+                cells.append(f"{found['milliseconds'][name]:.2f}")
+                cells.append(ratio(found["over_flix"], name, None))
+            rows.append([BACKENDS[result["environment"]["backend"]], what, *cells])
+    head = ["Backend", "Arm", "User-step of 1 example, ms", "over FLix"]
+    head += ["of 4 examples, ms", "over FLix"]
+    return table(head, rows) if rows else "Not measured yet.\n"
+
+
 def sweep(time: dict[str, Any], counts: list[int]) -> list[str]:
     """Seconds of the lowest number of values, and the others over it."""
     first = counts[0]
@@ -213,8 +228,8 @@ def kernels() -> str:
 def environments() -> str:
     """One line per result on what it was measured with."""
     lines = []
-    names = ("train_step_*", "values_*", "many_values_*", "footprint_*")
-    names += ("generation_*", "kernels_*")
+    names = ("train_step_*", "values_*", "many_values_*", "many_users_*")
+    names += ("footprint_*", "generation_*", "kernels_*")
     for result in (r for name in names for r in load(name)):
         header = result["environment"]
         versions = ", ".join(f"{k} {v}" for k, v in header["versions"].items())
@@ -233,6 +248,7 @@ TABLES = {
     "generation": generation,
     "kernels": kernels,
     "many_values": many_values,
+    "many_users": many_users,
     "values_gpu": values_on_accelerator,
     "gpu": lambda: (
         training_steps(on_accelerator=True) or "Not run: no GPU was at hand.\n"

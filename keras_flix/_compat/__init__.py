@@ -91,9 +91,11 @@ from keras_flix._compat.sparse_rows import (
     without_gradient as without_gradient,
 )
 from keras_flix._compat.survival import (
+    is_between_steps as is_between_steps,
     is_compiled_by_keras as is_compiled_by_keras,
     is_running as is_running,
     protect_values as protect_values,
+    sync_state as sync_state,
     training_state as training_state,
     variables_survive as variables_survive,
 )
@@ -116,6 +118,7 @@ from keras_flix._compat.trainers import (
     initial_epoch as initial_epoch,
     number_sources as number_sources,
     optimizer_knows as optimizer_knows,
+    remake_functions as remake_functions,
     renew_tokenizer as renew_tokenizer,
     reset_functions as reset_functions,
     reset_parameters as reset_parameters,
@@ -123,4 +126,9 @@ from keras_flix._compat.trainers import (
     tokenized_both_ways as tokenized_both_ways,
     track_torch_parameters as track_torch_parameters,
     wrap_rematerialization as wrap_rematerialization,
+)
+from keras_flix._compat.value_counts import (
+    NO_LIMIT as NO_LIMIT,
+    check_counts as check_counts,
+    counts_of as counts_of,
 )

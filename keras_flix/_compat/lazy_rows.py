@@ -15,8 +15,17 @@ from keras_flix._compat import eager_ops
 from keras_flix._compat.layers import Mixin
 from keras_flix._compat.learning_rates import Rate
 from keras_flix._compat.sparse_rows import RowGradient, summed_together
+from keras_flix._compat.value_counts import (
+    Steps,
+    add_counts,
+    check_counts,
+    counted,
+    rates_at,
+    steps_at,
+)
 
 Tensor = Any
+LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
 
 USERS_OF_GRADIENTS = ("apply", "apply_gradients", "stateless_apply", "update_step")
 """The methods of an optimizer that are given gradients."""
@@ -80,11 +89,13 @@ class _Part(NamedTuple):
         gradient: A dense one, or one of rows.
         changed: The table and its slots.
         own: How it learns, if not as all others do.
+        steps: Those of all its rows, if each value's are counted.
     """
 
     gradient: Any
     changed: list[Any]
     own: Rate | None
+    steps: Steps | None
 
 
 def _alike(given: Any, table: keras.Variable) -> tuple[Any, Any]:
@@ -122,15 +133,32 @@ class LazyRows(Mixin):
     rates: Mapping[int, Rate] = {}
     """By id of a table, how it learns: see `set_rates`."""
 
+    counts_values: bool = False
+    """Whether steps are counted by value: for the learning rate and in `new_rows`."""
+
+    _steps: Mapping[int, Steps] = {}
+    """By id of a table, the steps of its rows, while they are updated."""
+
+    def build(self, variables: Sequence[Any]) -> None:
+        was_built = self.built
+        super().build(variables)
+        if self.counts_values and not was_built:
+            add_counts(self, variables)
+
     def row_slots(self) -> list[list[keras.Variable]]:
         """That state."""
         found = [getattr(self, name, None) for name in self.slot_names]
         return [slots for slots in found if slots]
 
     def new_rows(
-        self, gradient: Tensor, learning_rate: Tensor, rows: Tensor, *slots: Tensor
+        self,
+        gradient: Tensor,
+        learning_rate: Tensor,
+        rows: Tensor,
+        *slots: Tensor,
+        step: Tensor,
     ) -> list[Tensor]:
-        """What rows of a table and of its slots become."""
+        """What rows of a table and of its slots become in a step, from 1 on."""
         raise NotImplementedError
 
     @property
@@ -164,11 +192,18 @@ class LazyRows(Mixin):
         self, grads: Sequence[Any], trainable_variables: Sequence[Any], rate: Tensor
     ) -> None:
         is_own = type(self).update_step is LazyRows.update_step
-        if is_own and _groups_tables():
-            grads, trainable_variables = self._update_together(
-                grads, trainable_variables, rate
-            )
-        super()._backend_update_step(grads, trainable_variables, rate)
+        if self.counts_values:
+            check_counts(self)
+            steps = counted(self, grads, trainable_variables, self.rates)
+            object.__setattr__(self, "_steps", steps)
+        try:
+            if is_own and _groups_tables():
+                grads, trainable_variables = self._update_together(
+                    grads, trainable_variables, rate
+                )
+            super()._backend_update_step(grads, trainable_variables, rate)
+        finally:
+            object.__setattr__(self, "_steps", {})
 
     def _update_together(
         self, grads: Sequence[Any], variables: Sequence[Any], rate: Tensor
@@ -193,7 +228,8 @@ class LazyRows(Mixin):
                 left.append((given, variable))
                 continue
             changed = [table, *(slots[index] for slots in self.row_slots())]
-            part = _Part(gradient, changed, self.rates.get(id(table)))
+            own, steps = self.rates.get(id(table)), self._steps.get(id(table))
+            part = _Part(gradient, changed, own, steps)
             groups.setdefault(key, []).append((part, given, variable))
         for group in groups.values():
             if len(group) == 1 and isinstance(group[0][0].gradient, RowGradient):
@@ -223,7 +259,8 @@ class LazyRows(Mixin):
             ones = (1,) * (len(gradient.shape) - 1)
             factors = np.concatenate(rows).reshape(-1, *ones)
         own_rate = ops.cast(rate, gradient.dtype)
-        new = self._where_active(gradient, own_rate, old, factors)
+        steps = Steps.joined([p.steps for p in parts]) if self._steps else None
+        new = self._where_active(gradient, own_rate, old, factors, steps)
         for held, one in zip(lists, new):
             eager_ops.assign_parts(held, one, lengths)
 
@@ -231,13 +268,12 @@ class LazyRows(Mixin):
         """Updates rows of tables, all of as many numbers in a row."""
         rows = [one.gradient.rows for one in parts]
         gradient = summed_together([one.gradient for one in parts])
-        size = gradient.shape[1]
         # Keras' `value` costs more than the look-up of a row.
         lists = [[v.value for v in held] for held in zip(*(p.changed for p in parts))]
         # What the forward pass looked up is not looked up again.
         known = [p.gradient.found_in(value) for p, value in zip(parts, lists[0])]
         old = [
-            eager_ops.rows_together(held, rows, size, () if i else known)
+            eager_ops.rows_together(held, rows, gradient.shape[1], () if i else known)
             for i, held in enumerate(lists)
         ]
         factors: Any = 1.0
@@ -245,7 +281,8 @@ class LazyRows(Mixin):
             own = [(one.own or Rate()).of_rows(at) for one, at in zip(parts, rows)]
             factors = eager_ops.concatenate(own, 0)
         own_rate = ops.cast(rate, gradient.dtype)
-        new = self._where_active(gradient, own_rate, old, factors)
+        steps = steps_at(parts) if self._steps else None
+        new = self._where_active(gradient, own_rate, old, factors, steps)
         for held, together in zip(lists, new):
             eager_ops.write_rows_together(held, rows, together)
 
@@ -262,9 +299,9 @@ class LazyRows(Mixin):
             own.decayed(self, variable, rate)
             factors = own.factor
         changed = [variable, *(slots[index] for slots in self.row_slots())]
-        some = RowGradient.of(gradient)
+        some, steps = RowGradient.of(gradient), self._steps.get(id(table))
         if some is None:
-            new = self._where_active(gradient, rate, changed, factors)
+            new = self._where_active(gradient, rate, changed, factors, steps)
             for one, value in zip(changed, new):
                 self.assign(one, value)
             return
@@ -272,7 +309,8 @@ class LazyRows(Mixin):
         old = [_read(one, some.rows) for one in changed]
         if isinstance(factors, np.ndarray):
             factors = eager_ops.take(factors, some.rows)
-        new = self._where_active(some.values, rate, old, factors)
+        steps = steps and steps.at(some.rows)
+        new = self._where_active(some.values, rate, old, factors, steps)
         for one, value in zip(changed, new):
             _write(one, some.rows, value)
 
@@ -282,6 +320,7 @@ class LazyRows(Mixin):
         rate: Tensor,
         old: Sequence[Any],
         factors: float | Tensor = 1.0,
+        steps: Steps | None = None,
     ) -> list[Tensor]:
         """New rows; the old ones where the gradient is zero, or the rate's factor."""
         if keras.config.backend() == "torch":
@@ -289,6 +328,13 @@ class LazyRows(Mixin):
         else:
             old = [ops.convert_to_tensor(one) for one in old]
         active = eager_ops.any_nonzero(gradient)
+        step: Tensor = self.iterations + 1
+        if steps is not None:
+            step, allowed = steps.shaped(gradient)
+            active = active & allowed
+            if isinstance(self._learning_rate, LearningRateSchedule):
+                rate = rates_at(self._learning_rate, step)
+                rate = eager_ops.cast(rate, gradient.dtype)
         if not isinstance(factors, float):
             factors = ops.convert_to_tensor(factors, gradient.dtype)
             active = active & (factors != 0)
@@ -297,7 +343,7 @@ class LazyRows(Mixin):
             return list(old)
         elif factors != 1:
             rate = rate * factors
-        new = self.new_rows(gradient, rate, *old)
+        new = self.new_rows(gradient, rate, *old, step=step)
         if eager_ops.known_to_be_all(active):
             return new
         return [eager_ops.where(active, n, o) for n, o in zip(new, old)]

@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 from keras.src.utils.module_utils import tensorflow as tf
 
-from keras_flix._compat.optimizer_state import AVERAGES
+from keras_flix._compat.optimizer_state import AVERAGES, COUNTS
 
 METHODS = ("apply", "finalize_variable_values")
 """What changes variables: a step, and the end of `fit` with averaged weights."""
@@ -97,7 +97,7 @@ def _rows(optimizer: Any, frozen: Mapping[int, np.ndarray]) -> list[_Rows]:
     found += [(v, frozen[id(v)], v) for v in trained if id(v) in frozen]
     for name, slots in vars(optimizer).items():
         if (
-            name in (ACCUMULATORS, "_variables", "_trainable_variables")
+            name in (ACCUMULATORS, "_variables", "_trainable_variables", *COUNTS)
             or not isinstance(slots, list)
             or len(slots) != len(trained)
         ):

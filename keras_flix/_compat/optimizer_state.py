@@ -17,6 +17,9 @@ from keras import ops
 from keras_flix._compat.processes import to_host
 
 AVERAGES = "_model_variables_moving_average"
+COUNTS = ("_value_counts", "_value_limits")
+"""Where an optimizer that counts the steps of each value holds them: lists along with
+its variables, in which all tables of a feature have the same one, and others `None`."""
 
 
 def resize_variable(variable: keras.Variable, value: np.ndarray) -> None:

@@ -25,6 +25,8 @@ from keras_flix._compat.models import asks_for_shapes
 
 _RUNNING: collections.Counter[int] = collections.Counter()
 _RUNNING_LOCK = threading.Lock()
+_THREADS: dict[int, int] = {}
+"""By id of a model, the thread in which Keras' outermost loop with it runs."""
 
 _MADE_FOR: contextvars.ContextVar[Any] = contextvars.ContextVar(
     "made_for", default=None
@@ -52,6 +54,7 @@ def variables_survive(model: keras.Model) -> Iterator[None]:
     """The length of a run of Keras' loops, which no variable loses its value by."""
     with _RUNNING_LOCK:
         _RUNNING[id(model)] += 1
+        _THREADS.setdefault(id(model), threading.get_ident())
     try:
         is_jax = keras.config.backend() == "jax"
         with _values_kept(model) if is_jax else contextlib.nullcontext():
@@ -60,12 +63,36 @@ def variables_survive(model: keras.Model) -> Iterator[None]:
         with _RUNNING_LOCK:
             _RUNNING[id(model)] -= 1
             if not _RUNNING[id(model)]:
-                del _RUNNING[id(model)]
+                del _RUNNING[id(model)], _THREADS[id(model)]
 
 
 def is_running(model: keras.Model) -> bool:
     """Whether Keras loops over data with a model, and calls us from within."""
     return bool(_RUNNING[id(model)])
+
+
+def is_between_steps(model: keras.Model) -> bool:
+    """Whether a model's `fit` calls us, as a callback, and no step runs meanwhile."""
+    with _RUNNING_LOCK:
+        alone = _RUNNING[id(model)] == 1
+        mine = _THREADS.get(id(model)) == threading.get_ident()
+    if not alone or not mine:
+        return False
+    variable = next(iter(model.variables))
+    if keras.config.backend() == "tensorflow":
+        return not tf.inside_function()
+    if keras.config.backend() == "jax":
+        state = getattr(model, "_jax_state", None) or {}
+        if model._jax_state_synced:
+            return not _is_gone(variable._value)
+        return "optimizer_variables" in state and not is_in_jax_tracing_scope()
+    return True
+
+
+def sync_state(model: keras.Model) -> None:
+    """Gives a running model's variables the values of its last step."""
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()
 
 
 def is_compiled_by_keras(variable: keras.Variable) -> bool:

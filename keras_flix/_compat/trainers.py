@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -55,15 +55,26 @@ def reset_functions(model: keras.Model) -> dict[str, Any]:
     return old
 
 
-def reset_parameters(model: keras.Model) -> None:
+def reset_parameters(model: keras.Model) -> dict[str, Any]:
     """Drops what knows the parameters that there were, besides the functions.
 
     From Keras 3.16 on, it averages gradients over processes of torch.
+
+    Returns:
+        The functions that were there, by attribute.
     """
-    reset_functions(model)
+    old = reset_functions(model)
     if averages_gradients(model):
         # As Keras sets it: it holds the model, and must be no part of it.
         object.__setattr__(model, "ddp_model", None)
+    return old
+
+
+def remake_functions(model: keras.Model, old: Mapping[str, Any]) -> None:
+    """Makes the functions anew that Keras' running loops call."""
+    for name in DATA_FUNCTIONS:
+        if old.get(name) is not None:
+            getattr(model, f"make_{name}")()
 
 
 def averages_gradients(model: keras.Model) -> bool:

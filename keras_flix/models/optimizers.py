@@ -16,6 +16,21 @@ eager = _compat.eager_ops
 class LazyOptimizer(_compat.LazyRows):
     """Mixin of optimizers that know the scope; the Keras optimizer comes after it."""
 
+    def __init__(self, *args: Any, step_counts: str = "all", **kwargs: Any) -> None:
+        if step_counts not in ("all", "value"):
+            raise ValueError(
+                "Steps are counted for 'all' values together or for each 'value'. "
+                f"Received: step_counts={step_counts!r}. Pass one of the two."
+            )
+        super().__init__(*args, **kwargs)
+        self.step_counts = step_counts
+        self.counts_values = step_counts == "value"
+        if self.counts_values:
+            _compat.check_counts(self)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "step_counts": self.step_counts}
+
     def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
         scope = current_row_scope()
         if scope is not None and scope.taken:
@@ -55,18 +70,29 @@ class LazyAdam(LazyOptimizer, keras.optimizers.Adam):
     `use_ema` apply to all values, as they do in Adam, and pass over all of them too.
     Variables other than adapter weights are updated as by Adam.
 
-    There is one count of steps for all values, not one for each. The correction of
+    By default there is one count of steps for all values. The correction of
     the bias, `sqrt(1 - beta_2**t) / (1 - beta_1**t)` for step `t`, is then over for a
     value that first occurs late, while its moments are still close to zero: its first
     update is `(1 - beta_1) / sqrt(1 - beta_2)` times the learning rate, which is 3.2
     with Adam's defaults, and those after it are up to 6.6 where the gradient stays the
-    same. An Adam that counted the value's own steps would make each of them 1. With
-    `beta_2=0.99`, it is 1 at first and 2.1 at most. `set_learning_rates` gives single
-    values a lower rate.
+    same. With `beta_2=0.99`, it is 1 at first and 2.1 at most.
+
+    With `step_counts="value"`, each value has an Adam of its own: the correction of the
+    bias and a schedule of the learning rate go by the count of that value's own
+    updates, those in which it had a gradient. A value that comes late then begins
+    where the schedule begins. `step_counts(model, feature)` says where values are, and
+    `limit_steps` when each is done. The counts are part of the optimizer's state, and
+    are saved with it.
 
     Args:
         *args: As in `keras.optimizers.Adam`.
-        **kwargs: Likewise.
+        step_counts: `"all"` counts all steps; `"value"` those of each value. That
+            excludes weight decay and averages of weights, which move values without
+            a gradient, and strategies of `tf.distribute`.
+        **kwargs: As in `keras.optimizers.Adam`.
+
+    Raises:
+        ValueError: If an argument does not fit.
 
     Example:
 
@@ -82,10 +108,15 @@ class LazyAdam(LazyOptimizer, keras.optimizers.Adam):
     slot_names = ("_momentums", "_velocities", "_velocity_hats")
 
     def new_rows(
-        self, gradient: Tensor, learning_rate: Tensor, rows: Tensor, *slots: Tensor
+        self,
+        gradient: Tensor,
+        learning_rate: Tensor,
+        rows: Tensor,
+        *slots: Tensor,
+        step: Tensor,
     ) -> list[Tensor]:
         dtype = gradient.dtype
-        step = eager.cast(self.iterations + 1, dtype)
+        step = eager.cast(step, dtype)
         beta_1_power, beta_2_power = self.beta_1**step, self.beta_2**step
         alpha = learning_rate * eager.sqrt(1 - beta_2_power) / (1 - beta_1_power)
         m, v, *v_hat = slots
@@ -106,7 +137,12 @@ class LazySGD(LazyOptimizer, keras.optimizers.SGD):
 
     Args:
         *args: As in `keras.optimizers.SGD`.
-        **kwargs: Likewise.
+        step_counts: As in `LazyAdam`: by `"value"`, a schedule of the learning rate
+            goes by each value's own updates.
+        **kwargs: As in `keras.optimizers.SGD`.
+
+    Raises:
+        ValueError: If an argument does not fit.
 
     Example:
 
@@ -116,7 +152,12 @@ class LazySGD(LazyOptimizer, keras.optimizers.SGD):
     slot_names = ("momentums",)
 
     def new_rows(
-        self, gradient: Tensor, learning_rate: Tensor, rows: Tensor, *slots: Tensor
+        self,
+        gradient: Tensor,
+        learning_rate: Tensor,
+        rows: Tensor,
+        *slots: Tensor,
+        step: Tensor,
     ) -> list[Tensor]:
         if not slots:
             return [rows - gradient * learning_rate]

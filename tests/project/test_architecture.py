@@ -23,6 +23,7 @@ IMPORT_BACKENDS = {
     "_compat.learning_rates",
     "_compat.sparse_rows",
     "_compat.trainers",
+    "_compat.value_counts",
     "features.host_values",
     "features.input_entries",
     "models.adapted.data_sources",

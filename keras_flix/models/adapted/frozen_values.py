@@ -48,8 +48,10 @@ def choose(adaptation: Any, choice: Choice) -> None:
     for layer in adaptation.layers.values():
         layer._tables.trainable = choice
     for part in adaptation.users:
-        _compat.reset_parameters(part)
+        old = _compat.reset_parameters(part)
         guard_optimizer(part)
+        if _compat.is_running(part):
+            _compat.remake_functions(part, old)
 
 
 def guard_optimizer(model: Any) -> None:

@@ -45,7 +45,7 @@ def add_values(
     rank: int | Mapping[Value, int] | None = None,
     seed: int | None = None,
 ) -> Model:
-    """Gives a feature of an adapted model more values, also after training.
+    """Gives a feature of an adapted model more values, also during and after training.
 
     What the model computes for the values it had does not change, bit by bit
     (to rounding, if a higher `rank` makes room for itself), and training goes on from
@@ -56,6 +56,12 @@ def add_values(
     that look at whole variables, such as Adafactor, then take other steps for the
     old values too.) In training loops of your own, make what you compiled and
     torch's optimizers again.
+
+    May be called while `fit` runs, from callbacks: the step is then compiled anew, once
+    per call. Batches may then hold the new values: those of a generator, a `PyDataset`
+    or a loader, which are encoded as they are made. That may be some steps ahead, so
+    let the data name a value only once the model has it. Arrays and `tf.data` are
+    encoded, or compiled, when `fit` begins, and refuse values that come later.
 
     Args:
         model: A model adapted by `enable_flix`. It is changed in place.
@@ -91,7 +97,7 @@ def add_values(
     >>> model.predict({"x": np.ones((2, 8)), "language": ["rw", "en"]}, verbose=0).shape
     (2, 4)
     """
-    adaptation = changeable(model)
+    adaptation = changeable(model, within_fit=True)
     known = checked_feature(adaptation.schema, feature)
     copied = None if isinstance(init, Mapping) else init
     grown = with_values(known, values, rank, copied)
@@ -152,7 +158,8 @@ def remove_values(model: Model, feature: str, values: Sequence[Value]) -> Model:
 def rename_value(model: Model, feature: str, old: Value, new: Value) -> Model:
     """Gives a value of an adapted model's feature another name.
 
-    Its id, its adapter weights and all that training knows of it stay.
+    Its id, its adapter weights and all that training knows of it stay. May be called
+    while `fit` runs, from callbacks.
 
     Args:
         model: A model adapted by `enable_flix`. It is changed in place.
@@ -176,7 +183,7 @@ def rename_value(model: Model, feature: str, old: Value, new: Value) -> Model:
     >>> tuple(model({"x": np.ones((1, 8)), "language": "he"}).shape)
     (1, 4)
     """
-    adaptation = changeable(model)
+    adaptation = changeable(model, within_fit=True)
     renamed = with_name(checked_feature(adaptation.schema, feature), old, new)
     choice = adaptation.trainable
     if choice is not None and feature in choice:

@@ -24,18 +24,39 @@ from keras_flix.models.growing.schema_changes import narrowed
 Pair = tuple[np.ndarray, np.ndarray]
 
 
-def changeable(model: Any) -> Adaptation:
-    """What `enable_flix` did to a model whose tables can be changed now."""
+def changeable(model: Any, within_fit: bool = False) -> Adaptation:
+    """What `enable_flix` did to a model whose tables can be changed now.
+
+    Args:
+        model: The model.
+        within_fit: Whether that may be within `fit`, from a callback: what the batches
+            on their way hold must mean the same after the change.
+    """
     adaptation = adaptation_of(model)
     for part in adaptation.users:
-        if _compat.is_running(part):
+        if _compat.is_running(part) and not within_fit:
             raise ValueError(
-                "A model's values, and which of them train, must not change while "
+                "A model's features, and values that it has, must not change while "
                 "Keras runs the model. Received: a call from within `fit`, such as "
                 "from a callback. Call it before or after `fit`."
             )
+        between_steps(part)
         check_devices(part)
     return adaptation
+
+
+def between_steps(model: Any) -> None:
+    """Raises unless no step of Keras' loops runs now; puts the state into the model."""
+    if not _compat.is_running(model):
+        return
+    if not _compat.is_between_steps(model):
+        raise ValueError(
+            "A model that runs can be changed from a callback of its `fit` only, in "
+            "the thread of `fit`, while nothing else runs it. Received: a call from "
+            "elsewhere, such as a thread, a step or `predict`. Call it from "
+            "`on_train_batch_end` or `on_epoch_end`, or after `fit`."
+        )
+    _compat.sync_state(model)
 
 
 def check_fits(adaptation: Adaptation, feature: Feature) -> None:

@@ -76,7 +76,7 @@ def set_learning_rates(
     >>> batch = {"x": np.ones((2, 8)), "language": ["en", "sw"]}
     >>> history = model.fit(batch, np.zeros((2, 4)), verbose=0)
     """
-    adaptation = changeable(model)
+    adaptation = changeable(model, within_fit=True)
     schema = adaptation.schema
     rates = Rates(
         factors=_checked_factors(schema, factors),

@@ -61,7 +61,7 @@ def set_trainable(model: Model, values: Mapping[str, Sequence[Value]] | None) ->
     >>> batch = {"x": np.ones((3, 8)), "language": ["en", "sw", "rw"]}
     >>> history = model.fit(batch, np.zeros((3, 4)), verbose=0)
     """
-    adaptation = changeable(model)
+    adaptation = changeable(model, within_fit=True)
     if values is None:
         choose(adaptation, None)
         return model

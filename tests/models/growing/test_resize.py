@@ -1,5 +1,7 @@
 """What values start as, values that go or are renamed, more features; and refusals."""
 
+import threading
+
 import keras
 import numpy as np
 import pytest
@@ -333,13 +335,140 @@ def test_state_that_cannot_be_kept_is_refused():
     assert all((value == before[path]).all() for path, value in tables(model).items())
 
 
-def test_values_must_not_change_while_fit_runs():
+class At(keras.callbacks.Callback):
+    """Does something once, in the middle of a `fit`."""
+
+    def __init__(self, change, when="on_train_batch_end", batch=1):
+        super().__init__()
+        self.done = False
+
+        def once(index, logs=None):
+            if index == batch and not self.done:
+                self.done = True
+                change(self.model)
+
+        setattr(self, when, once)
+
+
+@pytest.mark.parametrize("change", [keras_flix.remove_values, keras_flix.add_feature])
+def test_what_batches_on_their_way_hold_must_not_change_while_fit_runs(change):
     model = small(trained=False)
+    arguments = {
+        keras_flix.remove_values: ("language", ["sw"]),
+        keras_flix.add_feature: (keras_flix.Feature("domain", ["web"]),),
+    }[change]
+    schema = model._adaptation.schema
 
-    class Grow(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
+    def refused(model):
+        with pytest.raises(ValueError, match="a call from within `fit`"):
+            change(model, *arguments)
+
+    model.fit(DATA, Y, verbose=0, callbacks=[At(refused, batch=0)])
+    assert model._adaptation.schema is schema
+
+
+def grows(model):
+    """As a tenant who comes while others train."""
+    keras_flix.add_values(model, "language", ["rw"], init="sw", seed=1)
+    keras_flix.rename_value(model, "task", "qa", "answer")
+    keras_flix.set_learning_rates(model, {"language": {"rw": 2.0, "en": 0}})
+
+
+class Arriving(keras.utils.PyDataset):
+    """Batches of which the later ones have a value once the model has it.
+
+    Those of TensorFlow are made ahead of the steps.
+    """
+
+    def __init__(self, model, count):
+        super().__init__(workers=0)
+        self.model, self.count, self.made = model, count, {}
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        values = keras_flix.schema_of(self.model)["language"].values
+        language = "rw" if "rw" in values else "en"
+        x = {**DATA, "language": 3 * [language, "sw"]}
+        self.made[index] = (x, Y * (1 + index))
+        return self.made[index]
+
+
+class Again(keras.utils.PyDataset):
+    """The batches that were made, some of them."""
+
+    def __init__(self, batches):
+        super().__init__(workers=0)
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        return self.batches[index]
+
+
+@pytest.mark.parametrize("name", ["adam", "lazy"])
+@pytest.mark.parametrize("when", ["on_train_batch_end", "on_epoch_end"])
+def test_values_join_while_fit_runs(name, when):
+    """All is as if `fit` had ended there, and begun anew."""
+
+    def made():
+        model = small(trained=False)
+        if name == "lazy":
+            optimizer = keras_flix.LazyAdam(0.05, step_counts="value")
+            model.compile(optimizer, loss="mse")
+        return model
+
+    model = made()
+    within = when == "on_train_batch_end"
+    data = Arriving(model, 12 if within else 2)
+    fits = []
+
+    class Keep(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            fits.append([data.made[index] for index in range(len(data))])
+
+    model.fit(
+        data, epochs=1 if within else 3, verbose=0, shuffle=False,
+        # Its function is made anew, too.
+        validation_data=None if within else (DATA, Y),
+        callbacks=[Keep(), At(grows, when)],
+    )  # fmt: skip
+    if within:
+        fits = [fits[0][:2], fits[0][2:]]
+    assert any("rw" in x["language"] for x, _ in fits[-1])
+    apart = made()
+    for index, batches in enumerate(fits):
+        if index == len(fits) - 1:
+            grows(apart)
+        apart.fit(Again(batches), verbose=0, shuffle=False)
+    assert keras_flix.schema_of(model)["language"].values == ("en", "sw", "rw")
+    for path, value in tables(apart).items():
+        np.testing.assert_allclose(
+            tables(model)[path], value, rtol=1e-5, atol=1e-6, err_msg=path
+        )
+    for one, other in zip(slots(apart), slots(model), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.short("torch", "jax")
+def test_a_running_model_changes_between_its_steps_only():
+    model = small(trained=False)
+    errors = []
+
+    def grow():
+        try:
             keras_flix.add_values(model, "language", ["rw"])
+        except ValueError as error:
+            errors.append(str(error))
 
-    with pytest.raises(ValueError, match="a call from within `fit`"):
-        model.fit(DATA, Y, verbose=0, callbacks=[Grow()])
-    assert model._adaptation.schema["language"].values == ("en", "sw")
+    def from_a_thread(model):
+        thread = threading.Thread(target=grow)
+        thread.start()
+        thread.join()
+
+    model.fit(DATA, Y, verbose=0, callbacks=[At(from_a_thread, batch=0)])
+    assert len(errors) == 1 and "the thread of `fit`" in errors[0]
+    assert keras_flix.schema_of(model)["language"].values == ("en", "sw")

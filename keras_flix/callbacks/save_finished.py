@@ -1,0 +1,176 @@
+"""`SaveFinished`: values that are done are saved and rest, while others train on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_flix._utils.file_names import file_names
+from keras_flix.features.feature import Value
+from keras_flix.files.adapter_file import SUFFIX, write_adapters
+from keras_flix.files.saving import adapters_of
+from keras_flix.files.some_values import some_values
+from keras_flix.models.adapted.adaptation import adaptation_of
+from keras_flix.models.growing.limit_steps import (
+    Limit,
+    limit_steps,
+    reached_limits,
+    step_counts,
+)
+
+Monitor = str | Callable[[keras.Model], Mapping[Value, float]]
+
+
+class SaveFinished(keras.callbacks.Callback):
+    """Saves each value that is done to a file of its own, and lets it rest.
+
+    `fit` goes on with the others, and compiles nothing again. A value is done
+
+    - by `limits`, with so many updates of its own: exactly, since the step itself
+      stops there, however often this callback looks;
+    - by `monitor`, once its score has not become better for `patience` scores in a
+      row. What is saved is the value as it is then. A value counts from its first
+      score after its first update.
+
+    What is done stays bit-identical, see `limit_steps`. Its file holds the value alone,
+    for `update_from`, or with all other features as they are then: see `save_values`.
+
+    The optimizer must count by value, as `LazyAdam(step_counts="value")` does.
+
+    Args:
+        directory: Where the files go, one per value, named after it. Made if need be.
+        feature: Name of the feature whose values come to their ends.
+        limits: As those of a feature in `limit_steps`; `None` leaves them as they are.
+            Values that join while `fit` runs get those that `limit_steps` gives them.
+        monitor: The name of a score that a `FeatureScores` earlier in the list logs,
+            such as `"exact_match"`; or a function of the model, called after each
+            epoch, whose dict has scores by value. Values that it leaves out wait.
+        patience: For so many scores, a value may be no better.
+        mode: `"max"` if higher scores are better, `"min"` if lower ones are.
+        min_delta: By more than this, a better score must be better.
+        others: Whether files hold the other features, too.
+        every: After so many batches, and after each epoch, it looks for values that
+            are done by `limits`. On JAX, a look takes the state out of the loop.
+
+    Attributes:
+        saved: By value, the path of its file, in the order in which they were done. It
+            goes on over several calls of `fit`.
+
+    Raises:
+        ValueError: Here or when training begins, if an argument does not fit.
+
+    Example:
+
+    ```python
+    optimizer = keras_flix.LazyAdam(1e-3, step_counts="value")
+    gemma.compile(optimizer=optimizer, sampler="greedy")
+    finished = keras_flix.callbacks.SaveFinished("languages", "language", limits=2)
+    gemma.fit(train, epochs=2, callbacks=[finished])
+    print(finished.saved["sw"])
+    ```
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        feature: str,
+        *,
+        limits: Limit | Mapping[Value, Limit] = None,
+        monitor: Monitor | None = None,
+        patience: int = 0,
+        mode: str = "max",
+        min_delta: float = 0.0,
+        others: bool = True,
+        every: int = 20,
+    ) -> None:
+        super().__init__()
+        if mode not in ("max", "min"):
+            raise ValueError(
+                "`mode` must be 'max' or 'min'. Received: "
+                f"mode={mode!r}. Take 'min' for losses."
+            )
+        if patience < 0 or every < 1:
+            raise ValueError(
+                "`patience` must be at least 0, and `every` at least 1. Received: "
+                f"patience={patience}, every={every}. Count scores and batches."
+            )
+        self.directory, self.feature = Path(directory), feature
+        self.limits, self.monitor = limits, monitor
+        self.patience, self.mode, self.min_delta = patience, mode, min_delta
+        self.others, self.every = others, every
+        self.saved: dict[Value, Path] = {}
+        self._best: dict[Value, tuple[float, int]] = {}
+        self._batches = 0
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if self.limits is not None:
+            limit_steps(self.model, {self.feature: self.limits})
+        # Raises before an epoch of training, not after.
+        self._save(reached_limits(self.model, self.feature))
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._batches += 1
+        if not self._batches % self.every:
+            self._save(reached_limits(self.model, self.feature))
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        done = [] if self.monitor is None else self._without_progress(logs or {})
+        if done:
+            # They rest from here on: what is saved is what they stay.
+            limit_steps(self.model, {self.feature: dict.fromkeys(done, 0)})
+        self._save(reached_limits(self.model, self.feature))
+
+    def _save(self, values: list[Value]) -> None:
+        known = adaptation_of(self.model).schema[self.feature].values
+        new = [v for v in values if v not in self.saved and v in known]
+        if not new:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        adapters = adapters_of(self.model)
+        for value in new:
+            taken = [
+                p.name.removesuffix(SUFFIX).casefold() for p in self.saved.values()
+            ]
+            (name,) = file_names([str(value)], "value", taken)
+            path = self.directory / f"{name}{SUFFIX}"
+            chosen = {self.feature: [value]}
+            write_adapters(some_values(adapters, chosen, self.others), path)
+            self.saved[value] = path
+
+    def _without_progress(self, logs: Mapping[str, Any]) -> list[Value]:
+        """The values whose score has not become better for too long."""
+        done = []
+        counts = step_counts(self.model, self.feature)
+        sign = 1 if self.mode == "max" else -1
+        for value, score in self._scores(logs, counts).items():
+            if value in self.saved or not counts.get(value):
+                continue
+            better = sign * float(score)
+            best, waited = self._best.get(value, (-float("inf"), 0))
+            if better > best + self.min_delta:
+                self._best[value] = (better, 0)
+                continue
+            # A score that is not a number is none that became better.
+            self._best[value] = (best, waited + 1)
+            if waited + 1 > self.patience:
+                done.append(value)
+        return done
+
+    def _scores(
+        self, logs: Mapping[str, Any], counts: Mapping[Value, int]
+    ) -> Mapping[Value, float]:
+        if callable(self.monitor):
+            return self.monitor(self.model)
+        start = f"{self.monitor}/{self.feature}="
+        found = {v: logs[f"{start}{v}"] for v in counts if f"{start}{v}" in logs}
+        if not found:
+            raise ValueError(
+                "`monitor` must be a score by value in the logs. Received: "
+                f"monitor={self.monitor!r}, and logs {sorted(logs)[:6]}. Put a "
+                f"`FeatureScores(data, by=[{self.feature!r}])` before this callback."
+            )
+        return found

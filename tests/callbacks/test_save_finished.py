@@ -1,0 +1,114 @@
+"""`SaveFinished`: values come to their ends one by one, and `fit` goes on."""
+
+import numpy as np
+import pytest
+from helpers.gemma import to_numpy
+from helpers.growing import DATA, Y, small
+from helpers.models import make_mlp
+
+import keras_flix
+from keras_flix.callbacks import SaveFinished
+
+USERS = {"task": ["qa", "parse"], "user": ["Ann", "ann", "bob", "cat"]}
+
+
+def model_of():
+    model = small(features=USERS, trained=False)
+    model.compile(keras_flix.LazyAdam(0.05, step_counts="value"), loss="mse")
+    return model
+
+
+def data():
+    x = {"x": DATA["x"], "task": DATA["task"]}
+    return {**x, "user": ["Ann", "ann", "bob", "bob", "ann", None]}
+
+
+def rows_of(model, user):
+    row = keras_flix.schema_of(model)["user"].id_of(user)
+    return {
+        v.path: to_numpy(v)[row] for v in model.trainable_variables if "user" in v.path
+    }
+
+
+def assert_saved(callback, model, users):
+    assert list(callback.saved) == users
+    for user in users:
+        loaded = keras_flix.load_adapters(make_mlp(), callback.saved[user])
+        assert keras_flix.schema_of(loaded)["user"].values == (user,)
+        own = rows_of(model, user)
+        for path, value in rows_of(loaded, user).items():
+            np.testing.assert_array_equal(value, own[path])
+
+
+def test_by_limits_within_an_epoch(tmp_path):
+    model = model_of()
+    limits = {"Ann": 2, "ann": 4, "*": None}
+    callback = SaveFinished(tmp_path / "users", "user", limits=limits, every=2)
+    model.fit(data(), Y, batch_size=6, epochs=5, verbose=0, callbacks=[callback])
+    expected = {"Ann": 2, "ann": 4, "bob": 5, "cat": 0}
+    assert keras_flix.step_counts(model, "user") == expected
+    assert_saved(callback, model, ["Ann", "ann"])
+    names = sorted(path.name for path in (tmp_path / "users").iterdir())
+    assert names == ["Ann.flix.safetensors", "ann-2.flix.safetensors"]
+    # They rest in later calls of `fit`, too, and are not saved again.
+    before = {path: path.read_bytes() for path in callback.saved.values()}
+    model.fit(data(), Y, verbose=0, callbacks=[callback])
+    assert_saved(callback, model, ["Ann", "ann"])
+    assert before == {path: path.read_bytes() for path in before}
+
+
+@pytest.mark.short("torch")
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_by_patience_with_a_score_of_each_value(mode, tmp_path):
+    model = model_of()
+    scores = {
+        "Ann": [1, 2, 2, 1, 9, 9],
+        "ann": [1, 2, 3, 4, 5, 6],
+        "bob": [3, 2, 4, 4.05, 4, float("nan")],
+        # Never updated: its score cannot become better, and it is not done.
+        "cat": [1, 1, 1, 1, 1, 1],
+    }
+    sign = 1 if mode == "max" else -1
+    epoch = []
+
+    def monitor(one):
+        assert one is model
+        epoch.append(0)
+        return {user: sign * s[len(epoch) - 1] for user, s in scores.items()}
+
+    callback = SaveFinished(
+        tmp_path, "user", monitor=monitor, patience=1, mode=mode, min_delta=0.1
+    )
+    model.fit(data(), Y, batch_size=6, epochs=6, verbose=0, callbacks=[callback])
+    # Ann after the fourth epoch, bob after the fifth: two in a row are no better.
+    expected = {"Ann": 4, "ann": 6, "bob": 5, "cat": 0}
+    assert keras_flix.step_counts(model, "user") == expected
+    assert_saved(callback, model, ["Ann", "bob"])
+
+
+@pytest.mark.short("torch")
+def test_scores_come_from_the_logs(tmp_path):
+    model = model_of()
+    callback = SaveFinished(tmp_path, "user", monitor="exact_match")
+    callback.set_model(model)
+    callback.on_train_begin()
+    model.train_on_batch(data(), Y)
+    for score in (0.5, 0.5):
+        callback.on_epoch_end(0, {"exact_match/user=bob": score})
+    assert list(callback.saved) == ["bob"]
+    with pytest.raises(ValueError, match="FeatureScores"):
+        callback.on_epoch_end(0, {"loss": 0.5})
+
+
+@pytest.mark.short("torch")
+def test_what_it_refuses(tmp_path):
+    for options, message in (
+        ({"mode": "best"}, "mode"),
+        ({"patience": -1}, "patience"),
+        ({"every": 0}, "every"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SaveFinished(tmp_path, "user", **options)
+    model = small(features=USERS, trained=False)
+    with pytest.raises(ValueError, match="step_counts='value'"):
+        model.fit(data(), Y, verbose=0, callbacks=[SaveFinished(tmp_path, "user")])
