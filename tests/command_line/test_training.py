@@ -99,6 +99,15 @@ def test_the_weights_are_those_of_the_library(trained):
     assert_same_tables(tables(trained / "out"), own)
 
 
+def test_it_is_one_fit_to_the_last_step(tmp_path, capsys):
+    assert main(command(tmp_path, "--score-examples", "0")) == 0
+    lines = capsys.readouterr().err.splitlines()
+    epochs = [line for line in lines if line.startswith("Epoch ")]
+    assert epochs == ["Epoch 1/3", "Epoch 2/3", "Epoch 3/3"]
+    steps = [line.split(" ")[0] for line in lines if " - loss: " in line]
+    assert steps == ["2/2", "2/2", "1/1"]
+
+
 def test_a_training_that_was_stopped_goes_on(trained, tmp_path, capsys, monkeypatch):
     begin, begun = training._Order.on_epoch_begin, []
 
@@ -124,7 +133,7 @@ def test_a_training_that_was_stopped_goes_on(trained, tmp_path, capsys, monkeypa
     assert "Received: examples '" in capsys.readouterr().err
     (tmp_path / "data.jsonl").write_text(rows)
     assert begun == [0, 1]
-    # Stopped once more, in the last round, which is shorter.
+    # Stopped once more, in the last epoch, which is shorter.
     assert main(command(tmp_path)) == 130
     assert main(command(tmp_path)) == 0
     assert begun == [0, 1, 1, 2, 2]
