@@ -144,6 +144,22 @@ def test_a_training_that_was_stopped_goes_on(trained, tmp_path, capsys, monkeypa
     ).read_text()
 
 
+def test_what_a_training_wrote_is_exported_without_its_base_being_named(
+    trained, tmp_path, capsys
+):
+    place = tmp_path / "values"
+    words = ["export", str(trained / "out"), "--values", "--output", str(place)]
+    assert main(words) == 0
+    assert (place / "index.json").is_file()
+    # Out of its folder, the file does not say where its base lies.
+    alone = tmp_path / "alone.flix.safetensors"
+    alone.write_bytes((trained / "out" / "adapters.flix.safetensors").read_bytes())
+    words = ["merge", str(alone), "--features", "task=month", "language=en"]
+    assert main([*words, "--output", str(tmp_path / "merged")]) == 2
+    assert "Received: no --preset, and no folder" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
+
+
 def refuse(*_, **__):
     raise AssertionError("the base was loaded")
 
