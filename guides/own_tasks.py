@@ -22,7 +22,7 @@
 # 4. training, and scores by task, by language and by pair;
 # 5. generating, saving, loading.
 #
-# The stored run took 64 s of processor time on one core of a busy machine, a good part
+# The stored run took 73 s of processor time on one core of a busy machine, a good part
 # of it compilation.
 #
 # In Colab, put the address of the repository into the next cell and run it.
@@ -54,12 +54,12 @@ from pathlib import Path
 
 import cldr_adapters
 import keras
-import matplotlib.pyplot as plt
 import numpy as np
+import score_map
 
 import keras_flix
 from keras_flix.evaluation import evaluate
-from keras_flix.mixtures import Dataset, Mixture
+from keras_flix.mixtures import Mixture
 
 keras.utils.set_random_seed(0)
 
@@ -75,14 +75,14 @@ SMALL = cldr_adapters.SMALL == PRESET
 # ## 1. Your examples
 #
 # One JSON object per line: a prompt, a response, and whatever is known of the example.
-# Point `DATA` at your file, and skip the cell after it, which writes one to stand in:
-# four tasks in six languages, much of it English.
+# Point `TRAIN` and `TEST` at your files, and skip the code after that, which writes two
+# to stand in: four tasks in six languages, much of it English.
 
 # %%
-DATA = OUTPUT / "own_examples.jsonl"
+TRAIN, TEST = OUTPUT / "own_train.jsonl", OUTPUT / "own_test.jsonl"
 
 # %%
-lines = []
+lines = {TRAIN: [], TEST: []}
 for task in ("long_date", "full_date", "relative_time", "currency"):
     for language in ("en", "de", "es", "ru", "hi", "ja"):
         count = 90 if language == "en" else 30
@@ -93,45 +93,26 @@ for task in ("long_date", "full_date", "relative_time", "currency"):
                 "response": response,
                 "task": task,
                 "language": language,
-                "split": "train" if i < count else "test",
             }
-            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-DATA.write_text("".join(lines), encoding="utf-8")
-print(*lines[:: len(lines) // 7], sep="", end="")
+            text = json.dumps(line, ensure_ascii=False) + "\n"
+            lines[TRAIN if i < count else TEST].append(text)
+for path, found in lines.items():
+    path.write_text("".join(found), encoding="utf-8")
+print(*lines[TRAIN][:: len(lines[TRAIN]) // 7], sep="", end="")
 
 # %% [markdown]
 # ## 2. A mixture
 #
-# A `Dataset` holds examples with the same features, a `Mixture` several datasets. The
+# One line makes a mixture of a file. (Names other than these: `prompt=`, `response=`,
+# `features=`. [Hugging Face datasets](hugging_face_datasets.ipynb), CSV and DataFrames
+# have constructors, too.) Examples with the same features become one dataset of it. The
 # temperature sets how often each is drawn: 1 goes by size, so English three times as
-# often as any other language here; higher ones are more even. (Written out here, to
-# show what a mixture is. Of a file without a column of splits,
-# `Mixture.from_jsonl(DATA, temperature=3.0)` makes it in one line.)
+# often as any other language here; higher ones are more even.
 
 # %%
-examples = [json.loads(line) for line in DATA.read_text("utf-8").splitlines()]
-
-
-def mixture_of(split):
-    groups = {}
-    for example in examples:
-        if example["split"] == split:
-            pair = example["task"], example["language"]
-            groups.setdefault(pair, []).append(example)
-    datasets = [
-        Dataset(
-            {"task": task, "language": language},
-            {
-                "prompts": [example["prompt"] for example in group],
-                "responses": [example["response"] for example in group],
-            },
-        )
-        for (task, language), group in groups.items()
-    ]
-    return Mixture(datasets, temperature=3.0)
-
-
-everything, test = mixture_of("train"), mixture_of("test")
+everything = Mixture.from_jsonl(TRAIN, temperature=3.0)
+test = Mixture.from_jsonl(TEST)
+print(everything)
 for dataset, share in zip(everything.datasets[:3], everything.probabilities):
     print(dict(dataset.features), f"{len(dataset)} examples, drawn {share:.1%}")
 
@@ -214,23 +195,13 @@ for name, pairs in (("seen", both.keys() - held_out), ("held-out", held_out)):
     print(f"{np.mean([both[pair] for pair in pairs]):.1f} % on {name} pairs")
 
 # %%
-tasks, languages = schema["task"].values, schema["language"].values
-grid = np.array([[both[t, v] for v in languages] for t in tasks])
-figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
-image = axes.imshow(grid, cmap="viridis", vmin=0, vmax=100, aspect="auto")
-for row, task in enumerate(tasks):
-    for column, language in enumerate(languages):
-        value = grid[row, column]
-        color = "black" if value > 60 else "white"
-        axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=color)
-        if (task, language) in held_out:
-            corner = (column - 0.46, row - 0.46)
-            frame = plt.Rectangle(corner, 0.92, 0.92, fill=False, edgecolor="red", lw=2)
-            axes.add_patch(frame)
-axes.set_xticks(range(len(languages)), languages)
-axes.set_yticks(range(len(tasks)), tasks)
-axes.set_title("Exact match in %; red: never trained on")
-figure.colorbar(image, ax=axes)
+figure = score_map.draw(
+    scores.by("task", "language"),
+    schema["task"].values,
+    schema["language"].values,
+    held_out,
+    title="Exact match; red frames: never trained on",
+)
 figure.savefig(OUTPUT / "own_tasks.png", dpi=110)
 
 # %% [markdown]

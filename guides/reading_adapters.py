@@ -21,7 +21,7 @@
 # in 18 languages. Their languages come from seven families. Training was never told
 # of families: does the file know about them?
 #
-# The stored run took 35 s of processor time on one core of a busy machine.
+# The stored run took 38 s of processor time on one core of a busy machine.
 #
 # In Colab, put the address of the repository into the next cell and run it.
 # In a checkout with

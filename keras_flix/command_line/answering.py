@@ -19,6 +19,18 @@ from keras_flix.files.saving import load_adapters
 
 TAKEN = ("preset", "dtype", "template", "prompt", "response", "sequence_length")
 """What a folder of `train` says about its adapters, unless the command line does."""
+NO_BASE = (
+    "Adapters need the base that they were trained on. Received: no --preset, and no "
+    "folder that `train` wrote. Add one."
+)
+
+
+def trained_with(folder: Path) -> dict[str, Any]:
+    """The settings of `TAKEN` in a folder that `train` wrote; none in another one."""
+    if not (folder / SETTINGS).is_file():
+        return {}
+    given = read_config(str(folder / SETTINGS))
+    return {n: parsed(n, *given[n]) for n in TAKEN if n in given}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,18 +54,14 @@ class Adapted:
         """What a command line asks for: a file, or a folder that `train` wrote."""
         file, settings = arguments.file, {n: OPTIONS[n].default for n in TAKEN}
         if (Path(file) / SETTINGS).is_file():
-            given = read_config(str(Path(file) / SETTINGS))
-            settings |= {n: parsed(n, *given[n]) for n in TAKEN if n in given}
+            settings |= trained_with(Path(file))
             file = str(Path(file) / ADAPTERS)
         for name in TAKEN:
             text = getattr(arguments, name, None)
             if text is not None:
                 settings[name] = parsed(name, [text], OPTIONS[name].flag)
         if settings["preset"] is None:
-            raise ValueError(
-                "Adapters need the base that they were trained on. Received: no "
-                "--preset, and no folder that `train` wrote. Add one."
-            )
+            raise ValueError(NO_BASE)
         schema = read_adapters(file).schema
         return cls(file, settings, schema, arguments.any_base)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import keras
 
 from keras_flix._utils.atomic_directories import check_new, new_directory
+from keras_flix.command_line.answering import NO_BASE, trained_with
 from keras_flix.command_line.bases import load_base
 from keras_flix.command_line.combinations import parse_features
 from keras_flix.command_line.output import Answer, progress
@@ -22,6 +24,7 @@ from keras_flix.models.merge import merge_features
 def merge(arguments: argparse.Namespace) -> Answer:
     """One combination of values as a plain preset."""
     check_new(arguments.output)
+    _find_base(arguments)
     schema = read_adapters(arguments.file).schema
     combination = parse_features(schema, arguments.features)
     with progress(3) as begin:
@@ -52,6 +55,7 @@ def export(arguments: argparse.Namespace) -> Answer:
             f"--format {arguments.format} with {chosen[0]}. Pass --values."
         )
     check_new(arguments.output)
+    _find_base(arguments)
     schema = read_adapters(arguments.file).schema
     combination = None
     if chosen == ["--features"]:
@@ -79,6 +83,16 @@ def export_base(arguments: argparse.Namespace) -> Answer:
             model, arguments.output, context_length=arguments.context_length
         )
     return _written(arguments, "exported", None, "the base")
+
+
+def _find_base(arguments: argparse.Namespace) -> None:
+    """Takes the base from the folder that `train` wrote, unless it is typed."""
+    if arguments.preset is None:
+        found = trained_with(Path(arguments.file).parent)
+        if found.get("preset") is None:
+            raise ValueError(NO_BASE)
+        arguments.preset = found["preset"]
+        arguments.dtype = arguments.dtype or found.get("dtype")
 
 
 def _adapted(arguments: argparse.Namespace, begin: Any) -> keras.Model:

@@ -81,9 +81,6 @@ def _add_model_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     """Adds the commands that load a base."""
     preset = argparse.ArgumentParser(add_help=False)
     preset.add_argument(
-        "--preset", required=True, help="the base, as KerasHub names it"
-    )
-    preset.add_argument(
         "--class",
         dest="model_class",
         default="CausalLM",
@@ -93,6 +90,10 @@ def _add_model_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     preset.add_argument("--dtype", help="of the base, such as bfloat16")
     base = argparse.ArgumentParser(add_help=False)
     base.add_argument("file", type=adapter_file, help=FILE)
+    base.add_argument(
+        "--preset",
+        help="the base, as KerasHub names it (default: what `train` wrote beside FILE)",
+    )
     base.add_argument("--output", required=True, help="a new or empty folder")
     add_features(base)
     base.add_argument(
@@ -124,6 +125,7 @@ def _add_model_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         parents=[preset, common],
         help="the base as GGUF, for llama.cpp's server",
     )
+    three.add_argument("--preset", required=True, help="the base, as KerasHub names it")
     three.add_argument("--output", required=True, help="a file")
     three.add_argument(
         "--context-length", type=int, help="of a prompt with its answer, in tokens"

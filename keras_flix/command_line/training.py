@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -84,9 +83,8 @@ def _train(
     compile_model(model, steps, settings["learning_rate"])
     if folder.begin(begun):
         say("going on where it was stopped")
-    rounds = Rounds(steps, min(settings["backup_steps"] or epoch, steps))
     try:
-        _fit(model, parts, settings, rounds, folder)
+        _fit(model, parts, settings, steps, settings["backup_steps"] or epoch, folder)
     except KeyboardInterrupt:
         say("stopped; the same command goes on from the last backup")
         raise
@@ -147,62 +145,59 @@ def compile_model(model: Any, steps: int, learning_rate: float) -> None:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Rounds:
-    """The steps of a training, in rounds with a backup after each.
+class _Order(keras.callbacks.Callback):
+    """What an epoch draws follows from its number, also where training goes on.
 
-    Attributes:
-        steps: Of the training.
-        size: Steps of a round; the last one may have fewer.
-
-    >>> list(Rounds(10, 4))
-    [(0, 2, 4), (2, 3, 2)]
+    Args:
+        batches: What is trained on.
+        steps: Where training ends, which may be within an epoch. What is drawn until
+            then does not depend on what would follow.
+        bar: Is told how many steps an epoch has; it must come later.
     """
 
-    steps: int
-    size: int
-
-    def __iter__(self) -> Any:
-        """For each call of `fit`: first and last epoch, and steps of each."""
-        full, rest = divmod(self.steps, self.size)
-        yield 0, full, self.size
-        if rest:
-            yield full, full + 1, rest
-
-
-class _Order(keras.callbacks.Callback):
-    """What an epoch draws follows from its number, also where training goes on."""
-
-    def __init__(self, batches: DrawnBatches) -> None:
+    def __init__(
+        self, batches: DrawnBatches, steps: int, bar: keras.callbacks.ProgbarLogger
+    ) -> None:
         super().__init__()
         self.batches = batches
+        self.steps = steps
+        self.bar = bar
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.batches.ends = epoch + 1
+        self.left = self.steps - epoch * len(self.batches)
+        self.bar.target = min(self.left, len(self.batches))
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if batch + 1 == self.left:
+            self.model.stop_training = True
 
 
 def _fit(
     model: Any,
     parts: Parts,
     settings: dict[str, Any],
-    rounds: Rounds,
+    steps: int,
+    backup_steps: int,
     folder: RunFolder,
 ) -> None:
-    size = settings["batch_size"]
-    validation = None if parts.validation is None else parts.validation.inputs()
-    for first, last, steps in rounds:
-        batches: Any = parts.train.batches(size, steps, settings["seed"])
-        backup = BackupAndRestore(folder.backups, delete_checkpoint=False)
-        model.fit(
-            batches,
-            epochs=last,
-            initial_epoch=first,
-            validation_data=validation,
-            shuffle=False,
-            # A bar that moves, or a line per epoch in a file.
-            verbose=1 if sys.stdout.isatty() else 2,
-            callbacks=[backup, _Order(batches)],
-        )
+    """Trains so many steps, with a backup after each `backup_steps` and at the end."""
+    batches: Any = parts.train.batches(
+        settings["batch_size"], min(backup_steps, steps), settings["seed"]
+    )
+    backup = BackupAndRestore(folder.backups, delete_checkpoint=False)
+    bar = keras.callbacks.ProgbarLogger()
+    model.fit(
+        batches,
+        epochs=-(-steps // len(batches)),
+        validation_data=(
+            None if parts.validation is None else parts.validation.inputs()
+        ),
+        shuffle=False,
+        # A bar that moves, or a line per epoch in a file.
+        verbose=1 if sys.stdout.isatty() else 2,
+        callbacks=[backup, _Order(batches, steps, bar), bar],
+    )
 
 
 def _scores(model: Any, parts: Parts, settings: dict[str, Any]) -> dict[str, Scores]:

@@ -99,6 +99,15 @@ def test_the_weights_are_those_of_the_library(trained):
     assert_same_tables(tables(trained / "out"), own)
 
 
+def test_it_is_one_fit_to_the_last_step(tmp_path, capsys):
+    assert main(command(tmp_path, "--score-examples", "0")) == 0
+    lines = capsys.readouterr().err.splitlines()
+    epochs = [line for line in lines if line.startswith("Epoch ")]
+    assert epochs == ["Epoch 1/3", "Epoch 2/3", "Epoch 3/3"]
+    steps = [line.split(" ")[0] for line in lines if " - loss: " in line]
+    assert steps == ["2/2", "2/2", "1/1"]
+
+
 def test_a_training_that_was_stopped_goes_on(trained, tmp_path, capsys, monkeypatch):
     begin, begun = training._Order.on_epoch_begin, []
 
@@ -124,7 +133,7 @@ def test_a_training_that_was_stopped_goes_on(trained, tmp_path, capsys, monkeypa
     assert "Received: examples '" in capsys.readouterr().err
     (tmp_path / "data.jsonl").write_text(rows)
     assert begun == [0, 1]
-    # Stopped once more, in the last round, which is shorter.
+    # Stopped once more, in the last epoch, which is shorter.
     assert main(command(tmp_path)) == 130
     assert main(command(tmp_path)) == 0
     assert begun == [0, 1, 1, 2, 2]
@@ -133,6 +142,22 @@ def test_a_training_that_was_stopped_goes_on(trained, tmp_path, capsys, monkeypa
     assert (folder / "scores.json").read_text() == (
         trained / "out" / "scores.json"
     ).read_text()
+
+
+def test_what_a_training_wrote_is_exported_without_its_base_being_named(
+    trained, tmp_path, capsys
+):
+    place = tmp_path / "values"
+    words = ["export", str(trained / "out"), "--values", "--output", str(place)]
+    assert main(words) == 0
+    assert (place / "index.json").is_file()
+    # Out of its folder, the file does not say where its base lies.
+    alone = tmp_path / "alone.flix.safetensors"
+    alone.write_bytes((trained / "out" / "adapters.flix.safetensors").read_bytes())
+    words = ["merge", str(alone), "--features", "task=month", "language=en"]
+    assert main([*words, "--output", str(tmp_path / "merged")]) == 2
+    assert "Received: no --preset, and no folder" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
 
 
 def refuse(*_, **__):

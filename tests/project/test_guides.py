@@ -4,6 +4,7 @@ Without `--full`, only the quickstart runs, and those of `QUICK` on one backend:
 others train, read and export adapters as other tests do.
 """
 
+import doctest
 import importlib.util
 import os
 import re
@@ -315,6 +316,14 @@ def test_what_to_start_with_is_what_the_command_starts_with():
     assert f"`global_clipnorm={start.clipnorm}`" in section
     batch = f"{start.batch_size} examples, {start.epochs} times as many as there are"
     assert batch in section
+
+
+def test_error_bars_are_what_their_examples_say():
+    spec = importlib.util.spec_from_file_location("intervals", GUIDES / "intervals.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    failed, tried = doctest.testmod(module)
+    assert not failed and tried >= 3
 
 
 def test_figures_can_be_read_on_a_dark_page():

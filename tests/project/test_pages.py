@@ -6,6 +6,7 @@ here (a large preset, a hub, eight devices) is stood in for, by `STAND_INS`.
 """
 
 import doctest
+import json
 import re
 import shlex
 from pathlib import Path
@@ -70,6 +71,16 @@ def before_any(names, monkeypatch):
     return {"gemma": compiled(names["make_gemma"]()), "keras_flix": keras_flix}
 
 
+def before_jsonl(names, monkeypatch):
+    pairs = [(task, name) for task in ("qa", "parse") for name in ("sw", "yo")]
+    rows = [
+        {"prompt": "a ", "response": "b", "task": t, "language": n} for t, n in pairs
+    ]
+    lines = [json.dumps(row) + "\n" for row in rows * 4]
+    Path("examples.jsonl").write_text("".join(lines))
+    return before_any(names, monkeypatch)
+
+
 def before_growing(names, monkeypatch):
     rows = {"prompts": ["a b"], "responses": ["c"], "task": ["qa"], "language": ["sw"]}
     unseen = keras_flix.mixtures.Mixture(rows, features=["task", "language"])
@@ -109,7 +120,7 @@ def before_ddp(names, monkeypatch):
 
 STAND_INS = {
     "keras_flix.enable_flix(\n    gemma,\n    features=[": before_any,
-    "from keras_flix.evaluation import": before_any,
+    "from keras_flix.evaluation import": before_jsonl,
     "keras_flix.add_values": before_growing,
     "keras_flix.set_learning_rates": before_growing,
     "keras_flix.save_adapters": before_files,

@@ -18,6 +18,8 @@ from keras_flix.models.adapted.trained_base import heads
 
 LARGE = 1_000_000
 """Adapters of fewer parameters are updated in no time, whatever the optimizer."""
+BATCH = 128
+"""How many values of a feature a batch may have: what is beyond them lies idle."""
 
 
 def moves_absent(optimizer: Any, seen: bool) -> bool:
@@ -45,16 +47,21 @@ def moves_absent(optimizer: Any, seen: bool) -> bool:
 
 
 def large_adapters(model: Any) -> str:
-    """What to say of adapters that are larger than the base; empty if they are not."""
+    """What to say of adapters that are larger than the base; empty if they are not.
+
+    Those that batches use anyway count for nothing: no optimizer could leave them out.
+    """
     if getattr(getattr(model, "optimizer", None), "takes_row_gradients", False):
         return ""
-    adapters = 0
+    adapters = idle = 0
     for table in model._adaptation.tables():
-        adapters += math.prod(table.variable.shape)
+        values, *shape = table.variable.shape
+        adapters += values * math.prod(shape)
+        idle += max(0, values - BATCH) * math.prod(shape)
     if adapters < LARGE:
         return ""
     base = sum([math.prod(v.shape) for v in model.weights]) - adapters
-    if adapters <= base:
+    if idle <= base:
         return ""
     return (
         f"The adapters are larger than the base ({adapters:,} and {base:,} parameters)"

@@ -130,6 +130,8 @@ def test_where_nothing_else_would_move_nothing_is_said():
 @pytest.mark.short("torch")
 def test_adapters_larger_than_the_base(monkeypatch):
     monkeypatch.setattr(optimizer_advice, "LARGE", 100)
+    assert said(small(trained=False), DATA) == [], "a batch has all values"
+    monkeypatch.setattr(optimizer_advice, "BATCH", 1)
     model = small(trained=False)
     (text,) = said(model, DATA)
     assert text == (
