@@ -14,6 +14,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import importlib.metadata
 import itertools
 import pathlib
 import statistics
@@ -40,10 +41,10 @@ METHOD = (
     "All requests of a round, spread evenly over the combinations; servers get as many "
     "at a time as a server has slots. Arms take turns in rounds, every other round in "
     "reverse order, after one round to warm up. Requests per second are those of a "
-    "round over the median of its seconds. The first token is that of the answer, from "
-    "when the request is sent, the median over requests and rounds: `first_token` under "
-    "that load, `first_token_alone` with one request at a time; `generate` streams "
-    "nothing, and gives all tokens at the end. Memory is of the servers' processes "
+    "round over the median of its seconds. The first token is that of the answer, "
+    "from when the request is sent, the median over requests and rounds: "
+    "`first_token` under that load, `first_token_alone` with one request at a time; "
+    "`generate` streams nothing, and gives all tokens at the end. Memory is of the servers' processes "
     "after the rounds (PSS, so what they share is counted once), without the client. "
     "llama.cpp is in float16, KerasHub in float32; its memory is not compared."
 )
@@ -271,6 +272,7 @@ def main() -> None:
         "arms": ARMS,
         "load": dataclasses.asdict(load),
         "slots": SLOTS,
+        "xllamacpp": importlib.metadata.version("xllamacpp"),
         "rounds": options.rounds,
         "model": {
             "class": type(model).__name__,
