@@ -44,7 +44,8 @@ METHOD = (
     "round over the median of its seconds. The first token is that of the answer, "
     "from when the request is sent, the median over requests and rounds: "
     "`first_token` under that load, `first_token_alone` with one request at a time; "
-    "`generate` streams nothing, and gives all tokens at the end. Memory is of the servers' processes "
+    "`generate` streams nothing, and gives all tokens at the end. Memory is of the "
+    "servers' processes "
     "after the rounds (PSS, so what they share is counted once), without the client. "
     "llama.cpp is in float16, KerasHub in float32; its memory is not compared."
 )
