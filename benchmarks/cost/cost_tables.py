@@ -21,6 +21,10 @@ FLOOR_GOAL, PEER_GOAL, VALUES_GOAL = 1.1, 1.0, 1.1
 """The highest medians that are no misses; that of values holds up to 512."""
 
 PEER_COLUMNS = ["Step, s", "Tokens/s", "Over its floor", "FLix / arm"]
+SERVED = {
+    "values": "llama.cpp, a file per value",
+    "merged": "llama.cpp, a merged model per combination",
+}
 VALUES = (2, 8, 64, 512, 1024, 4096)
 FLOOR_OF = {"lora": "floor", "flix": "floor"}
 KERNELS = (
@@ -225,11 +229,39 @@ def kernels() -> str:
     return table(head + [f"`{name}`" for name in KERNELS], rows) if rows else ""
 
 
+def serving() -> str:
+    """Servers and `generate`, by the number of combinations."""
+    rows: list[list[str]] = []
+    for backend, title in BACKENDS.items():
+        result = load_one(f"serving_{backend}") or {"cases": []}
+        for case in result["cases"]:
+            for name, speed in case["requests_per_second"].items():
+                arm = f"{title} `generate`" if name == "keras" else SERVED[name]
+                first = [
+                    f"{1000 * case[key][name]:.0f}" if name in case[key] else "–"
+                    for key in ("first_token_alone", "first_token")
+                ]
+                memory = case["mebibytes"].get(name)
+                rows.append(
+                    [
+                        f"{case['combinations']}",
+                        arm,
+                        f"{speed:.2f}",
+                        ratio(case["ratios"], f"values / {name}"),
+                        *first,
+                        "–" if memory is None else f"{memory}",
+                    ]
+                )
+    head = ["Combinations", "Arm", "requests per second", "time of files / arm"]
+    head += ["first token alone, ms", "under load, ms", "MiB"]
+    return table(head, rows) if rows else ""
+
+
 def environments() -> str:
     """One line per result on what it was measured with."""
     lines = []
     names = ("train_step_*", "values_*", "many_values_*", "many_users_*")
-    names += ("footprint_*", "generation_*", "kernels_*")
+    names += ("footprint_*", "generation_*", "kernels_*", "serving_*")
     for result in (r for name in names for r in load(name)):
         header = result["environment"]
         versions = ", ".join(f"{k} {v}" for k, v in header["versions"].items())
@@ -249,6 +281,7 @@ TABLES = {
     "kernels": kernels,
     "many_values": many_values,
     "many_users": many_users,
+    "serving": serving,
     "values_gpu": values_on_accelerator,
     "gpu": lambda: (
         training_steps(on_accelerator=True) or "Not run: no GPU was at hand.\n"

@@ -1,5 +1,7 @@
 """Gemma 4 whose tokens an assistant drafts: the same answers, whoever is adapted."""
 
+import contextlib
+
 import keras
 import keras_hub
 import numpy as np
@@ -53,6 +55,15 @@ def generate(model, assistant=None, **ids):
     return to_numpy(found["token_ids"])
 
 
+def untraced():
+    """Where JAX compiles nothing, loops included."""
+    if keras.backend.backend() != "jax":
+        return contextlib.nullcontext()
+    import jax
+
+    return jax.disable_jit()
+
+
 @pytest.mark.short("torch", "jax")
 @pytest.mark.support("Tasks", "Gemma 4 with an assistant that drafts")
 def test_greedy_answers_are_those_without_an_assistant():
@@ -85,6 +96,10 @@ def test_what_drafting_compiled_does_not_outlive_a_change():
 
 
 @pytest.mark.short("torch")
+@pytest.mark.skipif(
+    keras.backend.backend() == "tensorflow",
+    reason="its loop is a graph, in which a draft cannot be read; answers are compared",
+)
 def test_an_adapted_assistant_drafts_by_each_prompts_features(monkeypatch):
     model = make_target()
     adapted = adapted_assistant(keras_flix.schema_of(model))
@@ -99,7 +114,9 @@ def test_an_adapted_assistant_drafts_by_each_prompts_features(monkeypatch):
             return outputs
 
         monkeypatch.setattr(type(assistant), "call_with_cache", noted)
-        generate(model, assistant, **IDS)
+        # Numbers, not what a backend traces.
+        with untraced():
+            generate(model, assistant, **IDS)
         monkeypatch.undo()
         return drafts[0]
 
