@@ -74,6 +74,7 @@ from keras_flix._compat.optimizer_state import (
     innermost as innermost,
     regrow_optimizer as regrow_optimizer,
     resize_variable as resize_variable,
+    trained_by as trained_by,
 )
 from keras_flix._compat.processes import (
     is_split as is_split,

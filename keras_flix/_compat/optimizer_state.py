@@ -22,6 +22,11 @@ COUNTS = ("_value_counts", "_value_limits")
 its variables, in which all tables of a feature have the same one, and others `None`."""
 
 
+def trained_by(optimizer: Any) -> list[keras.Variable]:
+    """The variables that a built optimizer updates."""
+    return optimizer._trainable_variables
+
+
 def resize_variable(variable: keras.Variable, value: np.ndarray) -> None:
     """Gives a variable a value of another shape; it stays the same object.
 

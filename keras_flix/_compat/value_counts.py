@@ -149,7 +149,7 @@ def counted(
             held[id(count)] = (count, limit)
             table = optimizer._trainable_variables[index]
             by_count.setdefault(id(count), []).append((gradient, table))
-    found = {}
+    found: dict[int, Any] = {}
     with eager_ops.no_gradient():
         for key, parts in by_count.items():
             count, limit = held[key]

@@ -210,7 +210,7 @@ def _individual_languages() -> dict[str, str]:
     """By macrolanguage, the language that CLDR takes for it, such as `cmn` for `zh`."""
     core = needed("babel.core", "A distance of languages", "languages")
     aliases = core.get_global("language_aliases")
-    individual = {}
+    individual: dict[str, str] = {}
     for old, new in aliases.items():
         # The others are older or longer codes of the very same.
         qq = needed("qq", "A distance of languages", "languages")

@@ -111,12 +111,15 @@ class RowScope:
         ]
 
     def with_tables(self, trained: Sequence[Any]) -> list[Any]:
-        """Values of the trained variables, the tables' own among them.
+        """Values of the trained variables, the tables' own among them."""
+        return self._exchanged(trained, "table")
 
-        What is looked up goes by `take`. A loss that reads a table itself would get no
-        gradient of it, and raises.
+    def differentiable(self, trained: Sequence[Any]) -> list[Any]:
+        """The same for a step's loss, which gets what it looks up by `take`.
+
+        One that reads a table itself would have no gradient of it, so it raises.
         """
-        values = self._exchanged(trained, "table")
+        values = self.with_tables(trained)
         for one in self.used.values():
             values[one.position] = _compat.without_gradient(
                 one.table, trained[one.position], READ_BY_A_LOSS

@@ -214,7 +214,7 @@ def adapt_layers(
         own = own_ranks[key]
         check_ranks(layer, [schema[n].with_rank(own.get(n)) for n in names[key]])
     known = known_orders(model, schema, walk)
-    orders = orders_by_path(layers, known, schema) | (rows or {})
+    orders = {**orders_by_path(layers, known, schema), **(rows or {})}
     readers = readers_of(layers, walk)
     verified = try_out(model, layers, orders, readers)
     flags = list(_compat.flags_of([model, *inner]))

@@ -34,7 +34,7 @@ class LazyOptimizer(_compat.LazyRows):
     def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
         scope = current_row_scope()
         if scope is not None and scope.taken:
-            variables = trainable_variables or self._trainable_variables
+            variables = trainable_variables or _compat.trained_by(self)
             grads = scope.taken_gradients(grads, variables)
         return super().apply(grads, trainable_variables)
 

@@ -394,11 +394,12 @@ def test_models_that_share_features_and_the_base():
         np.testing.assert_array_equal(predict(looks), expected)
         with keras_flix.adapters_disabled(model):
             base = predict(model)
-    np.testing.assert_array_equal(base, predict(model, task=None, language=None))
+    # What a backend compiles for other inputs may round otherwise.
+    expected = predict(model, task=None, language=None)
+    np.testing.assert_allclose(base, expected, rtol=1e-5, atol=1e-7)
     set_default_features(looks, {"task": "qa", "language": "sw"})
-    np.testing.assert_array_equal(
-        predict(model), predict(model, task="qa", language="sw")
-    )
+    expected = predict(model, task="qa", language="sw")
+    np.testing.assert_allclose(predict(model), expected, rtol=1e-5, atol=1e-7)
 
 
 class Takes(keras.Model):

@@ -100,5 +100,5 @@ class RowGradients(_compat.Mixin):
             return super().compute_loss_and_updates(trained, *args, **kwargs)
         with row_scope(scope.differentiated(trained)):
             return super().compute_loss_and_updates(
-                scope.with_tables(trained), *args, **kwargs
+                scope.differentiable(trained), *args, **kwargs
             )
