@@ -259,9 +259,7 @@ class LazyRows(Mixin):
             ones = (1,) * (len(gradient.shape) - 1)
             factors = np.concatenate(rows).reshape(-1, *ones)
         own_rate = ops.cast(rate, gradient.dtype)
-        steps = (
-            Steps.joined([p.steps for p in parts if p.steps]) if self._steps else None
-        )
+        steps = Steps.joined([part.steps for part in parts])
         new = self._where_active(gradient, own_rate, old, factors, steps)
         for held, one in zip(lists, new):
             eager_ops.assign_parts(held, one, lengths)

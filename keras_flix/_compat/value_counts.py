@@ -52,12 +52,15 @@ class Steps(NamedTuple):
         return Steps(*(eager_ops.reshape(one, (-1, *ones)) for one in self))
 
     @staticmethod
-    def joined(parts: Sequence[Steps]) -> Steps:
-        """Those of several tables, one after the other."""
-        return Steps(*(eager_ops.concatenate(one, 0) for one in zip(*parts)))
+    def joined(parts: Sequence[Steps | None]) -> Steps | None:
+        """Those of several tables, one after the other, if they are counted."""
+        known = [part for part in parts if part is not None]
+        if not known:
+            return None
+        return Steps(*(eager_ops.concatenate(one, 0) for one in zip(*known)))
 
 
-def steps_at(parts: Sequence[Any]) -> Steps:
+def steps_at(parts: Sequence[Any]) -> Steps | None:
     """The steps of the rows of tables, one after the other.
 
     Args:

@@ -57,7 +57,7 @@ def use_features(
     ...     stated = model.predict(batch, verbose=0)
     ...     english = model.predict({"x": batch, "language": "en"}, verbose=0)
     >>> with use_features(model, {"task": "qa", "language": {"sw": 0.5}}):
-    ...     half = model.predict(batch, verbose=0)
+    ...     half = model(batch)
     """
     adaptation = adaptation_of(model, sharing=True)
     schema = adaptation.schema
