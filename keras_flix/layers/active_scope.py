@@ -86,8 +86,7 @@ class Routing:
             weights = {f.name: as_dropout(f.dropout or 0.0).weight for f in schema}
         trained = trained or {}
         active = {}
-        # What is always active has no ids, unless it may be dropped.
-        for feature in schema.routed if dropout_seed is None else schema:
+        for feature in schema.features:
             name = feature.name
             if name not in ids:
                 continue

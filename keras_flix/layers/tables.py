@@ -136,12 +136,16 @@ class Tables:
             found = []
             for feature in self.schema.features:
                 if feature.name in self.variables:
-                    own = self.feature(feature.name)
+                    own = feature
+                    relative: float | np.ndarray = 1.0
+                    if feature.name in self.ranks:
+                        own = self.feature(feature.name)
+                        relative = relative_scale(own, feature)
                     tables = FeatureTables(
                         feature.name,
                         *self.variables[feature.name],
                         scale=own.common_scale,
-                        relative=relative_scale(own, feature),
+                        relative=relative,
                         shared=feature.always,
                         trains=not feature.always or feature.name not in self.trained(),
                     )
