@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import keras
 
+from keras_flix import _compat
 from keras_flix._utils.file_names import file_names
 from keras_flix.features.feature import Value
 from keras_flix.files.adapter_file import SUFFIX, write_adapters
@@ -32,9 +34,9 @@ class SaveFinished(keras.callbacks.Callback):
 
     - by `limits`, with so many updates of its own: exactly, since the step itself
       stops there, however often this callback looks;
-    - by `monitor`, once its score has not become better for `patience` scores in a
-      row. What is saved is the value as it is then. A value counts from its first
-      score after its first update.
+    - by `monitor`, once its score has not become better for more than `patience`
+      epochs in a row. What is saved is the value as it is then. A value counts from
+      its first score after its first update.
 
     What is done stays bit-identical, see `limit_steps`. Its file holds the value alone,
     for `update_from`, or with all other features as they are then: see `save_values`.
@@ -49,7 +51,8 @@ class SaveFinished(keras.callbacks.Callback):
         monitor: The name of a score that a `FeatureScores` earlier in the list logs,
             such as `"exact_match"`; or a function of the model, called after each
             epoch, whose dict has scores by value. Values that it leaves out wait.
-        patience: For so many scores, a value may be no better.
+        patience: For so many epochs, a value may be no better. A `FeatureScores` with
+            `every=n` repeats its scores in between, so take `n` times as many.
         mode: `"max"` if higher scores are better, `"min"` if lower ones are.
         min_delta: By more than this, a better score must be better.
         others: Whether files hold the other features, too.
@@ -58,7 +61,8 @@ class SaveFinished(keras.callbacks.Callback):
 
     Attributes:
         saved: By value, the path of its file, in the order in which they were done. It
-            goes on over several calls of `fit`.
+            goes on over several calls of `fit` with this callback; another one, as
+            after a restart, saves anew what has reached its limits.
 
     Raises:
         ValueError: Here or when training begins, if an argument does not fit.
@@ -109,6 +113,10 @@ class SaveFinished(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         if self.limits is not None:
             limit_steps(self.model, {self.feature: self.limits})
+            known = adaptation_of(self.model).schema[self.feature].values
+            # What ended by its score before rests on.
+            if rest := dict.fromkeys(set(self.saved) & set(known), 0):
+                limit_steps(self.model, {self.feature: rest})
         # Raises before an epoch of training, not after.
         self._save(reached_limits(self.model, self.feature))
 
@@ -137,8 +145,9 @@ class SaveFinished(keras.callbacks.Callback):
             ]
             (name,) = file_names([str(value)], "value", taken)
             path = self.directory / f"{name}{SUFFIX}"
-            chosen = {self.feature: [value]}
-            write_adapters(some_values(adapters, chosen, self.others), path)
+            found = some_values(adapters, {self.feature: [value]}, self.others)
+            write = functools.partial(write_adapters, found, path)
+            _compat.written_once(write, _compat.is_split(self.model.variables))
             self.saved[value] = path
 
     def _without_progress(self, logs: Mapping[str, Any]) -> list[Value]:

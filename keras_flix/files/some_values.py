@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import keras
 import numpy as np
 
+from keras_flix import _compat
 from keras_flix.features.feature import Feature, Value
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_file import (
@@ -51,6 +52,8 @@ def save_values(
     Raises:
         ValueError: If a feature or a value is not the model's. Nothing is written then.
 
+    Where layouts split a model across processes, it goes as `save_adapters` does.
+
     Example:
 
     >>> import pathlib, tempfile
@@ -63,7 +66,10 @@ def save_values(
     ('ann',)
     """
     path = checked_path(path)
-    write_adapters(some_values(adapters_of(model), values, others), path)
+    found = some_values(adapters_of(model), values, others)
+    _compat.written_once(
+        lambda: write_adapters(found, path), _compat.is_split(model.variables)
+    )
 
 
 def some_values(
@@ -73,13 +79,16 @@ def some_values(
     schema, tables = adapters.schema, dict(adapters.tables)
     for name, chosen in values.items():
         known = checked_feature(adapters.schema, name)
-        kept = checked_values(known, chosen)
+        kept = set(checked_values(known, chosen))
         gone = [value for value in known.values if value not in kept]
         narrow = without_values(known, gone) if gone else known
         schema = replaced(schema, narrow)
         for layer in adapters.layers_of(name):
             names = table_names(layer, name)
-            tables |= zip(names, _rows(tables, names, known, narrow), strict=True)
+            own = narrow.with_rank(adapters.ranks.get(name, {}).get(layer))
+            width = max(own.ranks) * adapters.experts.get(layer, 1)
+            parts = _rows(tables, names, known, narrow, width)
+            tables |= zip(names, parts, strict=True)
     found = dataclasses.replace(adapters, schema=schema, tables=tables)
     return found if others else _of_features(found, list(values))
 
@@ -97,6 +106,8 @@ def _of_features(adapters: Adapters, names: Sequence[str]) -> Adapters:
         tables={name: t for name, t in adapters.tables.items() if name in kept},
         rows={name: rows for name, rows in adapters.rows.items() if name in used},
         places={n: paths for n, paths in places.items() if len(paths) < len(layers)},
+        ranks={name: own for name, own in adapters.ranks.items() if name in names},
+        experts={path: n for path, n in adapters.experts.items() if path in used},
     )
 
 
@@ -105,9 +116,10 @@ def _rows(
     names: tuple[str, str],
     known: Feature,
     narrow: Feature,
+    width: int,
 ) -> list[np.ndarray]:
-    """The rows of a feature's tables in one layer, as wide as their ranks."""
-    rows, width = [known.id_of(value) for value in narrow.values], max(narrow.ranks)
+    """The rows of a feature's tables in one layer, as wide as their ranks there."""
+    rows = [known.id_of(value) for value in narrow.values]
     a, b = (tables[name] for name in names)
     parts = a[rows][:, :, :width], b[rows][:, :width]
     return [np.ascontiguousarray(part) for part in parts]

@@ -166,13 +166,13 @@ def _chosen(own: FeatureSchema, theirs: Adapters, values: Any) -> Chosen:
 
 
 def _check_layers(adaptation: Adaptation, theirs: Adapters) -> None:
-    unlike = sorted(adaptation.layers.keys() ^ set(theirs.layers))
+    # It may have fewer, as files of some values do: features compare theirs.
+    unlike = sorted(set(theirs.layers) - adaptation.layers.keys())
     if unlike:
-        place = "the model" if unlike[0] in adaptation.layers else "`other`"
         raise ValueError(
             "The adapted layers of `other` must be those of the model. Received: "
             f"{theirs.source!r}, where {len(unlike)} differ: {unlike[0]!r} is adapted "
-            f"in {place} only. Adapt both with the same `targets`."
+            "in `other` only. Adapt both with the same `targets`."
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from keras import ops
 
 from keras_flix import _compat
@@ -139,6 +140,11 @@ def _rows_of_tokens(table: FeatureTables, one: ActiveValues, at: Tensor) -> Tens
     if one.trained is not None:
         found = zero_gradient(found, ops.logical_not(one.trained)[:, None])
     found = ops.where(one.present[:, None], found, one.filler[:, None])
+    if isinstance(table.relative, np.ndarray):
+        relative = ops.convert_to_tensor(table.relative, "float32")
+        found = found * _compat.take_rows(relative, one.rows)[:, None]
+    elif table.relative != 1.0:
+        found = found * table.relative
     if isinstance(one.weight, float):
         return found if one.weight == 1.0 else found * one.weight
     return found * one.weight[:, None]

@@ -18,7 +18,7 @@ from keras_flix.layers.checks import DENSE_EQUATION, two_loras
 from keras_flix.layers.embedding_update import looked_up, projected
 from keras_flix.layers.holds_tables import HoldsTables
 from keras_flix.layers.low_rank_kernel import LowRankKernel
-from keras_flix.layers.low_rank_update import ActiveValues
+from keras_flix.layers.low_rank_update import ActiveValues, active_alone
 from keras_flix.layers.row_orders import SHARED, by_example
 from keras_flix.layers.tables import Tables, initial_a
 
@@ -181,16 +181,7 @@ class LowRankEmbedding(LowRankKernel, HoldsTables):
 
     def delta_of_ids(self, ids: Mapping[str, Any]) -> Tensor:
         """`kernel_delta` of encoded values: the update of all tokens."""
-        tables = self._tables.by_feature()
-        active = {
-            table.name: ActiveValues.from_ids(
-                ops.convert_to_tensor(ids[table.name], "int32"),
-                table.a.shape[0],
-                scale=1.0 if table.shared else table.scale,
-            )
-            for table in tables
-            if table.name in ids
-        }
+        tables, active = active_alone(self._tables.by_feature(), ids)
         tokens = ops.arange(self.input_dim, dtype="int32")[None]
         return looked_up(tokens, tables, active, "float32")[0]
 

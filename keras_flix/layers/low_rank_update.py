@@ -260,6 +260,28 @@ def low_rank_update(
     return sum(deltas[1:], deltas[0])
 
 
+def active_alone(
+    tables: Sequence[FeatureTables], ids: Mapping[str, Any]
+) -> tuple[list[FeatureTables], dict[str, ActiveValues]]:
+    """The tables of one layer, and active values with its own scales.
+
+    Args:
+        tables: The tables of all features.
+        ids: Ids of one example by feature, of shape `(1,)` or `(1, k)`.
+    """
+    active = {
+        table.name: ActiveValues.from_ids(
+            ops.convert_to_tensor(ids[table.name], "int32"),
+            table.a.shape[0],
+            # One that is shared scales by itself.
+            scale=1.0 if table.shared else table.scale,
+        )
+        for table in tables
+        if table.name in ids
+    }
+    return [dataclasses.replace(table, relative=1.0) for table in tables], active
+
+
 def combined_matrix(
     tables: Sequence[FeatureTables],
     ids: Mapping[str, np.ndarray],
@@ -274,18 +296,8 @@ def combined_matrix(
         d_in: The flattened kernel's input dimension.
         product: See `low_rank_update`. Axes that it puts first are there, too.
     """
-    active = {
-        table.name: ActiveValues.from_ids(
-            ops.convert_to_tensor(ids[table.name], "int32"),
-            table.a.shape[0],
-            scale=table.scale,
-        )
-        for table in tables
-        if table.name in ids
-    }
+    tables, active = active_alone(tables, ids)
     identity = ops.expand_dims(ops.eye(d_in, dtype="float32"), 0)
-    # The scales of the values are those of the layer already.
-    tables = [dataclasses.replace(table, relative=1.0) for table in tables]
     return ops.squeeze(
         low_rank_update(identity, tables, active, product=product), axis=-3
     )

@@ -25,7 +25,7 @@ READ_BY_A_LOSS = (
     "With a lazy optimizer on JAX, a loss must read adapter weights by calling the "
     "model alone, as it is differentiated with respect to the batch's rows. Received: "
     "a loss that reads a whole table. Use an optimizer of Keras such as "
-    "`keras.optimizers.Adam`, or the weight decay of `keras_flix.set_learning_rates`."
+    "`keras.optimizers.Adam`, or let `keras_flix.set_learning_rates` decay weights."
 )
 
 

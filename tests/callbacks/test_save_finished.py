@@ -87,6 +87,17 @@ def test_by_patience_with_a_score_of_each_value(mode, tmp_path):
 
 
 @pytest.mark.short("torch")
+def test_what_ended_by_its_score_rests_in_later_fits(tmp_path):
+    model = model_of()
+    callback = SaveFinished(tmp_path, "user", limits=9, monitor=lambda _: {"bob": 1.0})
+    for _ in range(2):
+        model.fit(data(), Y, batch_size=6, epochs=3, verbose=0, callbacks=[callback])
+    expected = {"Ann": 6, "ann": 6, "bob": 2, "cat": 0}
+    assert keras_flix.step_counts(model, "user") == expected
+    assert_saved(callback, model, ["bob"])
+
+
+@pytest.mark.short("torch")
 def test_scores_come_from_the_logs(tmp_path):
     model = model_of()
     callback = SaveFinished(tmp_path, "user", monitor="exact_match")

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from helpers.gemma import to_numpy
+from families.decoders import FAMILIES
+from helpers.gemma import randomize, to_numpy
 from helpers.growing import DATA, predicted, small, tables
 from helpers.models import make_mlp
 
@@ -31,6 +32,59 @@ def test_others_take_values_over(others, tmp_path):
     expected = of_sw(model)
     for name, found in of_sw(other).items():
         np.testing.assert_allclose(found, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def own_ranks():
+    options = {"layer_ranks": {"head": {"language": 4, "task": 1}}}
+    return make_mlp, {"targets": "all-linear", **options}
+
+
+def own_experts():
+    (mixtral,) = [one for one in FAMILIES if one.name == "Mixtral"]
+    return mixtral.build, {"experts": "each"}
+
+
+@pytest.mark.short("torch")
+@pytest.mark.parametrize("others", [True, False])
+@pytest.mark.parametrize("of", [own_ranks, own_experts])
+def test_layers_with_ranks_or_experts_of_their_own(of, others, tmp_path):
+    make, options = of()
+    model = keras_flix.enable_flix(make(), FEATURES, rank=2, **options)
+    randomize(model)
+    path = tmp_path / "sw.flix.safetensors"
+    keras_flix.save_values(model, path, {"language": ["sw"]}, others=others)
+    loaded = keras_flix.load_adapters(make(), path)
+    chosen = {"language": "sw"}
+    expected = {"task": None, **chosen}
+    for name, layer in model._adaptation.layers.items():
+        found = loaded._adaptation.layers[name]
+        ids = expected if others else chosen
+        np.testing.assert_allclose(
+            to_numpy(found.kernel_delta(ids)),
+            to_numpy(layer.kernel_delta(expected)),
+            atol=1e-6,
+        )
+
+
+@pytest.mark.short("torch")
+def test_others_take_over_a_feature_of_some_layers(tmp_path):
+    features = [
+        keras_flix.Feature("task", ["qa", "parse"], rank=2),
+        keras_flix.Feature("language", ["en", "sw"], rank=1, targets=["hidden"]),
+    ]
+
+    def model_of(scale):
+        model = keras_flix.enable_flix(make_mlp(), features, targets="all-linear")
+        return randomize(model, scale=scale)
+
+    model, other = model_of(0.5), model_of(0.8)
+    path = tmp_path / "sw.flix.safetensors"
+    keras_flix.save_values(model, path, {"language": ["sw"]}, others=False)
+    keras_flix.update_from(other, path, {"language": ["sw"]})
+    expected = of_sw(model)
+    assert expected["hidden"].any()
+    for name, found in of_sw(other).items():
+        np.testing.assert_array_equal(found, expected[name])
 
 
 @pytest.mark.short("torch")

@@ -197,9 +197,9 @@ def test_the_workflow_of_two_people(tmp_path):
         (
             {"targets": ["hidden"]},
             {"language": ["sw"]},
-            "The adapted layers of `other` must be those of the model. Received: "
-            "{source}, where 1 differ: 'head' is adapted in the model only. Adapt "
-            "both with the same `targets`.",
+            "Feature 'language' must be in the same layers of both. Received: "
+            "{source}, where 1 differ: 'head' has adapter weights of it in the model "
+            "only. Adapt both with the same `targets`.",
         ),
         (
             {"alpha": 8},

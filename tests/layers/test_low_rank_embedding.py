@@ -241,6 +241,18 @@ def test_a_mixed_batch_is_each_alone_is_the_merged_model(make):
         np.testing.assert_array_equal(to_numpy(model(PLAIN)), base)
 
 
+@pytest.mark.short("torch")
+@pytest.mark.parametrize("rank", [4, {"language": {"sw": 1, "*": 4}, "task": 4}])
+def test_ranks_of_its_own_scale_look_ups_as_the_merged_model(rank):
+    options = {"alpha": 8.0, "layer_ranks": {"token_embedding": 2}}
+    model = randomize(adapted(rank=rank, **options))
+    mixed = to_numpy(model(BATCH))
+    for i, (task, language) in enumerate(zip(TASKS, LANGUAGES)):
+        one = {name: value[i : i + 1] for name, value in PLAIN.items()}
+        merged = keras_flix.merge_features(model, {"task": task, "language": language})
+        np.testing.assert_allclose(to_numpy(merged(one))[0], mixed[i], atol=2e-5)
+
+
 def test_generation_takes_each_examples_tokens():
     model = randomize(adapted())
     model.compile("sgd", sampler="greedy")

@@ -126,12 +126,13 @@ def with_values(
 
 def without_values(feature: Feature, values: Sequence[Value]) -> Feature:
     """The feature without some of its values; at least one must stay."""
-    gone = checked_values(feature, values)
+    named = checked_values(feature, values)
+    gone = set(named)
     kept = [value for value in feature.values if value not in gone]
     if not kept:
         raise ValueError(
             f"At least one value of feature {feature.name!r} must stay. Received: "
-            f"values={list(gone)!r}, which are all it has. Leave one out."
+            f"values={list(named)!r}, which are all it has. Leave one out."
         )
     ranks = feature.rank
     if isinstance(ranks, Mapping):
