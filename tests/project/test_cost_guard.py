@@ -20,7 +20,6 @@ from benchmarks.cost.arm import ArmSpec
 from benchmarks.cost.keras_arms import keras_arm
 from benchmarks.cost.workload import AXES, Workload
 from keras_flix.layers import low_rank_kernel, low_rank_update
-from keras_flix.models.adapted import generation
 
 BACKEND = keras.config.backend()
 pytestmark = pytest.mark.short("jax", "tensorflow", "torch")
@@ -208,7 +207,7 @@ def arm(name, values=None):
 
 def share(cost, values=None):
     """The adapters' part of a cost."""
-    tested = low_rank_kernel.low_rank_update, generation.gather_tables
+    tested = low_rank_kernel.low_rank_update, low_rank_kernel.gather_tables
     return cost_of(cost, "flix", values, *tested) - cost_of(cost, "floor")
 
 
@@ -259,7 +258,7 @@ def test_the_share_of_the_adapters_does_not_grow(kind):
 
 
 def test_the_guard_sees_a_kernel_per_example(monkeypatch):
-    def materialized(x, tables, active, gathered=None, row_scope=None):
+    def materialized(x, tables, active, gathered=None, row_scope=None, product=None):
         a, b = gathered or low_rank_update.gather_tables(tables, active, x.dtype)
         return ops.matmul(x, ops.matmul(a, b))
 
@@ -269,7 +268,7 @@ def test_the_guard_sees_a_kernel_per_example(monkeypatch):
 
 @pytest.mark.skipif(BACKEND == "jax", reason="XLA moves look-ups out of the loop")
 def test_the_guard_sees_look_ups_for_every_token(monkeypatch):
-    monkeypatch.setattr(generation, "gather_tables", lambda *_: None)
+    monkeypatch.setattr(low_rank_kernel, "gather_tables", lambda *_: None)
     assert exceeded("decoding")["operations"] > 60
 
 
