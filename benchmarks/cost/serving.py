@@ -1,10 +1,10 @@
 """Times answers with many combinations: llama.cpp with a file per value, and others.
 
-Run from the repository's root, with the base that `benchmarks.quality.smollm.base`
-makes, or another preset that `export_base` knows:
+Run from the repository's root, once `python -m benchmarks.quality.smollm.base` has
+made the base:
 
     OMP_NUM_THREADS=1 KERAS_BACKEND=jax taskset -c 0 \\
-        python -m benchmarks.cost.serving --preset FOLDER
+        python -m benchmarks.cost.serving
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import keras_hub
 import numpy as np
 
 import keras_flix
 from benchmarks.cost.llama_server import CONTEXT, SLOTS, LlamaServer, serving
 from benchmarks.cost.timing import interleaved, paired, quartiles
+from benchmarks.quality.smollm import base
 from benchmarks.shared.environment import result_path, write_result
 
 ARMS = {
@@ -84,9 +84,9 @@ def combinations(count: int) -> list[dict[str, str]]:
     return [dict(zip(FEATURES, pairs[i])) for i in chosen]
 
 
-def adapted(preset: str, dtype: str) -> Any:
+def adapted(base_folder: pathlib.Path, dtype: str) -> Any:
     """The base with random adapters."""
-    model = keras_hub.models.CausalLM.from_preset(preset, dtype=dtype)
+    model = base.load(base_folder, dtype)
     keras_flix.enable_flix(model, FEATURES, rank=RANK, targets="all-linear", seed=0)
     random = np.random.default_rng(0)
     for variable in model.trainable_variables:
@@ -95,9 +95,9 @@ def adapted(preset: str, dtype: str) -> Any:
     return model
 
 
-def export(preset: str, folder: pathlib.Path, count: int) -> None:
+def export(base_folder: pathlib.Path, folder: pathlib.Path, count: int) -> None:
     """Writes the base, a file per value, and merged models of `count` combinations."""
-    model = adapted(preset, "float16")
+    model = adapted(base_folder, "float16")
     keras_flix.export_base(model, folder / "base.gguf")
     keras_flix.export_values(model, folder / "values", format="gguf")
     for index, combination in enumerate(combinations(count)):
@@ -243,7 +243,7 @@ def measure(
 def main() -> None:
     """Measures and writes the result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--preset", required=True, help="a folder or a name")
+    parser.add_argument("--base", type=pathlib.Path, default=base.default_folder())
     parser.add_argument("--counts", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=5)
     for field in dataclasses.fields(Load):
@@ -255,9 +255,9 @@ def main() -> None:
         parser.error(f"a prompt and its answer must fit {CONTEXT} tokens")
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        export(options.preset, folder, max(options.counts))
+        export(options.base, folder, max(options.counts))
         keras.backend.clear_session()
-        model = adapted(options.preset, "float32")
+        model = adapted(options.base, "float32")
         # Token ids in, token ids out, as the servers get them.
         model.preprocessor = None
         cases = []
