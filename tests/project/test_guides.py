@@ -29,6 +29,7 @@ from benchmarks.quality import (  # noqa: E402
 SHORT = (
     "own_tasks",
     "few_shot_languages",
+    "many_users",
     "quantized",
     "many_devices",
     "serving",
@@ -174,6 +175,30 @@ def test_few_shot_languages_reaches_its_numbers(tmp_path):
     assert number(r"([\d.]+)  40 examples: update from Portuguese", text) > relative
     before, after = re.search(r"([\d.]+) % before, ([\d.]+) % after", text).groups()
     assert before == after
+
+
+@pytest.mark.short()
+@pytest.mark.slow
+@pytest.mark.guide
+def test_many_users_learn_in_one_run(tmp_path):
+    text = run("many_users", tmp_path)
+    users, count = re.search(r"(\d+) users, (\d+) examples", text).groups()
+    # Nobody has more updates than examples, or fewer.
+    assert f"{count} updates of {users} users in" in text
+    assert len(list((tmp_path / "output" / "users").iterdir())) == int(users) == 1000
+    scores = {
+        name: [float(x) for x in found]
+        for name, *found in re.findall(
+            r"^(no user|another user|their own) +([\d.]+) % +([\d.]+) %$", text, re.M
+        )
+    }
+    assert len(scores) == 3
+    for own, none, other in zip(
+        scores["their own"], scores["no user"], scores["another user"]
+    ):
+        assert own >= 25 + max(none, other)
+    run_and_served = re.findall(r"the first update of user_0007: (\S+)", text)
+    assert len(run_and_served) == 2 and len(set(run_and_served)) == 1
 
 
 @pytest.mark.short()
