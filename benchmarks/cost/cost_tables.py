@@ -295,6 +295,8 @@ def write() -> None:
     text = README.read_text()
     for name, make in TABLES.items():
         before, marker, rest = text.partition(f"<!-- table: {name} -->\n")
+        if not marker:
+            continue  # The page does without it.
         _, _, after = rest.partition(END)
         text = before + marker + make() + END + after
     README.write_text(text)
