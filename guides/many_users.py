@@ -273,8 +273,9 @@ for model in (gemma, server):
     print(f"largest entry of the first update of user_0007: {np.abs(delta).max():.6f}")
 
 # %% [markdown]
-# What such an update costs, compared with a run of each user's own:
-# `python -m benchmarks.cost.many_users`, from the repository's root, measures it.
+# What such an update costs, compared with a run of each user's own, is measured in
+# `benchmarks/cost/README.md`, "Many users": the fewer examples each has in a batch, the
+# more is gained by mixing.
 
 # %%
 print(f"The whole guide took {time.process_time():.0f} s of processor time.")
