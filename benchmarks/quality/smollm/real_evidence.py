@@ -18,9 +18,10 @@ from typing import Any
 import torch
 
 from benchmarks.quality import store
-from benchmarks.quality.smollm import base, real_plan as plan
+from benchmarks.quality.smollm import real_plan as plan
 from benchmarks.quality.smollm.real_settings import Trial
 from benchmarks.quality.smollm.real_trial import mix_of, run
+from benchmarks.shared import smollm
 from benchmarks.shared.environment import write_result
 
 
@@ -31,7 +32,7 @@ def load(trial: Trial) -> dict[str, Any] | None:
 
 def run_and_store(trial: Trial, folder: pathlib.Path) -> dict[str, Any]:
     """Runs a trial and writes its result."""
-    saved = base.default_folder().parent / "smollm_trials" / f"{trial.key}.pt"
+    saved = smollm.default_folder().parent / "smollm_trials" / f"{trial.key}.pt"
     result = run(trial, folder, saved)
     write_result(store.path(plan.SIZE, trial.key), result)
     return result
@@ -44,7 +45,7 @@ def check_same(trial: Trial, result: dict[str, Any], folder: pathlib.Path) -> No
         ("mixture", mix.digest, result["mixture"]["digest"]),
         (
             "base",
-            base.source_of(folder)["weights_sha256"],
+            smollm.source_of(folder)["weights_sha256"],
             result["base"]["weights_sha256"],
         ),
     ):
@@ -69,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="*", help="arms, with or without @targets")
     parser.add_argument("--seeds", type=int, default=3, help="of the main arms")
-    parser.add_argument("--base", type=pathlib.Path, default=base.default_folder())
+    parser.add_argument("--base", type=pathlib.Path, default=smollm.default_folder())
     parser.add_argument("--results", help="another folder of results")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--count", type=int, help="how many trials to run at most")

@@ -12,11 +12,12 @@ import torch
 
 import keras_flix
 from benchmarks.quality import evidence_arms
-from benchmarks.quality.smollm import base, sequences
+from benchmarks.quality.smollm import sequences
 from benchmarks.quality.smollm.fast_llama import FastLlama
 from benchmarks.quality.smollm.fast_training import Training, mean_of, scores
 from benchmarks.quality.smollm.real_settings import Trial
 from benchmarks.quality.words import build
+from benchmarks.shared import smollm
 from keras_flix.models.adapted.adaptation import adaptation_of
 
 CURVE = 6
@@ -43,7 +44,7 @@ def values_of(mix: Any) -> dict[str, list[str]]:
 def adapted(trial: Trial, mix: Any, folder: pathlib.Path) -> Any:
     """The base with the trial's adapters, not trained yet."""
     keras.utils.set_random_seed(trial.seed)
-    model = base.load(folder)
+    model = smollm.load(folder)
     model.preprocessor.sequence_length = sequences.LENGTH
     schema = trial.arm.schema(values_of(mix))
     keras_flix.enable_flix(model, schema, targets=trial.arm.targets, seed=trial.seed)
@@ -139,7 +140,7 @@ def run(trial: Trial, folder: pathlib.Path, saved: pathlib.Path) -> dict[str, An
         "arm": trial.arm.name,
         "seed": trial.seed,
         "learning_rate": trial.learning_rate,
-        "base": base.source_of(folder),
+        "base": smollm.source_of(folder),
         "mixture": {"digest": mix.digest, "versions": mix.versions},
         "trainable_parameters": sum(table.numel() for table in fast.tables),
         "loss": sum(last) / len(last) if last else None,
