@@ -19,6 +19,8 @@ from keras_flix.layers.low_rank_update import (
     FeatureTables,
     gather_tables,
     look_up,
+    low_rank_product,
+    of_shared,
     zero_gradient,
 )
 
@@ -57,7 +59,7 @@ def looked_up(
             rows = _compat.take_rows(table.only(table.a, "float32"), at)
             b = table.only(table.b, dtype)
             rows = ops.cast(rows * table.scale, dtype)
-            deltas.append(_of_shared(ops.matmul(rows, b), table, active))
+            deltas.append(of_shared(ops.matmul(rows, b), table, active))
             continue
         one = active[table.name]
         left = _rows_of_tokens(table, one, at)
@@ -99,28 +101,13 @@ def projected(
         gathered = gather_tables(tables, active, dtype, row_scope)
     if gathered is not None:
         a, b = (ops.swapaxes(part, -1, -2) for part in gathered)
-        if len(x.shape) > 3:
-            around = ops.shape(x)[:-2]
-            a, b = (ops.broadcast_to(t, (*around, *ops.shape(t)[1:])) for t in (a, b))
-        deltas.append(ops.matmul(ops.matmul(x, b), a))
+        deltas.append(low_rank_product(x, b, a))
     for table in tables:
         if table.shared:
             a, b = table.only(table.a, dtype), table.only(table.b, dtype)
-            delta = ops.matmul(x, ops.transpose(b))
-            delta = ops.matmul(delta, ops.transpose(a * table.scale))
-            deltas.append(_of_shared(delta, table, active))
+            a, b = ops.transpose(a * table.scale), ops.transpose(b)
+            deltas.append(of_shared(low_rank_product(x, b, a), table, active))
     return sum(deltas[1:], deltas[0])
-
-
-def _of_shared(
-    delta: Tensor, table: FeatureTables, active: Mapping[str, ActiveValues]
-) -> Tensor:
-    """The update of a feature that is always active, unless it is dropped."""
-    if table.name not in active:
-        return delta
-    one = active[table.name]
-    filler = ops.cast(one.filler, delta.dtype)
-    return ops.where(one.present, delta * ops.cast(one.weight, delta.dtype), filler)
 
 
 def _rows_of_tokens(table: FeatureTables, one: ActiveValues, at: Tensor) -> Tensor:

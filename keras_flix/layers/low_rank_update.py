@@ -217,6 +217,17 @@ def low_rank_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return eager.matmul(eager.matmul(x, a), b)
 
 
+def of_shared(
+    delta: Tensor, table: FeatureTables, active: Mapping[str, ActiveValues]
+) -> Tensor:
+    """The update of a feature that is always active, unless it is dropped."""
+    if table.name not in active:
+        return delta
+    one = active[table.name]
+    filler = ops.cast(one.filler, delta.dtype)
+    return ops.where(one.present, delta * one.weight, filler)
+
+
 def low_rank_update(
     x: Tensor,
     tables: Sequence[FeatureTables],
@@ -252,11 +263,7 @@ def low_rank_update(
         if table.shared:
             a, b = table.only(table.a, dtype), table.only(table.b, dtype)
             delta = product(x, a * table.scale, b)
-            if table.name in active:
-                one = active[table.name]
-                filler = ops.cast(one.filler, dtype)
-                delta = ops.where(one.present, delta * one.weight, filler)
-            deltas.append(delta)
+            deltas.append(of_shared(delta, table, active))
     return sum(deltas[1:], deltas[0])
 
 

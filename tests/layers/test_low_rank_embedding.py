@@ -6,7 +6,8 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from helpers.gemma import FEATURES, make_backbone, randomize, to_numpy
+from helpers.causal_lms import gemma, llama
+from helpers.gemma import FEATURES, randomize, to_numpy
 
 import keras_flix
 from keras_flix import Feature
@@ -191,26 +192,6 @@ PLAIN = {
 TASKS, LANGUAGES = ["qa", "parse", None], ["sw", "en", "sw"]
 BATCH = {**PLAIN, "task": TASKS, "language": LANGUAGES}
 TARGETS = ["query", "token_embedding"]
-
-
-def gemma():
-    keras.utils.set_random_seed(0)
-    backbone = make_backbone(num_layers=1)
-    return keras_hub.models.GemmaCausalLM(backbone=backbone, preprocessor=None)
-
-
-def llama():
-    keras.utils.set_random_seed(0)
-    backbone = keras_hub.models.LlamaBackbone(
-        vocabulary_size=40,
-        num_layers=1,
-        num_query_heads=2,
-        num_key_value_heads=1,
-        hidden_dim=8,
-        intermediate_dim=16,
-        tie_word_embeddings=False,
-    )
-    return keras_hub.models.LlamaCausalLM(backbone=backbone, preprocessor=None)
 
 
 def adapted(make=gemma, **options):

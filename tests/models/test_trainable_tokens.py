@@ -7,6 +7,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
+from helpers.causal_lms import gemma, llama
 from helpers.gemma import FEATURES, make_backbone, randomize, to_numpy
 from helpers.models import make_mlp, state
 
@@ -25,26 +26,6 @@ PLAIN = {
 X = {**PLAIN, "task": ["qa", "parse", None], "language": "sw"}
 ROWS = "token_embedding/flix_token_rows"
 COLUMNS = "token_embedding/flix_token_columns"
-
-
-def gemma(seed=0):
-    keras.utils.set_random_seed(seed)
-    backbone = make_backbone(num_layers=1)
-    return keras_hub.models.GemmaCausalLM(backbone=backbone, preprocessor=None)
-
-
-def llama(seed=0):
-    keras.utils.set_random_seed(seed)
-    backbone = keras_hub.models.LlamaBackbone(
-        vocabulary_size=40,
-        num_layers=1,
-        num_query_heads=2,
-        num_key_value_heads=1,
-        hidden_dim=8,
-        intermediate_dim=16,
-        tie_word_embeddings=False,
-    )
-    return keras_hub.models.LlamaCausalLM(backbone=backbone, preprocessor=None)
 
 
 def adapted(make=gemma, **options):
