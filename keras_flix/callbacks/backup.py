@@ -100,12 +100,14 @@ class BackupAndRestore(keras.callbacks.Callback):
         for left in reversed(range(TRIES)):
             if max(self._backups(), default=0) > epoch:
                 return
-            self.backup_dir.mkdir(parents=True, exist_ok=True)
             try:
+                self.backup_dir.mkdir(parents=True, exist_ok=True)
                 with whole_file(self._path(epoch)) as temporary:
                     self.model.save_weights(temporary)
                 return
-            except FileNotFoundError:
+            except OSError:
+                # HDF5 and `mkdir` have other words than FileNotFoundError for a file
+                # or folder that is removed while they look at it.
                 if not left:
                     raise
 

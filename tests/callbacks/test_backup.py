@@ -301,7 +301,10 @@ def test_what_another_process_writes_stays(tmp_path):
 
 
 @pytest.mark.short("torch")
-def test_a_backup_is_written_again_where_its_folder_was_removed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [None, OSError("can't retrieve stat info for file")])
+def test_a_backup_is_written_again_where_its_folder_was_removed(
+    tmp_path, monkeypatch, error
+):
     folder, model = tmp_path / "backup", small_model()
     save, tries = model.save_weights, []
 
@@ -311,6 +314,9 @@ def test_a_backup_is_written_again_where_its_folder_was_removed(tmp_path, monkey
         if len(tries) < 3:
             path.unlink()
             folder.rmdir()
+            # HDF5's, where the file is removed while it is being opened.
+            if error:
+                raise error
 
     monkeypatch.setattr(model, "save_weights", save_weights)
     fit_with_backup(model, folder, epochs=1, delete_checkpoint=False)
@@ -320,6 +326,36 @@ def test_a_backup_is_written_again_where_its_folder_was_removed(tmp_path, monkey
     fit_with_backup(resumed, folder, epochs=1)
     assert_same_weights(resumed, model)
     assert not folder.exists()
+
+
+@pytest.mark.short("torch")
+def test_a_folder_is_removed_while_it_is_made(tmp_path, monkeypatch):
+    folder, model = tmp_path / "backup", small_model()
+    mkdir, tries = Path.mkdir, []
+
+    def removed(path, *arguments, **options):
+        tries.append(path)
+        if len(tries) == 1:
+            # As `mkdir(exist_ok=True)` does where the folder was there, and is not.
+            raise FileExistsError(path)
+        mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", removed)
+    fit_with_backup(model, folder, epochs=1, delete_checkpoint=False)
+    assert [path.name for path in folder.iterdir()] == ["epoch-1.weights.h5"]
+    assert tries == [folder, folder]
+
+
+@pytest.mark.short("torch")
+def test_an_error_that_stays_is_raised(tmp_path, monkeypatch):
+    model = small_model()
+
+    def save_weights(path):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(model, "save_weights", save_weights)
+    with pytest.raises(OSError, match="No space left"):
+        fit_with_backup(model, tmp_path / "backup", epochs=1)
 
 
 @pytest.mark.short("torch")

@@ -156,8 +156,9 @@ def test_it_grows():
     keras_flix.remove_values(model, "task", ["parse"])
     other = adapted([f for f in FEATURES if f.name != "task"], seed=9)
     keras_flix.add_values(other, "language", ["lg"], init="en")
-    with pytest.raises(ValueError, match="The adapted layers of `other` must be"):
-        keras_flix.update_from(model, adapted(FEATURES[:1]), {"language": ["en"]})
+    elsewhere = Feature("language", ["en"], rank=2, targets=["head"])
+    with pytest.raises(ValueError, match="'language' must be in the same layers"):
+        keras_flix.update_from(model, adapted([elsewhere]), {"language": ["en"]})
     keras_flix.update_from(model, other, {"language": ["lg"]})
     one, two = (
         to_numpy(m.get_layer("hidden").kernel_delta(chosen))
