@@ -20,15 +20,28 @@ pytest.importorskip("gguf", reason="gguf is not installed (extra `evidence`)")
 pytestmark = pytest.mark.short("torch")
 
 torch = pytest.importorskip("torch", reason="the fast training is in PyTorch")
-base, evidence, fast_llama, gguf_file, plan, sequences, training, trial = (
+(
+    base,
+    evidence,
+    fast_llama,
+    gguf_file,
+    outside,
+    plan,
+    sequences,
+    tables,
+    training,
+    trial,
+) = (
     importlib.import_module(f"benchmarks.quality.smollm.{name}")
     for name in (
         "base",
         "real_evidence",
         "fast_llama",
         "gguf_file",
+        "outside",
         "real_plan",
         "sequences",
+        "real_tables",
         "fast_training",
         "real_trial",
     )
@@ -213,8 +226,39 @@ def test_scores_are_those_of_the_keras_model(tiny):
         assert one["count"] == (cells == cell).sum()
 
 
+@pytest.fixture
+def short_outside(monkeypatch):
+    """One prompt outside the mixture, with an answer that any base may have given."""
+    monkeypatch.setattr(outside, "PROMPTS", ("Well?",))
+    monkeypatch.setattr(outside, "answers_of", lambda folder: ["no"])
+
+
 def adaptation_ids(model, examples):
     return {"task": np.array([TASKS.index(task) for task in examples["task"]], "int32")}
+
+
+def test_answers_that_were_cut_are_scored_without_their_end(tiny, short_outside):
+    model = smollm.load(tiny)
+    model.preprocessor.sequence_length = sequences.LENGTH
+    examples = outside.columns(["no"])
+    whole = sequences.tokenize(model.preprocessor, examples, {})
+    cut = whole.without_end()
+    assert cut.cells == ["outside/none", "outside/de"] == whole.cells
+    for one, other in zip(whole.tokens + whole.targets, cut.tokens + cut.targets):
+        assert len(other) == len(one) - 1 > 0
+        np.testing.assert_array_equal(one[:-1], other)
+    for tokens, places, targets in zip(cut.tokens, cut.places, cut.targets):
+        assert places[-1] == len(tokens) - 1 and len(places) == len(targets)
+
+
+def test_answers_of_another_base_are_refused(tiny):
+    with pytest.raises(ValueError, match="must be those of the base to PROMPTS"):
+        outside.answers_of(tiny)
+    stored = json.loads(outside.FILE.read_text())
+    assert [*stored["answers"]] == [*outside.PROMPTS] and all(stored["answers"])
+    for file in (store.DEFAULT / plan.SIZE).glob("*.json"):
+        base_of = json.loads(file.read_text())["base"]
+        assert base_of["weights_sha256"] == stored["weights_sha256"]
 
 
 def test_what_does_not_fit_is_refused(tiny):
@@ -267,14 +311,17 @@ def test_the_plan_searches_the_main_arms_in_turns_then_takes_more_seeds(best):
 
 
 @pytest.mark.slow
-def test_a_trial_trains_scores_and_goes_on_where_it_was_stopped(tiny, tmp_path):
+def test_a_trial_trains_scores_and_goes_on_where_it_was_stopped(
+    tiny, tmp_path, short_outside
+):
     arm = evidence_arms.Arm("flix", FLIX, dropout={"task": 0.5}, targets="all-linear")
     one = trial.Trial(arm, 3e-2, steps=36, batch_size=4, dtype="float32")
     whole = trial.run(one, tiny, tmp_path / "whole.pt")
     assert not (tmp_path / "whole.pt").exists()
     assert [point["step"] for point in whole["curve"]] == [6, 12, 18, 24, 30, 36]
     assert whole["curve"][-1]["nats"] < whole["curve"][0]["nats"]
-    assert set(whole["scores"]) == {"validation", "test"}
+    assert set(whole["scores"]) == {"validation", "test", "outside"}
+    assert set(whole["scores"]["outside"]) == {"outside/none", "outside/de"}
     assert set(whole["scores"]["test"]) == set(whole["groups"])
     assert {v["count"] for v in whole["scores"]["validation"].values()} == {3}
     # `validation` is of seen cells alone.
@@ -299,7 +346,9 @@ def test_a_trial_trains_scores_and_goes_on_where_it_was_stopped(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_runs_what_is_missing(tiny, tmp_path, monkeypatch, capsys):
+def test_the_command_runs_what_is_missing(
+    tiny, tmp_path, monkeypatch, capsys, short_outside
+):
     arm = evidence_arms.Arm("lora", {"shared": 2})
     trials = [
         trial.Trial(arm, rate, steps=6, batch_size=2, dtype="float32")
@@ -345,3 +394,59 @@ def test_stored_results_are_of_the_trials_that_they_name():
 
 def test_the_examples_of_the_conversion_run():
     assert doctest.testmod(gguf_file) == (0, 1)
+
+
+def test_when_a_curve_is_as_low_as_another_one_ends():
+    curve = [{"step": 50, "nats": 20.0}, {"step": 100, "nats": 10.0}]
+    assert tables.step_at(curve, 25.0) == 50
+    assert tables.step_at(curve, 12.5) == 87.5
+    assert tables.step_at(curve, 10.0) == 100
+    assert tables.step_at(curve, 9.0) is None
+
+
+def test_tables_of_a_trial(tmp_path, monkeypatch):
+    """The tables of one setting of each main arm, without any search."""
+    monkeypatch.setenv(store.VARIABLE, str(tmp_path))
+    monkeypatch.setattr(arm_search, "BUDGET", 1)
+    first = arm_search.Setting(plan.FIRST_RATE)
+
+    def result(one, last, exact):
+        cell = {"exact_match": exact, "nats": 3.0, "count": 2}
+        return {
+            "trial": one.config(),
+            "trainable_parameters": 7,
+            "validation": last,
+            "curve": [{"step": 50, "nats": 9.0}, {"step": 300, "nats": last}],
+            "groups": {
+                f"{kind}/x": kind
+                for kind in ("seen", "few_shot", "held_out", "new_language")
+            },
+            "processor_seconds": {"train": 600.0},
+            "scores": {
+                "test": {
+                    f"{kind}/x": cell
+                    for kind in ("seen", "few_shot", "held_out", "new_language")
+                },
+                "outside": {"outside/none": cell, "outside/de": cell},
+            },
+        }
+
+    for arm, last, exact in zip(plan.MAIN, (8.0, 7.0), (10.0, 20.0)):
+        for mixture in ({}, plan.AMOUNTS[1]):
+            one = plan.trial_of(arm, first, **mixture)
+            file = store.path(plan.SIZE, one.key)
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(json.dumps(result(one, last, exact)))
+    lines = [line.split(" | ") for line in tables.compute().splitlines()[2:]]
+    assert [line[2:] for line in lines] == [
+        ["2.00", "1 of 1", "300", "600 |"],
+        ["2.00", "1 of 1", "175", "350 |"],
+    ]
+    assert "| 1 | 20 | 3.00 | 20 | 3.00 |" in tables.outside()
+    amounts = tables.TABLES["amounts"]()
+    found = [line.split(" | ")[:3] for line in amounts.splitlines()[2:]]
+    assert found == [
+        [f"| {count}", f"`{arm.name}`", exact]
+        for count in (60, 5)
+        for arm, exact in zip(plan.MAIN, ("10.0", "20.0"))
+    ]

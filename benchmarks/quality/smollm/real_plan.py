@@ -54,8 +54,22 @@ OTHERS = (
 UNTRAINED = Trial(Arm("untrained", {"shared": 1}), 0.0, steps=0)
 
 
-def trial_of(arm: Arm, setting: Setting, seed: int = 0) -> Trial:
-    """A trial of an arm with one of the settings of its search."""
+AMOUNTS = ({"examples": 20}, {"examples": 5})
+"""What falls: the examples of a seen cell."""
+
+SIZES = ({"languages": 12}, {"languages": 4})
+"""What grows: the languages of the mixture, as in the paper's Figure 2."""
+
+
+def trial_of(arm: Arm, setting: Setting, seed: int = 0, **mixture: int) -> Trial:
+    """A trial of an arm with one of the settings of its search.
+
+    Args:
+        arm: The arm.
+        setting: Its targets, rate and ranks.
+        seed: See `Trial`.
+        **mixture: Another size of the mixture, see `Trial`.
+    """
     targets = "all_linear" if setting.targets else "attention"
     times = "" if setting.times == 1 else f"_x{setting.times}"
     changed = dataclasses.replace(
@@ -64,7 +78,7 @@ def trial_of(arm: Arm, setting: Setting, seed: int = 0) -> Trial:
         ranks={name: rank * setting.times for name, rank in arm.ranks.items()},
         targets=setting.targets,
     )
-    return Trial(changed, setting.rate, seed=seed)
+    return Trial(changed, setting.rate, seed=seed, **mixture)
 
 
 def score_of(arm: Arm, load: Load) -> arm_search.Score:
@@ -100,6 +114,10 @@ def in_order(load: Load, seeds: int = 3) -> Iterator[Trial]:
         for arm in MAIN:
             if best := best_of(arm, load):
                 yield trial_of(arm, best, seed)
+    for mixture in (*AMOUNTS, *SIZES):
+        for arm in MAIN:
+            if best := best_of(arm, load):
+                yield trial_of(arm, best, **mixture)
     for arm in OTHERS:
         yield from searches([arm], load)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 from benchmarks.quality import arm_search, recipe_tables, store
 from benchmarks.quality.arm_search import BUDGET, Setting
@@ -39,6 +42,7 @@ def load(trial: Trial) -> dict[str, Any] | None:
         "nats": {cell: one["nats"] for cell, one in test.items()},
         "scores": {"true": {cell: one["exact_match"] for cell, one in test.items()}},
         "kinds": found["groups"],
+        "test_outside": found["scores"].get("outside"),
     }
 
 
@@ -114,4 +118,103 @@ def searches() -> str:
     return markdown([*head, *HEAD, ""], rows)
 
 
-TABLES = {"arms": arms, "searches": searches}
+def main_results() -> list[tuple[Arm, Results]]:
+    """The main arms in their best setting, the baseline first."""
+    return [(arm, results_of(arm, best_of(arm))) for arm in plan.MAIN if tried_of(arm)]
+
+
+def step_at(curve: list[dict[str, float]], nats: float) -> float | None:
+    """When a curve first is as low as that, between its points on a line."""
+    last: dict[str, float] | None = None
+    for point in curve:
+        if point["nats"] <= nats:
+            if last is None:
+                return point["step"]
+            part = (last["nats"] - nats) / (last["nats"] - point["nats"])
+            return last["step"] + part * (point["step"] - last["step"])
+        last = point
+    return None
+
+
+def compute() -> str:
+    """Steps and seconds until validation is as good as the baseline's at its end."""
+    rows = []
+    _, baseline = main_results()[0]
+    for arm, results in main_results():
+        common = sorted(results.keys() & baseline.keys())
+        steps, seconds, paces = [], [], []
+        for seed in common:
+            found = results[seed]
+            whole = found["trial"].get("steps", Trial(arm, 0.0).steps)
+            pace = found["processor_seconds"]["train"] / whole
+            step = step_at(found["curve"], baseline[seed]["curve"][-1]["nats"])
+            paces.append(pace)
+            if step is not None:
+                steps.append(step)
+                seconds.append(step * pace)
+        reached = f"{len(steps)} of {len(common)}"
+        row = [f"`{arm.name}`", seeds_of({seed: results[seed] for seed in common})]
+        row += [f"{np.mean(paces):.2f}", reached]
+        row += [f"{np.mean(of):.0f}" if of else "" for of in (steps, seconds)]
+        rows.append(row)
+    head = ["arm", "seeds", "seconds of a step", "seeds that reach it"]
+    return markdown([*head, "after steps", "after seconds"], rows)
+
+
+def outside() -> str:
+    """The base's own answers to prompts outside the mixture, after training."""
+    rows = []
+    untrained = load(plan.UNTRAINED)
+    found: list[tuple[str, Results]] = (
+        [("untrained", {0: untrained})] if untrained else []
+    )
+    found += [(arm.name, results_of(arm, best_of(arm))) for arm in with_results()]
+    for name, results in found:
+        scores = [
+            one["test_outside"] for one in results.values() if one["test_outside"]
+        ]
+        if not scores:
+            continue
+        row = [f"`{name}`", f"{len(scores)}"]
+        for cell in ("none", "de"):
+            for metric, form in (("exact_match", ".0f"), ("nats", ".2f")):
+                values = [one[f"outside/{cell}"][metric] for one in scores]
+                row.append(f"{np.mean(values):{form}}")
+        rows.append(row)
+    head = ["arm", "seeds"]
+    for values in ("no values", "as German"):
+        head += [f"answers kept (%), {values}", f"nats, {values}"]
+    return markdown(head, rows)
+
+
+def sized(mixtures: Iterable[Mapping[str, int]], name: str) -> str:
+    """The main arms on mixtures of other sizes, those that have results."""
+    rows = []
+    for mixture in ({}, *mixtures):
+        baseline: Results = {}
+        for arm in plan.MAIN:
+            if not tried_of(arm):
+                continue
+            trial = plan.trial_of(arm, best_of(arm), **mixture)
+            result = load(trial)
+            if result is None:
+                continue
+            results = {0: result}
+            apart = [""] * len(DIFFERENCES)
+            if arm == BASELINE:
+                baseline = results
+            elif baseline:
+                apart = differences(results, baseline)
+            row = [f"{getattr(trial, name)}", f"`{arm.name}`"]
+            rows.append([*row, *scored(results), *apart])
+    return markdown([name, "arm", *HEAD, *titles(f"minus `{BASELINE.name}`")], rows)
+
+
+TABLES = {
+    "arms": arms,
+    "searches": searches,
+    "compute": compute,
+    "outside": outside,
+    "amounts": lambda: sized(plan.AMOUNTS, "examples"),
+    "sizes": lambda: sized(plan.SIZES, "languages"),
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -12,7 +13,7 @@ import torch
 
 import keras_flix
 from benchmarks.quality import evidence_arms
-from benchmarks.quality.smollm import sequences
+from benchmarks.quality.smollm import outside, sequences
 from benchmarks.quality.smollm.fast_llama import FastLlama
 from benchmarks.quality.smollm.fast_training import Training, mean_of, scores
 from benchmarks.quality.smollm.real_settings import Trial
@@ -54,8 +55,13 @@ def adapted(trial: Trial, mix: Any, folder: pathlib.Path) -> Any:
     return model
 
 
-def tokenized(trial: Trial, mix: Any, model: Any) -> dict[str, sequences.Sequences]:
-    """All splits; `"train"` in the order in which the trial sees it."""
+def tokenized(
+    trial: Trial, mix: Any, model: Any, answers: Sequence[str]
+) -> dict[str, sequences.Sequences]:
+    """All splits; `"train"` in the order in which the trial sees it.
+
+    `"outside"` are prompts outside the mixture, with what the base answers.
+    """
     schema = adaptation_of(model).schema
 
     def of(examples: dict[str, Any], labels: str = "true") -> sequences.Sequences:
@@ -69,6 +75,7 @@ def tokenized(trial: Trial, mix: Any, model: Any) -> dict[str, sequences.Sequenc
         for split, examples in mix.splits.items()
         if examples and split != "train"
     }
+    found["outside"] = of(outside.columns(answers)).without_end()
     if trial.steps:
         training = sequences.mixture(mix, trial.temperature)
         count = trial.steps * trial.batch_size
@@ -91,7 +98,7 @@ def run(trial: Trial, folder: pathlib.Path, saved: pathlib.Path) -> dict[str, An
     start = time.process_time()
     mix = mix_of(trial.tasks, trial.languages, trial.examples)
     model = adapted(trial, mix, folder)
-    found = tokenized(trial, mix, model)
+    found = tokenized(trial, mix, model, outside.answers_of(folder))
     fast = FastLlama(model, getattr(torch, trial.dtype))
 
     def seen(cell: str) -> bool:

@@ -106,6 +106,15 @@ class Sequences:
             cells=[self.cells[row] for row in rows],
         )
 
+    def without_end(self) -> Sequences:
+        """Without the token that ends each response, for those that were cut."""
+        return dataclasses.replace(
+            self,
+            tokens=[tokens[:-1] for tokens in self.tokens],
+            places=[places[:-1] for places in self.places],
+            targets=[targets[:-1] for targets in self.targets],
+        )
+
     def batch(self, rows: Sequence[int]) -> Batch:
         """Some of them, without any padding."""
         starts = np.cumsum([0, *(len(self.tokens[row]) for row in rows[:-1])])
