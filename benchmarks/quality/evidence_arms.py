@@ -29,7 +29,8 @@ class Arm:
             the examples in training, so that ids tell nothing.
         apart: Whether each axis is trained in a model of its own, and their
             updates are added afterwards.
-        outside: Trains PEFT's `"lora"` or `"poly"` instead of this library.
+        outside: Trains PEFT's `"lora"` or `"poly"` instead of this library, or a
+            hypernetwork, `"hyper"`, that makes this library's adapters.
         b_rate: How much faster than `A` every `B` learns (LoRA+).
         decay: Weight decay of the tables, decoupled from Adam.
         ema: Momentum of the average of the weights over the steps, which is scored

@@ -23,8 +23,22 @@ RANKS: dict[str, dict[str, int]] = {
     "lora": {"shared": 6},
     "flix_shared": {"task": 2, "language": 2, "shared": 2},
     "task_shared": {"task": 3, "shared": 3},
+    "flix": {"task": 3, "language": 3},
+    "task_only": {"task": 6},
+    "flix_family": {"task": 2, "language": 2, "shared": 1, "family": 1},
+    "arithmetic": {"task": 3, "language": 3},
+    "lora_per_cell": {"cell": 6},
+    "shuffled": {"task": 2, "language": 2, "shared": 2},
+    "hyper": {"cell": 6},
 }
 """Where the search of each arm begins: an active rank of 6."""
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "arithmetic": {"apart": True},
+    "shuffled": {"labels": "shuffled"},
+    "hyper": {"outside": "hyper"},
+}
+"""What else an arm states, by its name."""
 
 FIRST_RATE = 6e-3
 FINALISTS = ("lora", "flix_shared", "task_shared")
@@ -41,7 +55,8 @@ def known(trial: Trial) -> dict[str, Any] | None:
 def trial_of(name: str, setting: Setting, seed: int = 0, **changes: Any) -> Trial:
     """A trial of an arm; `changes` are fields of `Arm`."""
     ranks = {axis: rank * setting.times for axis, rank in RANKS[name].items()}
-    arm = Arm(name, **{"ranks": ranks, "targets": setting.targets, **changes})
+    usual = {"ranks": ranks, "targets": setting.targets, **OPTIONS.get(name, {})}
+    arm = Arm(name, **{**usual, **changes})
     return Trial(
         arm,
         setting.rate,

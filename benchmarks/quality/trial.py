@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -80,15 +81,20 @@ def values_of(trial: Trial) -> dict[str, list[str]]:
 
 
 def adapted(
-    trial: Trial,
+    trial: Trial, values: dict[str, list[str]] | None = None
 ) -> tuple[keras_hub.models.GemmaCausalLM, keras_flix.FeatureSchema]:
-    """The base with the trial's adapters, not trained yet."""
+    """The base with the trial's adapters, not trained yet.
+
+    Args:
+        trial: The trial.
+        values: By feature, where they are not those that occur in training.
+    """
     keras.utils.set_random_seed(trial.seed)
     model = keras_hub.models.GemmaCausalLM.from_preset(
         cldr_mix.base_folder(trial.base), dtype="float32"
     )
     model.preprocessor = cldr_mix.preprocessor(trial.base)
-    schema = trial.arm.schema(values_of(trial))
+    schema = trial.arm.schema(values or values_of(trial))
     keras_flix.enable_flix(model, schema, targets=trial.arm.targets, seed=trial.seed)
     for variable in model.trainable_variables:
         if variable.name.endswith("_a") and trial.arm.initial != 1.0:
@@ -238,7 +244,7 @@ def run(trial: Trial) -> dict[str, Any]:
         "train_seconds": round(seconds, 1),
     }
     if trial.details:
-        result |= detailed(model, trial, schema)
+        result |= detailed(model, trial, lambda of: trial.arm.ids(schema, of))
     else:
         own = trial.arm.ids(schema, validation)
         result["validation"] = mean_score(scores(model, validation, own))
@@ -250,15 +256,22 @@ def run(trial: Trial) -> dict[str, Any]:
 
 
 def detailed(
-    model: Any, trial: Trial, schema: keras_flix.FeatureSchema
+    model: Any,
+    trial: Trial,
+    ids_of: Callable[[dict[str, Any]], dict[str, np.ndarray]],
 ) -> dict[str, Any]:
     """Exact match and nats, of seen and of held-out cells, for choices and for tests.
 
     Without new languages: `base_instructed` has met them.
+
+    Args:
+        model: That was trained.
+        trial: The trial.
+        ids_of: Makes the ids of examples.
     """
 
     def both(examples: dict[str, Any]) -> tuple[Cells, Cells]:
-        hits, nats = measured(model, examples, trial.arm.ids(schema, examples))
+        hits, nats = measured(model, examples, ids_of(examples))
         names = examples["name"]
         return by_cell(names, 100.0 * hits), by_cell(names, nats)
 

@@ -8,8 +8,11 @@ import sys
 import traceback
 from typing import Any
 
-from benchmarks.quality import peft_trial, store, trial as trials
+from benchmarks.quality import hyper_trial, peft_trial, store, trial as trials
 from benchmarks.shared.environment import write_result
+
+RUNNERS: dict[str | None, Any] = {None: trials, "hyper": hyper_trial}
+"""By what an arm trains; PEFT's where not listed."""
 
 
 def answer(line: str) -> dict[str, Any]:
@@ -18,7 +21,7 @@ def answer(line: str) -> dict[str, Any]:
     trial = trials.Trial.from_config(message["trial"])
     # Libraries print; the answers have the standard output to themselves.
     with contextlib.redirect_stdout(sys.stderr):
-        result = (peft_trial if trial.arm.outside else trials).run(trial)
+        result = RUNNERS.get(trial.arm.outside, peft_trial).run(trial)
         write_result(store.path(message["size"], trial.key), result)
     return {"key": trial.key, "validation": result["validation"]}
 

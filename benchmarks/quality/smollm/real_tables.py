@@ -207,6 +207,8 @@ def sized(mixtures: Iterable[Mapping[str, int]], name: str) -> str:
                 apart = differences(results, baseline)
             row = [f"{getattr(trial, name)}", f"`{arm.name}`"]
             rows.append([*row, *scored(results), *apart])
+    if len({row[0] for row in rows}) < 2:
+        rows = []
     return markdown([name, "arm", *HEAD, *titles(f"minus `{BASELINE.name}`")], rows)
 
 
