@@ -17,7 +17,7 @@ from keras_flix.exports.gguf_families import GgufFamily, gguf_family, head_sizes
 from keras_flix.exports.gguf_tensors import Tensor, base_tensors
 from keras_flix.exports.gguf_tokenizer import write_tokenizer
 from keras_flix.exports.lora_names import class_name
-from keras_flix.models.adapted.trained_base import token_variables
+from keras_flix.models.adapted.trained_base import token_variables, trained_base
 
 KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """GGUF's words for dtypes; float32 for others."""
@@ -50,8 +50,8 @@ def export_base(
 
     Raises:
         ValueError: If the model is of another family, has options that llama.cpp does
-            not know or a tokenizer that it does not have, or is quantized. Nothing
-            is written then.
+            not know or a tokenizer that it does not have, is quantized, or trained
+            besides its adapters. Nothing is written then.
         ImportError: If `gguf` is not installed (extra `gguf`).
 
     Warns:
@@ -79,11 +79,12 @@ def export_base(
             "`export_base` reads a whole model in one process. Received: a model whose "
             "weights are split across processes. Load it in one process."
         )
-    if token_variables(model):
+    besides = [*trained_base(model), *token_variables(model)]
+    if besides:
         raise ValueError(
-            "`export_base` writes the base alone. Received: a model with rows of "
-            "tokens that train, by `trainable_tokens`. Pass "
-            "`merge_features(model, ...)`, which holds them."
+            "`export_base` writes the base alone. Received: a model in which "
+            f"{besides[:3]} trained besides the adapters. Pass "
+            "`merge_features(model, ...)`, which holds what trained."
         )
     dtype = keras.backend.standardize_dtype(backbone.variable_dtype)
     tensors = list(base_tensors(model, backbone, family))

@@ -128,7 +128,7 @@ class LoraWriter:
         return max(map(len, self.modules.values()), default=1)
 
     def rank(self, ids: Ids) -> int:
-        """The rank of a combination: of the module where it is highest."""
+        """The rank of a combination: of the module where it is highest, at least 1."""
 
         def columns(feature: Feature) -> int:
             return len(_columns(feature, _ids_of(feature, ids)))
@@ -137,10 +137,8 @@ class LoraWriter:
             own = self.features[path]
             return sum(columns(own[table.name]) for table in self.tables[path])
 
-        return max(
-            (sum(map(in_layer, paths)) for paths in self.modules.values()),
-            default=0,
-        )
+        # Of nothing, or of a feature in layers alone that transformers does not have.
+        return max([1, *(sum(map(in_layer, own)) for own in self.modules.values())])
 
     def write(
         self, ids: Ids, rank: int, directory: Path, as_rslora: bool = True

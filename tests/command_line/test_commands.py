@@ -324,7 +324,7 @@ def test_values_and_what_a_server_is_asked(capsys, tmp_path):
 
 
 def test_gguf(capsys, tmp_path):
-    from helpers.llama_cpp import make_task
+    from helpers.llama_cpp import Server, assert_same, make_task
 
     task = make_task("GPT2", num_layers=1)
     task.save_to_preset(str(tmp_path / "base"))
@@ -347,6 +347,11 @@ def test_gguf(capsys, tmp_path):
     assert arguments["arguments"][0] == "--lora-scaled"
     code, text, _ = run(capsys, "request", str(values), "--server-arguments")
     assert text.startswith(f"--lora-scaled {values}/task-qa.gguf:0,")
+    # With these, a server answers that request as the model does.
+    files = arguments["arguments"][1].split(",")
+    server = Server(file, [one.removesuffix(":0") for one in files])
+    features = {"task": [None], "language": [{"sw": 0.5, "yo": 0.25}]}
+    assert_same(task, [server.answer(task, asked)], 8e-3, features)
 
 
 def test_another_base_is_refused_unless_told(capsys, tmp_path):

@@ -165,6 +165,48 @@ def test_quantized_weights_are_refused_and_nothing_is_changed(tmp_path):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "options, name",
+    [
+        ({"train": [".*/feedforward_output_dense"]}, "/feedforward_output_dense/kernel"),
+        ({"train": ["layer_norm"]}, "layer_norm/gamma"),
+        ({"trainable_tokens": [7]}, "token_embedding/"),
+    ],
+)
+def test_a_base_that_has_trained_is_refused(options, name, tmp_path):
+    """It would be neither the base nor the model."""
+    path = tmp_path / "base.gguf"
+    task = make_task("GPT2", num_layers=1)
+    keras_flix.enable_flix(task, FEATURES, targets=["query"], **options)
+    text = f"writes the base alone. Received: a model in which .*{name}.* trained"
+    with pytest.raises(ValueError, match=text):
+        export_base(task, path)
+    assert list(tmp_path.iterdir()) == []
+    merged = keras_flix.merge_features(task, {"task": "qa", "language": None})
+    export_base(merged, path)
+    assert path.is_file()
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])
+def test_a_file_that_is_not_finished_is_not_there(stop, tmp_path, monkeypatch):
+    path = tmp_path / "base.gguf"
+    path.write_bytes(b"an earlier one")
+    original = gguf.GGUFWriter.write_tensor_data
+    written = []
+
+    def write(self, *arguments):
+        original(self, *arguments)
+        written.append(self)
+        if len(written) == 3:
+            raise stop
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", write)
+    with pytest.raises(stop):
+        export_base(make_task("GPT2", num_layers=1), path)
+    assert [p.name for p in tmp_path.iterdir()] == ["base.gguf"]
+    assert path.read_bytes() == b"an earlier one"
+
+
 def with_tokenizer(**options):
     task = make_task("Gemma", num_layers=1)
     tokenizer = keras_hub.models.GemmaTokenizer(proto=train_tokenizer(**options))

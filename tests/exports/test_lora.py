@@ -286,12 +286,61 @@ def test_what_trains_besides_and_has_no_counterpart_is_refused(tmp_path):
     model = make(targets=["token_embedding"])
     with pytest.raises(ValueError, match="whose embedding 'token_embedding' is adapt"):
         keras_flix.export_values(model, tmp_path / "values", format="gguf")
-    with pytest.raises(ValueError, match="writes the base alone. Received: a model"):
-        model = make(trainable_tokens=[7])
-        keras_flix.export_base(model, tmp_path / "base.gguf")
     model = make(targets=["query"], train=["query"])
     text = "Received: a model in which ['decoder_block_0/attention/query'] do, and no"
     refused(tmp_path / "lora", text, model)
+
+
+@only_once
+def test_experts_are_refused_by_name(tmp_path):
+    backbone = keras_hub.models.Gemma4Backbone(
+        vocabulary_size=40,
+        image_size=16,
+        num_layers=1,
+        num_query_heads=4,
+        num_key_value_heads=2,
+        hidden_dim=16,
+        intermediate_dim=24,
+        head_dim=8,
+        num_experts=4,
+        expert_intermediate_dim=8,
+        num_experts_per_token=2,
+        enable_moe_block=True,
+    )
+    task = keras_hub.models.Gemma4CausalLM(backbone=backbone, preprocessor=None)
+    keras_flix.enable_flix(task, FEATURES, experts="each")
+    text = "Received: ['decoder_block_0/moe_expert_bank/down_proj', "
+    for export in (export_lora, export_loras, values_of):
+        combination = None if export is export_loras else COMBINATION
+        refused(tmp_path / "lora", text, task, combination, export)
+
+
+def values_of(model, combination, directory):
+    keras_flix.export_values(model, directory)
+
+
+@only_once
+def test_a_feature_in_layers_alone_that_peft_does_not_have_has_a_rank(tmp_path):
+    bert = keras_hub.models.BertBackbone(
+        vocabulary_size=40,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=16,
+        intermediate_dim=24,
+        max_sequence_length=16,
+    )
+    task = keras_hub.models.BertMaskedLM(bert, preprocessor=None)
+    # A masked LM does not read its pooler.
+    pooler = Feature("genre", ["news"], targets=["pooled_dense"])
+    keras_flix.enable_flix(
+        task, [Feature("task", ["qa"], targets=["query"]), pooler], rank=2
+    )
+    keras_flix.export_values(randomize(task), tmp_path / "values")
+    index = keras_flix.serving.read_index(tmp_path / "values")
+    assert [adapter["rank"] for adapter in index.adapters] == [2, 1]
+    config, tensors = read(tmp_path / "values" / "genre-news")
+    assert (config["r"], config["lora_alpha"]) == (1, 1)
+    assert tensors and not any(map(np.any, tensors.values()))
 
 
 def test_wrong_combinations_are_refused(model, tmp_path):
@@ -346,11 +395,32 @@ def test_directories_that_are_not_free_are_refused(model, tmp_path):
         export_lora(model, COMBINATION, tmp_path / "none" / "lora")
 
 
-def test_nothing_is_left_where_writing_fails(model, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError("No space left on device")
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize(
+    "files, export",
+    [
+        (1, lambda model, path: export_lora(model, COMBINATION, path)),
+        (2, lambda model, path: export_loras(model, None, path)),
+        (2, lambda model, path: keras_flix.export_values(model, path)),
+    ],
+)
+def test_nothing_is_left_where_writing_ends_early(
+    stop, files, export, model, tmp_path, monkeypatch
+):
+    written = []
 
-    monkeypatch.setattr("keras_flix.exports.lora_writer.write_json", full)
-    with pytest.raises(OSError, match="No space left"):
-        export_lora(model, COMBINATION, tmp_path / "lora")
-    assert list(tmp_path.iterdir()) == []
+    def write(tensors, path, *_):
+        path.write_bytes(b"half of it")
+        written.append(path)
+        if len(written) == files:
+            raise stop
+
+    monkeypatch.setattr("safetensors.numpy.save_file", write)
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty"):
+        written.clear()
+        with pytest.raises(stop):
+            export(model, tmp_path / name)
+        assert len(written) == files
+        assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+        assert list((tmp_path / "empty").iterdir()) == []

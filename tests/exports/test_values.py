@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import json
 import sys
@@ -31,6 +32,7 @@ from helpers.llama_cpp import (
     prompt_tokens,
     silent_tokens,
 )
+from helpers.places import GUIDES
 
 import keras_flix
 from keras_flix import Feature, export_base, export_values, merge_features
@@ -65,7 +67,7 @@ TOLERANCE = dict.fromkeys(OPTIONS, 1e-4) | dict.fromkeys(
 def zero_beyond_ranks(model):
     """As training leaves the tables of values of a lower rank than others."""
     for table in model._adaptation.tables():
-        feature = model._adaptation.schema[table.feature]
+        feature = model._adaptation.feature_in(table.layer, table.feature)
         values = to_numpy(table.variable).copy()
         for row, rank in enumerate(feature.ranks):
             beyond = (
@@ -156,17 +158,120 @@ def test_the_other_endpoints_take_the_same_request(served):
 def test_a_prompt_read_with_other_values_is_not_used_again(served):
     """The trap: llama-server's cache in memory does not know adapters."""
     task, index, _ = served("Llama")
-    server = Server(index.directory.parent / "base.gguf", files_of(index), slots=1)
+    base, files = index.directory.parent / "base.gguf", files_of(index)
+    server = Server(base, files, slots=1)
+    # As with `server_arguments`.
+    without = Server(base, files, slots=1, cache_ram=0)
     first = prompt_tokens(task) * 2
     second = [first[0], *first[:0:-1]]
     one, other = (index.request(COMBINATIONS[i]) for i in (0, 2))
     _, expected = server.answer(task, other, first)
-    for cached, least, most in ((True, 0.1, np.inf), (False, 0, 1e-4)):
+    assert one["cache_prompt"] is False
+    assert index.server_arguments()[-2:] == ["--cache-ram", "0"]
+    for own, cached, least, most in (
+        (server, True, 0.1, np.inf),
+        (server, False, 0, 1e-4),
+        (without, True, 0, 1e-4),
+    ):
         options = {"cache_prompt": cached}
-        assert one["cache_prompt"] is False
         for request, prompt in ((one, first), (other, second), (other, first)):
-            _, found = server.answer(task, {**request, **options}, prompt)
+            _, found = own.answer(task, {**request, **options}, prompt)
         assert least <= np.abs(found - expected)[0].max() <= most
+
+
+TRAINED = [
+    {"task": "full_date", "language": "fr"},
+    # Training has not shown this one.
+    {"task": "weekday", "language": "it"},
+    {"task": "duration", "language": "hi"},
+    {"task": "full_date", "language": "ja"},
+    {"task": "full_date", "language": {"it": 0.5, "fr": 0.5}},
+    {"task": "weekday", "language": None},
+    {"task": None, "language": "de"},
+    {"task": None, "language": None},
+]
+
+
+def test_greedy_tokens_of_a_trained_model(tmp_path):
+    task = keras_hub.models.CausalLM.from_preset(str(GUIDES / "cldr_gemma"))
+    keras_flix.load_adapters(task, GUIDES / "cldr_adapters.flix.safetensors")
+    with pytest.warns(UserWarning, match="llama.cpp reads a text as other tokens"):
+        export_base(task, tmp_path / "base.gguf")
+    export_values(task, tmp_path / "values", format="gguf")
+    index = read_index(tmp_path / "values")
+    server = Server(tmp_path / "base.gguf", files_of(index))
+    prompt = prompt_tokens(task, "2024-07-24 3 = ")
+
+    def answer(combination):
+        options = {"n_predict": 20, "temperature": 0, "return_tokens": True}
+        request = index.request(combination)
+        return server.post("completion", prompt=prompt, **options, **request)["tokens"]
+
+    with concurrent.futures.ThreadPoolExecutor(len(TRAINED)) as pool:
+        found = list(pool.map(answer, TRAINED))
+    end = task.preprocessor.tokenizer.end_token_id
+    task.compile(sampler="greedy")
+    task.preprocessor = None
+    tokens = np.zeros((len(TRAINED), len(prompt) + 20), "int32")
+    tokens[:, : len(prompt)] = prompt
+    features = {name: [c[name] for c in TRAINED] for name in ("task", "language")}
+    x = {"token_ids": tokens, "padding_mask": (tokens != 0).astype("int32")}
+    ours = task.generate({**x, **features}, stop_token_ids=[end])["token_ids"]
+    for row, theirs in zip(to_numpy(ours)[:, len(prompt) :].tolist(), found):
+        assert theirs == row[: [*row, end].index(end) + 1]
+    # Full answers that end by themselves, each another one.
+    assert len(set(map(tuple, found))) >= 6
+    assert all(answer[-1] == end for answer in found[:4])
+
+
+OWN = [
+    Feature(
+        "task",
+        FEATURES["task"],
+        rank={"qa": 3, "*": 1},
+        alpha=6,
+        scale="sqrt",
+        targets=["query", ".*_0/feedforward_output_dense"],
+    ),
+    Feature("language", FEATURES["language"], alpha=2, multiple=True),
+    Feature("shared", always=True, targets=["value"]),
+]
+
+
+def adapt_by_layer(task):
+    options = {"rank": {"language": {"sw": 1, "*": 2}, "shared": 2, "task": 4}}
+    ranks = {"key": {"language": 4}}
+    keras_flix.enable_flix(
+        task, OWN, **options, layer_ranks=ranks, targets="all-linear"
+    )
+    return zero_beyond_ranks(randomize(task))
+
+
+def test_ranks_scales_and_layers_of_their_own(tmp_path):
+    task = adapt_by_layer(make_task("Qwen"))
+    export_base(task, tmp_path / "base.gguf")
+    export_values(task, tmp_path / "values", format="gguf")
+    index = read_index(tmp_path / "values")
+    assert [a["rank"] for a in index.adapters] == [3, 1, 1, 4, 4, 4, 2]
+    server = Server(tmp_path / "base.gguf", files_of(index))
+    for combination in (
+        {"task": "qa", "language": ["en", "sw"]},
+        {"task": "list", "language": {"yo": 0.5}},
+        {"task": None, "language": []},
+    ):
+        answers = [server.answer(task, index.request(combination))]
+        features = {name: [entry] for name, entry in combination.items()}
+        assert_same(task, answers, 1e-4, features)
+    # And of a base that is quantized: the tables are floats.
+    quantized = make_task("Qwen")
+    quantized.backbone.quantize("int8", filters=["query", "feedforward_.*"])
+    adapt_by_layer(quantized)
+    pairs = zip(task._adaptation.tables(), quantized._adaptation.tables(), strict=True)
+    for ours, other in pairs:
+        other.variable.assign(ours.variable)
+    export_values(quantized, tmp_path / "same", format="gguf")
+    for path in files_of(index):
+        assert path.read_bytes() == (tmp_path / "same" / path.name).read_bytes()
 
 
 PEFT_FAMILIES = ("Qwen3", "GPT2")

@@ -147,9 +147,10 @@ class Server:
         base: A GGUF file.
         adapters: GGUF files of LoRAs, all of them at scale 0.
         slots: How many requests are computed at a time.
+        cache_ram: Mebibytes of its cache of prompts; `None` is its own default.
     """
 
-    def __init__(self, base: Path, adapters=(), slots=8):
+    def __init__(self, base: Path, adapters=(), slots=8, cache_ram=None):
         params = xllamacpp.CommonParams()
         params.model.path = str(base)
         params.lora_adapters = [
@@ -160,6 +161,8 @@ class Server:
         flash = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.flash_attn_type = flash
         params.n_ctx, params.n_parallel = 512, slots
+        if cache_ram is not None:
+            params.cache_ram_mib = cache_ram
         params.cpuparams.n_threads = 1
         params.warmup = False
         params.verbosity = 0
