@@ -168,7 +168,7 @@ def test_quantized_weights_are_refused_and_nothing_is_changed(tmp_path):
 @pytest.mark.parametrize(
     "options, name",
     [
-        ({"train": [".*/feedforward_output_dense"]}, "/feedforward_output_dense/kernel"),
+        ({"train": [".*/feedforward_output_dense"]}, "output_dense/kernel"),
         ({"train": ["layer_norm"]}, "layer_norm/gamma"),
         ({"trainable_tokens": [7]}, "token_embedding/"),
     ],
