@@ -87,7 +87,7 @@ def export_base(
             "`merge_features(model, ...)`, which holds what trained."
         )
     dtype = keras.backend.standardize_dtype(backbone.variable_dtype)
-    tensors = list(base_tensors(model, backbone, family))
+    tensors = list(base_tensors(model, backbone, family, length))
     with whole_file(path) as temporary:
         writer = gguf.GGUFWriter(temporary, family.architecture)
         try:

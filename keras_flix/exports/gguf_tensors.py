@@ -38,7 +38,7 @@ class Tensor:
 
 
 def base_tensors(
-    model: keras.Model, backbone: Any, family: GgufFamily
+    model: keras.Model, backbone: Any, family: GgufFamily, length: int
 ) -> Iterator[Tensor]:
     """All weights of a model but its adapters, each to be read when its turn comes.
 
@@ -46,6 +46,7 @@ def base_tensors(
         model: A `CausalLM`, adapted or not.
         backbone: Its backbone.
         family: What it is in llama.cpp.
+        length: How many positions it has there.
 
     Raises:
         ValueError: If a layer is quantized.
@@ -65,7 +66,8 @@ def base_tensors(
         yield _tensor("output.weight", embedding.reverse_embeddings, np.transpose)
     if "position_embedding" in layers:
         positions = layers["position_embedding"].position_embeddings
-        yield _tensor("position_embd.weight", positions)
+        # llama.cpp reads a file only if these are as many as it says.
+        yield _tensor("position_embd.weight", positions, lambda x: x[:length])
     yield from _norm("output_norm", layers[family.last_norm], family)
     names = peft_names(model)
     block = next(iter(names.modules)).partition("_0/")[0]
