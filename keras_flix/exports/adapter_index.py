@@ -114,7 +114,8 @@ class AdapterIndex(Displayed):
         """The arguments with which the server loads all adapters, in the index's order.
 
         For `llama-server`, all of them at scale 0, and without its cache in memory,
-        see `request`; for `vllm serve`, by name.
+        see `request`, as llama.cpp takes them in 2026 (older ones want one
+        `--lora-scaled FILE SCALE` each); for `vllm serve`, by name.
 
         Raises:
             ValueError: If it is PEFT, which is no server, vLLM cannot serve the files,
