@@ -274,17 +274,20 @@ def test_ranks_scales_and_layers_of_their_own(tmp_path):
         assert path.read_bytes() == (tmp_path / "same" / path.name).read_bytes()
 
 
-PEFT_FAMILIES = ("Qwen3", "GPT2")
+# The second one with its embedding too, which a tied head shares.
+WITH_EMBEDDING = [".*/self_attention/.*", ".*_dense", "token_embedding"]
 
 
-@pytest.mark.parametrize("family", PEFT_FAMILIES)
-def test_peft_puts_values_together(family, tmp_path):
+@pytest.mark.parametrize(
+    "family, targets", [("Qwen3", "all-linear"), ("GPT2", WITH_EMBEDDING)]
+)
+def test_peft_puts_values_together(family, targets, tmp_path):
     save_base(family, tmp_path / "base", "AutoModelForCausalLM")
     backbone = load_keras(family, tmp_path / "base")
     cls = getattr(keras_hub.models, f"{family}CausalLM")
     task = cls(backbone=backbone, preprocessor=None)
     ranks = {"task": 3, "language": {"sw": 1, "*": 2}}
-    keras_flix.enable_flix(task, SHARED, rank=ranks, alpha=2, targets="all-linear")
+    keras_flix.enable_flix(task, SHARED, rank=ranks, alpha=2, targets=targets)
     zero_beyond_ranks(randomize(task))
     export_values(task, tmp_path / "values", base_model="base")
     index = read_index(tmp_path / "values")
