@@ -96,22 +96,23 @@ def test_a_mutant_tells_its_place():
     mutant = by_operator["comparison"]
     assert mutant.id == "keras_flix/files/b.py:3:24:comparison"
     assert mutant.room == "files"
-    assert mutant.function == "keras_flix/files/b.py:2"
+    assert mutant.statement == "keras_flix/files/b.py:3"
     assert mutant.diff(source) == "é = 'é'; return a < 1 -> é = 'é'; return a <= 1"
 
 
-def test_what_runs_on_import_is_of_no_function():
-    source = b"A = 1\nclass B:\n    c = 2\n    def d(self, e=3): return 4\n"
-    functions = {
-        source[m.start : m.end]: m.function for m in mutants_of("a/b/c.py", source)
+def test_the_statement_that_has_to_be_reached():
+    source = b"A = 1\nclass B:\n    c = 2\n    def d(self, e=3):\n        if 4:\n            5\n"
+    found = {
+        source[m.start : m.end]: m.statement for m in mutants_of("a/b/c.py", source)
     }
-    method = "a/b/c.py:4"
-    assert functions == {
+    # A default is used where the function is entered; what runs on import, always.
+    line = "a/b/c.py:{}".format
+    assert found == {
         b"1": None,
         b"2": None,
-        b"3": method,
-        b"return 4": method,
-        b"4": method,
+        b"3": line(4),
+        b"4": line(5),
+        b"5": line(6),
     }
 
 

@@ -54,8 +54,9 @@ class Mutant:
         start: Where in the file, in bytes.
         end: Where the old text ends.
         new: The new text.
-        function: The function that has to be entered for the change to have an
-            effect, see `function_key`; None for what runs on import.
+        statement: The innermost statement of a function that has to be reached for
+            the change to have an effect, see `key_of`; of a default, the function;
+            None for what runs on import.
     """
 
     path: str
@@ -65,7 +66,7 @@ class Mutant:
     start: int
     end: int
     new: str
-    function: str | None
+    statement: str | None
 
     @property
     def id(self) -> str:
@@ -86,9 +87,9 @@ class Mutant:
         return f"{before} -> {after}"
 
 
-def function_key(path: str, function: ast.AST) -> str:
-    """Names a function by where it is defined."""
-    return f"{path}:{function.lineno}"
+def key_of(path: str, node: ast.AST) -> str:
+    """Names a statement, or a function, by where it begins."""
+    return f"{path}:{node.lineno}"
 
 
 def mutants_of(path: str, source: bytes) -> list[Mutant]:
@@ -113,7 +114,8 @@ def changes(mutant: Mutant, source: bytes) -> bool:
 def draw(root: Path, count: int, seed: int) -> list[Mutant]:
     """Draws mutants from all rooms, in proportion to their lines.
 
-    Of every room at least `LEAST`, or as many as `count` has for each.
+    Of every room at least `LEAST`, or as many as `count` has for each. Their order is
+    drawn, too: where a run is ended early, those that it has met are a fair sample.
     """
     files = {
         room: {
@@ -132,8 +134,8 @@ def draw(root: Path, count: int, seed: int) -> list[Mutant]:
         all_of_room = [m for path in sources for m in mutants_of(path, sources[path])]
         random.Random(f"{seed} {room}").shuffle(all_of_room)
         valid = (m for m in all_of_room if changes(m, sources[m.path]))
-        of_room = [mutant for mutant, _ in zip(valid, range(share))]
-        chosen += sorted(of_room, key=lambda m: (m.path, m.start, m.operator))
+        chosen += [mutant for mutant, _ in zip(valid, range(share))]
+    random.Random(f"{seed} order").shuffle(chosen)
     return chosen
 
 
@@ -157,7 +159,8 @@ class _Finder(ast.NodeVisitor):
         self.starts = [0]
         for line in source.splitlines(keepends=True):
             self.starts.append(self.starts[-1] + len(line))
-        self.function: str | None = None
+        self.in_function = False
+        self.statement: str | None = None
         self.found: list[Mutant] = []
 
     def span(self, node: ast.AST) -> tuple[int, int]:
@@ -169,7 +172,7 @@ class _Finder(ast.NodeVisitor):
         column = start - self.starts[line]
         self.found.append(
             Mutant(
-                self.path, line + 1, column, operator, start, end, new, self.function
+                self.path, line + 1, column, operator, start, end, new, self.statement
             )
         )
 
@@ -184,6 +187,13 @@ class _Finder(ast.NodeVisitor):
         match = re.search(old.encode(), self.source[start:end])
         if match:
             self.add(operator, start + match.start(), start + match.end(), new)
+
+    def visit(self, node: ast.AST) -> None:
+        outer = self.statement
+        if self.in_function and isinstance(node, ast.stmt):
+            self.statement = key_of(self.path, node)
+        super().visit(node)
+        self.statement = outer
 
     # What is left as it is.
 
@@ -211,7 +221,8 @@ class _Finder(ast.NodeVisitor):
     # What is changed.
 
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
-        outer, self.function = self.function, function_key(self.path, node)
+        outer, self.in_function = self.in_function, True
+        self.statement = key_of(self.path, node)
         for default in [*node.args.defaults, *node.args.kw_defaults]:
             if isinstance(default, ast.Constant) and isinstance(default.value, str):
                 self.replace(default, "default", '"mutant"')
@@ -221,7 +232,7 @@ class _Finder(ast.NodeVisitor):
                 self.visit(default)
         for statement in node.body:
             self.visit(statement)
-        self.function = outer
+        self.in_function = outer
 
     visit_AsyncFunctionDef = visit_FunctionDef
 

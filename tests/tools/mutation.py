@@ -10,10 +10,12 @@ mutmut and cosmic-ray start a process per mutant, which imports Keras, KerasHub 
 PyTorch for longer than most mutants live; here they are imported once, and forked.
 
 A mutant is written to a copy of the project, so the processes that tests start see it
-too. It meets the tests that enter the mutated function, those of its own test file
-first: a run without mutants has noted what each test enters. What runs on import meets
-all tests. A later stage takes what has survived the one before; a second call goes on
-where the first was ended.
+too. It meets the tests that reach the mutated statement, those of its own test file
+first: a run without mutants has noted what each test reaches. What runs on import meets
+the tests that enter a function of its file, or of a file that imports from it. All
+stages but `full` run what the daily loop does, without tests marked `slow`. A later
+stage takes what has survived the one before; a second call goes on where the first was
+ended.
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 os.environ.update(ENVIRONMENT)
+# Each process would compile all that it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 from mutants import ROOMS  # noqa: E402
 from mutation_session import Session  # noqa: E402

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -19,16 +20,18 @@ from mutants import Mutant
 from traced_tests import Traced
 
 PYTEST = (
-    *("-q", "-m", "not guide", "--numprocesses=0"),
-    *("-p", "no:cacheprovider", "--tb=short"),
+    *("-q", "--numprocesses=0", "-p", "no:cacheprovider"),
+    *("--tb=short", "--disable-warnings"),
 )
+WAITS = 20
+"""Seconds that may pass on the clock for each one of the processor."""
 NO_TESTS, INTERNAL_ERROR, WENT_WRONG = 5, 3, 70
 """Exit statuses: two of pytest, one of this file."""
 
 
 @dataclasses.dataclass
 class Outcome:
-    """How a run of tests ended; `status` is None where time was up.
+    """How a run of tests ended; `status` is None where time was up on the clock.
 
     `seconds` are of the processor: on a busy machine they say more than the clock's.
     """
@@ -47,7 +50,8 @@ class Run:
         plugin: A pytest plugin with two more methods: `start(project)`, before pytest
             begins, and `report()`, which makes the report of the outcome.
         log: A file for all that is printed.
-        limit: Seconds after which the run is ended.
+        limit: Seconds of the processor after which the run is ended; on the clock,
+            `WAITS` times as many.
         mutant: What is changed in the copy until the run has ended.
         number: Of the mutant, for a modification time that no other has.
     """
@@ -58,7 +62,7 @@ class Run:
         arguments: list[str],
         plugin: Traced | Chosen,
         log: Path,
-        limit: float = 3600.0,
+        limit: int = 3600,
         mutant: Mutant | None = None,
         number: int = 0,
     ) -> None:
@@ -78,7 +82,7 @@ class Run:
     def poll(self) -> Outcome | None:
         """The outcome, once there is one."""
         ended, code, usage = os.wait4(self.child, os.WNOHANG)
-        if not ended and time.monotonic() - self.start < self.limit:
+        if not ended and time.monotonic() - self.start < WAITS * self.limit:
             return None
         status = os.waitstatus_to_exitcode(code) if ended else None
         seconds = usage.ru_utime + usage.ru_stime if ended else self.limit
@@ -100,6 +104,7 @@ class Run:
         status = WENT_WRONG
         try:
             os.setsid()
+            resource.setrlimit(resource.RLIMIT_CPU, (self.limit, self.limit))
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(output, 1)

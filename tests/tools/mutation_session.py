@@ -7,19 +7,22 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from chosen_tests import Chosen
+from entered import watched_by
 from mutants import ROOMS, Mutant, draw
 from mutation_run import INTERNAL_ERROR, NO_TESTS, WENT_WRONG, Outcome, Run, read_json
 from traced_tests import Traced
 
 ROOT = Path(__file__).parents[2]
-FULL = "--full"
-"""The option that runs the whole suite, where the conftest knows it."""
+DAILY = ["-m", "not slow and not guide"]
+ALL = ["-m", "not guide", "--full"]
+"""What is run: what a developer runs all day; in the last stage, what runs by night."""
 
 
 class Session:
@@ -59,17 +62,15 @@ class Session:
                 "The results must be of the same sources and mutants. Received: "
                 f"{output} with {found}, not {header}. Name another --output."
             )
-        # What tests enter is not true any more when a test has changed.
-        state = digest("keras_flix", "tests")
+        self.watched = watched_by(ROOT, self.mutants)
+        # What tests reach is not true any more when a test has changed.
+        state = f"{digest('keras_flix', 'tests')} {count} {seed}"
         kept = read_json(self.tests_file)
         self.traced = kept if kept.get("state") == state else {"state": state}
 
     def stage(self, name: str) -> None:
         """Runs what is left of the mutants against the tests of a stage."""
-        options = [FULL] if name == "full" else []
-        if options and FULL not in (ROOT / "tests" / "conftest.py").read_text():
-            print(f"The conftest has no {FULL} yet: the last stage is the fast one.")
-            return
+        options = ALL if name == "full" else DAILY
         folders = sorted({path.parent for path in (ROOT / "tests").rglob("test_*.py")})
         rooms = {path.relative_to(ROOT / "tests").parts[0] for path in folders}
         rooms &= set(ROOMS) if name in ("room", "rooms") else rooms
@@ -102,12 +103,12 @@ class Session:
         print(f"{name}: {len(tasks)} mutants in {seconds:.0f} s", flush=True)
 
     def trace(self, room: str, options: list[str]) -> None:
-        """Runs the tests of a room without a mutant, and notes what they enter."""
+        """Runs the tests of a room without a mutant, and notes what they reach."""
         key = " ".join([room, *options])
         if key in self.traced:
             return
         project = self.projects[0]
-        plugin = Traced(project.with_suffix(".entered"))
+        plugin = Traced(project.with_suffix(".entered"), self.watched)
         run = Run(project, [f"tests/{room}", *options], plugin, self.log)
         try:
             while (outcome := run.poll()) is None:
@@ -157,7 +158,7 @@ class Session:
                     files = list(dict.fromkeys(n.partition("::")[0] for n in order))
                     arguments = ["-x", *files, *options]
                     chosen = Chosen(order, left_out.union(tests))
-                    limit = 120 + 8 * sum(tests[name]["seconds"] for name in order)
+                    limit = 30 + round(3 * sum(tests[n]["seconds"] for n in order))
                     project = free.pop()
                     with self.log.open("a") as log:
                         log.write(f"\n===== {stage} {mutant.id}\n")
@@ -201,7 +202,8 @@ class Session:
             return "SURVIVED"
         if outcome.status in (INTERNAL_ERROR, WENT_WRONG):
             return f"WENT WRONG, see {self.log}"
-        ends = "time is up" if outcome.status is None else f"ended by {outcome.status}"
+        time_is_up = outcome.status in (None, -signal.SIGXCPU)
+        ends = "time is up" if time_is_up else f"ended by {outcome.status}"
         test = outcome.report.get("failed") or ends
         result["killed_by"] = {"stage": stage, "test": test}
         return test
@@ -235,15 +237,17 @@ def own_tests(mutant: Mutant) -> str:
 
 
 def plan(mutant: Mutant, tests: dict[str, dict], on_import: set[str]) -> list[str]:
-    """The tests that could notice a mutant, those first that are near and quick."""
-    everywhere = mutant.function is None or mutant.function in on_import
+    """The tests that could notice a mutant, those first that are near and quick.
+
+    Those that reach what is changed, and all of its own file of tests: what a test of
+    that file has computed may be kept, and be used by the next.
+    """
+    key = mutant.statement or mutant.path
     own = own_tests(mutant)
     chosen = [
         name
         for name, test in tests.items()
-        if everywhere
-        or mutant.function in test["enters"]
-        or name.startswith(f"{own}::")
+        if key in on_import or key in test["enters"] or name.startswith(f"{own}::")
     ]
     of_file: dict[str, float] = collections.defaultdict(float)
     for name in chosen:
@@ -252,7 +256,8 @@ def plan(mutant: Mutant, tests: dict[str, dict], on_import: set[str]) -> list[st
     def rank(name: str) -> tuple:
         file = name.partition("::")[0]
         near = (file != own, Path(file).parent != Path(own).parent)
-        return (*near, of_file[file], file, tests[name]["seconds"])
+        reaches = key in tests[name]["enters"]
+        return (*near, of_file[file], file, not reaches, tests[name]["seconds"])
 
     return sorted(chosen, key=rank)
 

@@ -1,27 +1,29 @@
-"""A pytest plugin that notes what functions of the package each test enters."""
+"""A pytest plugin that notes what each test reaches of what mutants change."""
 
 from __future__ import annotations
 
 import collections
 import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from entered import note_entered
+from entered import customize, note_entered
 
 
 class Traced:
-    """A pytest plugin that notes what functions of the package each test enters.
+    """A pytest plugin that notes what each test reaches of what mutants change.
 
-    So do the processes that the test starts: in files of `folder`.
+    So do the processes that the test starts: in files of `folder`. The seconds of a
+    test are the processor's, and those of these processes, too.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, watched: dict[str, list[str]]) -> None:
         self.folder = folder
+        self.watched = watched
         self.entered: set[str] = set()
         self.of_fixtures = collections.defaultdict(set)
+        self.of_modules: dict[Path, set[str]] = {}
         self.on_import: set[str] = set()
         self.tests: dict[str, dict] = {}
         self.failed: set[str] = set()
@@ -29,15 +31,11 @@ class Traced:
 
     def start(self, project: Path) -> None:
         self.folder.mkdir(exist_ok=True)
-        note_entered(project, self.entered, self.folder, os.getpid())
-        # Python imports this where a test starts one.
-        self.customized = project / "sitecustomize.py"
-        self.customized.write_text(
-            f"import sys\nsys.path.append({str(project / 'tests/tools')!r})\n"
-            "from entered import Path, note_entered\nsys.path.pop()\n"
-            f"note_entered(Path({str(project)!r}), set(), "
-            f"Path({str(self.folder)!r}), None)\n"
+        note_entered(
+            *(project, self.watched, self.entered, self.on_import),
+            *(self.folder, os.getpid()),
         )
+        self.customized = customize(project, self.watched, self.folder)
 
     def report(self) -> dict:
         self.customized.unlink()
@@ -52,8 +50,14 @@ class Traced:
     def pytest_deselected(self, items) -> None:
         self.left_out.update(item.nodeid for item in items)
 
-    def pytest_collection_finish(self) -> None:
-        self.on_import |= self.entered
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(self, collector):
+        before = self.taken()
+        report = yield
+        # What a module does when it is imported, each of its tests may see.
+        self.of_modules.setdefault(collector.path, set()).update(self.taken())
+        self.entered |= before
+        return report
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef):
@@ -69,12 +73,12 @@ class Traced:
     def pytest_runtest_protocol(self, item):
         clear_caches()
         self.taken()
-        start = time.monotonic()
+        start = processor_seconds()
         try:
             return (yield)
         finally:
-            seconds = round(time.monotonic() - start, 3)
-            enters = self.taken()
+            seconds = round(processor_seconds() - start, 3)
+            enters = self.taken() | self.of_modules.get(item.path, set())
             # Fixtures of a module or a session have run for an earlier test.
             for definitions in item._fixtureinfo.name2fixturedefs.values():
                 for definition in definitions:
@@ -95,6 +99,11 @@ class Traced:
             self.failed.add(report.nodeid)
 
     pytest_runtest_logreport = pytest_collectreport
+
+
+def processor_seconds() -> float:
+    """Of this process, and of those that it has waited for."""
+    return sum(os.times()[:4])
 
 
 def clear_caches() -> None:
