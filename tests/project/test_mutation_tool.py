@@ -1,10 +1,12 @@
 """The mutants of the mutation run: what is changed, what never is, what is drawn."""
 
 import ast
+import builtins
 import collections
 from pathlib import Path
 
 import pytest
+from tools.entered import imported, telling
 from tools.mutants import ROOMS, changes, draw, mutants_of, shares
 
 import keras_flix
@@ -101,19 +103,46 @@ def test_a_mutant_tells_its_place():
 
 
 def test_the_statement_that_has_to_be_reached():
-    source = b"A = 1\nclass B:\n    c = 2\n    def d(self, e=3):\n        if 4:\n            5\n"
+    source = (
+        b"A = 1\nclass B:\n    c = 2\n    def d(e=3):\n        if 4:\n            5\n"
+    )
     found = {
         source[m.start : m.end]: m.statement for m in mutants_of("a/b/c.py", source)
     }
     # A default is used where the function is entered; what runs on import, always.
     line = "a/b/c.py:{}".format
     assert found == {
-        b"1": None,
-        b"2": None,
-        b"3": line(4),
-        b"4": line(5),
-        b"5": line(6),
+        **{b"1": None, b"2": None},
+        **{b"3": line(4), b"4": line(5), b"5": line(6)},
     }
+
+
+def test_what_a_statement_tells(monkeypatch):
+    source = b"def f(a):\n    'Text.'\n    if a:\n        return 1\n    return 2\n"
+    watched = {"a/b.py:4": ["one"], "a/b.py:1": ["entered"], "a/b.py": ["file"]}
+    told = []
+    monkeypatch.setattr(
+        builtins, "__entered__", lambda *k: told.extend(k), raising=False
+    )
+    space = {}
+    exec(compile(telling("a/b.py", source, watched), "b.py", "exec"), space)
+    assert space["f"].__doc__ == "Text."
+    assert (space["f"](True), told) == (1, ["file", "entered", "one"])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from a.b import c",
+        "def f():\n    from a import b",
+        "import a.b",
+        "from a.b.c import d, e",
+    ],
+)
+def test_what_a_file_imports_from(source):
+    assert ("a/b/c.py" if "c import" in source else "a/b.py") in imported(
+        ast.parse(source)
+    )
 
 
 @pytest.mark.parametrize("count", [20, 90, 160, 1000])

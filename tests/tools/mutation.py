@@ -1,6 +1,7 @@
 """Changes the library's sources at random places: does a test fail each time?
 
-    python tests/tools/mutation.py --output FILE.json               # tests of the room
+    python tests/tools/mutation.py --output FILE.json               # the nearest tests
+    python tests/tools/mutation.py --output FILE.json --stage room  # those of the room
     python tests/tools/mutation.py --output FILE.json --stage rooms # then of the others
     python tests/tools/mutation.py --output FILE.json --stage fast  # then the fast ones
     python tests/tools/mutation.py --output FILE.json --stage full  # then all tests
@@ -10,12 +11,13 @@ mutmut and cosmic-ray start a process per mutant, which imports Keras, KerasHub 
 PyTorch for longer than most mutants live; here they are imported once, and forked.
 
 A mutant is written to a copy of the project, so the processes that tests start see it
-too. It meets the tests that reach the mutated statement, those of its own test file
-first: a run without mutants has noted what each test reaches. What runs on import meets
-the tests that enter a function of its file, or of a file that imports from it. All
-stages but `full` run what the daily loop does, without tests marked `slow`. A later
-stage takes what has survived the one before; a second call goes on where the first was
-ended.
+too. It meets the tests that reach the mutated statement: a run without mutants has
+noted what each test reaches. What runs on import meets the tests that enter a function
+of its file, or of a file that imports from it. The first stage runs the file of tests
+that mirrors the mutant's, or those of the files that import from it, see `near_tests`.
+All stages but `full` run what the daily loop does, without tests marked `slow`. A
+later stage takes what has survived the one before; a second call goes on where the
+first was ended.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ sys.dont_write_bytecode = False
 from mutants import ROOMS  # noqa: E402
 from mutation_session import Session  # noqa: E402
 
-STAGES = ("room", "rooms", "fast", "full")
+STAGES = ("near", "room", "rooms", "fast", "full")
 PRELOADED = (
     *("torch", "tensorflow", "keras", "keras_hub", "hypothesis", "sentencepiece"),
     *("h5py", "matplotlib.pyplot", "peft", "sacrebleu", "safetensors.torch"),
@@ -63,7 +65,8 @@ def report(results: dict) -> str:
     for room in [*ROOMS, "all"]:
         mine = [m for m in mutants if room in ("all", m["room"])]
         killed = [m["killed_by"]["stage"] for m in mine if m["killed_by"]]
-        counts = (len(mine), killed.count("room"), len(killed))
+        in_room = killed.count("near") + killed.count("room")
+        counts = (len(mine), in_room, len(killed))
         share = f"{len(killed) / max(len(mine), 1):.0%}"
         lines.append("| {} | {} | {} | {} ({}) |".format(room, *counts, share))
     lines += ["", "| survivor | change | why |", "| --- | --- | --- |"]
@@ -89,8 +92,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="results, as JSON")
     parser.add_argument("--count", type=int, default=160)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stage", choices=STAGES, default="room", help="the last one")
-    parser.add_argument("--jobs", type=int, default=1, help="mutants side by side")
+    parser.add_argument("--stage", choices=STAGES, default="near", help="the last one")
     parser.add_argument(
         "--again", action="store_true", help="run the survivors anew, with new tests"
     )
@@ -104,9 +106,7 @@ def main() -> None:
     # So that no process is left when this one is ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory() as folder:
-        session = Session(
-            output, options.count, options.seed, Path(folder).resolve(), options.jobs
-        )
+        session = Session(output, options.count, options.seed, Path(folder).resolve())
         if options.again:
             for result in session.results["mutants"]:
                 result["survived"] = []

@@ -79,7 +79,17 @@ class Run:
         if self.child == 0:
             self._be_pytest([*PYTEST, *arguments], plugin, log)
 
-    def poll(self) -> Outcome | None:
+    def outcome(self) -> Outcome:
+        """Waits for the outcome; ends the run where that is interrupted."""
+        try:
+            while (outcome := self._poll()) is None:
+                time.sleep(0.1)
+        except BaseException:
+            self.end()
+            raise
+        return outcome
+
+    def _poll(self) -> Outcome | None:
         """The outcome, once there is one."""
         ended, code, usage = os.wait4(self.child, os.WNOHANG)
         if not ended and time.monotonic() - self.start < WAITS * self.limit:
@@ -103,7 +113,8 @@ class Run:
         """What the forked process does; it does not return."""
         status = WENT_WRONG
         try:
-            os.setsid()
+            # A group of its own, yet of the session whose priority it is to have.
+            os.setpgid(0, 0)
             resource.setrlimit(resource.RLIMIT_CPU, (self.limit, self.limit))
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import collections
 import hashlib
 import json
@@ -9,12 +10,10 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from chosen_tests import Chosen
-from entered import watched_by
+from entered import imported, watched_by
 from mutants import ROOMS, Mutant, draw
 from mutation_run import INTERNAL_ERROR, NO_TESTS, WENT_WRONG, Outcome, Run, read_json
 from traced_tests import Traced
@@ -28,11 +27,11 @@ ALL = ["-m", "not guide", "--full"]
 class Session:
     """All runs of one call, and what is written of them."""
 
-    def __init__(self, output: Path, count: int, seed: int, folder: Path, jobs: int):
+    def __init__(self, output: Path, count: int, seed: int, folder: Path):
         self.output = output
         self.tests_file = output.with_suffix(".tests.json")
         self.log = output.with_suffix(".log")
-        self.projects = [copy_project(folder / str(i) / "project") for i in range(jobs)]
+        self.project = copy_project(folder / "project")
         self.mutants = draw(ROOT, count, seed)
         header = {
             "backend": os.environ["KERAS_BACKEND"],
@@ -43,7 +42,6 @@ class Session:
         self.results = read_json(output) or {
             **header,
             "failed without a mutant": [],
-            "seconds": 0.0,
             "mutants": [
                 {
                     "id": mutant.id,
@@ -70,56 +68,77 @@ class Session:
 
     def stage(self, name: str) -> None:
         """Runs what is left of the mutants against the tests of a stage."""
-        options = ALL if name == "full" else DAILY
-        folders = sorted({path.parent for path in (ROOT / "tests").rglob("test_*.py")})
-        rooms = {path.relative_to(ROOT / "tests").parts[0] for path in folders}
-        rooms &= set(ROOMS) if name in ("room", "rooms") else rooms
-        for room in sorted(rooms):
-            self.trace(room, options)
-        tests, left_out, on_import = {}, set(), set()
-        for room in rooms:
-            of_room = self.traced[" ".join([room, *options])]
-            tests.update(of_room["tests"])
-            left_out.update(of_room["left out"])
-            on_import.update(of_room["on import"])
         tasks = [
-            (number, mutant)
-            for number, mutant in enumerate(self.mutants)
-            if not self.results["mutants"][number]["killed_by"]
-            and name not in self.results["mutants"][number]["survived"]
+            (mutant, result)
+            for mutant, result in zip(self.mutants, self.results["mutants"])
+            if not result["killed_by"] and name not in result["survived"]
         ]
-        start = time.monotonic()
-        for done, (number, outcome) in enumerate(
-            self.outcomes(name, tasks, tests, left_out, on_import, options), 1
-        ):
-            result = self.results["mutants"][number]
-            end = self.take(name, result, outcome)
-            self.write()
-            count = f"{name} {done}/{len(tasks)} {outcome.seconds:5.1f} s"
+        for done, (mutant, result) in enumerate(tasks, 1):
+            end = self.run(name, mutant, result)
+            _write(self.output, self.results)
+            count = f"{name} {done}/{len(tasks)} {result['seconds']:5.1f} s"
             print(f"{count} {result['id']} {end}", flush=True)
-        seconds = time.monotonic() - start
-        self.results["seconds"] = round(self.results["seconds"] + seconds, 1)
-        self.write()
-        print(f"{name}: {len(tasks)} mutants in {seconds:.0f} s", flush=True)
 
-    def trace(self, room: str, options: list[str]) -> None:
-        """Runs the tests of a room without a mutant, and notes what they reach."""
-        key = " ".join([room, *options])
+    def run(self, stage: str, mutant: Mutant, result: dict) -> str:
+        """Runs a mutant against the tests of a stage, and says how it ended.
+
+        A mutant stays open where pytest itself went wrong: the next call takes it.
+        """
+        options = ALL if stage == "full" else DAILY
+        near = near_tests(ROOT, mutant.path)
+        for place in self.places(stage, mutant.room, near):
+            traced = self.trace(place, options)
+            skipped = [] if stage in ("near", "full") else near
+            tests = {
+                name: test
+                for name, test in traced["tests"].items()
+                if name.partition("::")[0] not in skipped
+            }
+            order = plan(mutant, tests, set(traced["on import"]), near)
+            if not order:
+                continue
+            outcome = self.outcome(stage, mutant, order, traced, options)
+            result["seconds"] = round(result["seconds"] + outcome.seconds, 1)
+            if outcome.status in (0, NO_TESTS):
+                continue
+            if outcome.status in (INTERNAL_ERROR, WENT_WRONG):
+                return f"WENT WRONG, see {self.log}"
+            time_is_up = outcome.status in (None, -signal.SIGXCPU)
+            ends = "time is up" if time_is_up else f"ended by {outcome.status}"
+            test = outcome.report.get("failed") or ends
+            result["killed_by"] = {"stage": stage, "test": test}
+            return test
+        result["survived"].append(stage)
+        return "SURVIVED"
+
+    def places(self, stage: str, room: str, near: list[str]) -> list[str]:
+        """What files or folders of tests a stage runs, one after the other."""
+        if stage == "near":
+            return near
+        folders = sorted(
+            {
+                f"tests/{path.relative_to(ROOT / 'tests').parts[0]}"
+                for path in (ROOT / "tests").rglob("test_*.py")
+            }
+        )
+        return [
+            folder
+            for folder in folders
+            if stage == "full" or stage == stage_of(Path(folder).name, room)
+        ]
+
+    def trace(self, place: str, options: list[str]) -> dict:
+        """Runs tests without a mutant, the first time, and notes what they reach."""
+        key = " ".join([place, *options])
         if key in self.traced:
-            return
-        project = self.projects[0]
+            return self.traced[key]
+        project = self.project
         plugin = Traced(project.with_suffix(".entered"), self.watched)
-        run = Run(project, [f"tests/{room}", *options], plugin, self.log)
-        try:
-            while (outcome := run.poll()) is None:
-                time.sleep(0.1)
-        except BaseException:
-            run.end()
-            raise
-        if outcome.status not in (0, 1) or not outcome.report.get("tests"):
+        outcome = Run(project, [place, *options], plugin, self.log).outcome()
+        if outcome.status not in (0, 1, NO_TESTS):
             raise SystemExit(
                 "The tests must run without a mutant. Received: exit status "
-                f"{outcome.status} of tests/{room}. See {self.log}."
+                f"{outcome.status} of {place}. See {self.log}."
             )
         failed = outcome.report.pop("failed")
         outcome.report["left out"] += failed
@@ -129,87 +148,29 @@ class Session:
         self.traced[key] = outcome.report
         _write(self.tests_file, self.traced)
         count = len(outcome.report["tests"])
-        print(f"no mutant, {key}: {count} tests, {outcome.seconds:.0f} s", flush=True)
+        print(f"no mutant, {place}: {count} tests, {outcome.seconds:.0f} s", flush=True)
         if failed:
             print(f"LEFT OUT, they fail without a mutant: {failed}", flush=True)
+        return outcome.report
 
-    def outcomes(
+    def outcome(
         self,
         stage: str,
-        tasks: list[tuple[int, Mutant]],
-        tests: dict[str, dict],
-        left_out: set[str],
-        on_import: set[str],
+        mutant: Mutant,
+        order: list[str],
+        traced: dict,
         options: list[str],
-    ) -> Iterator[tuple[int, Outcome]]:
-        """Runs mutants, as many side by side as there are copies of the project."""
-        waiting = iter(tasks)
-        free = list(self.projects)
-        running: list[tuple[int, Run]] = []
-        try:
-            while True:
-                while free and (task := next(waiting, None)):
-                    number, mutant = task
-                    known = self.known(stage, mutant, tests)
-                    order = plan(mutant, known, on_import)
-                    if not order:
-                        yield number, Outcome(0, 0.0, {})
-                        continue
-                    files = list(dict.fromkeys(n.partition("::")[0] for n in order))
-                    arguments = ["-x", *files, *options]
-                    chosen = Chosen(order, left_out.union(tests))
-                    limit = 30 + round(3 * sum(tests[n]["seconds"] for n in order))
-                    project = free.pop()
-                    with self.log.open("a") as log:
-                        log.write(f"\n===== {stage} {mutant.id}\n")
-                    run = Run(
-                        project, arguments, chosen, self.log, limit, mutant, number
-                    )
-                    running.append((number, run))
-                if not running:
-                    return
-                time.sleep(0.05)
-                for number, run in list(running):
-                    if (outcome := run.poll()) is not None:
-                        running.remove((number, run))
-                        free.append(run.project)
-                        yield number, outcome
-        finally:
-            for _, run in running:
-                run.end()
-
-    def known(self, stage: str, mutant: Mutant, tests: dict[str, dict]) -> dict:
-        """The tests of a stage that a mutant has not met yet."""
-        if stage == "full":
-            return tests
-
-        def is_of_stage(name: str) -> bool:
-            room = name.split("/")[1]
-            if room not in ROOMS:
-                return stage == "fast"
-            return stage == ("room" if room == mutant.room else "rooms")
-
-        return {name: test for name, test in tests.items() if is_of_stage(name)}
-
-    def take(self, stage: str, result: dict, outcome: Outcome) -> str:
-        """Notes how a run ended, and says it.
-
-        A mutant stays open where pytest itself went wrong: the next call takes it.
-        """
-        result["seconds"] = round(result["seconds"] + outcome.seconds, 1)
-        if outcome.status in (0, NO_TESTS):
-            result["survived"].append(stage)
-            return "SURVIVED"
-        if outcome.status in (INTERNAL_ERROR, WENT_WRONG):
-            return f"WENT WRONG, see {self.log}"
-        time_is_up = outcome.status in (None, -signal.SIGXCPU)
-        ends = "time is up" if time_is_up else f"ended by {outcome.status}"
-        test = outcome.report.get("failed") or ends
-        result["killed_by"] = {"stage": stage, "test": test}
-        return test
-
-    def write(self) -> None:
-        _write(self.output, self.results)
+    ) -> Outcome:
+        """Runs a mutant against tests in their order."""
+        files = list(dict.fromkeys(name.partition("::")[0] for name in order))
+        chosen = Chosen(order, {*traced["left out"], *traced["tests"]})
+        limit = 30 + round(3 * sum(traced["tests"][n]["seconds"] for n in order))
+        with self.log.open("a") as log:
+            log.write(f"\n===== {stage} {mutant.id}\n")
+        arguments = ["-x", *files, *options]
+        number = self.mutants.index(mutant)
+        run = Run(self.project, arguments, chosen, self.log, limit, mutant, number)
+        return run.outcome()
 
 
 def copy_project(folder: Path) -> Path:
@@ -230,34 +191,55 @@ def digest(*folders: str) -> str:
     return hashlib.sha256(b"".join(contents)).hexdigest()[:16]
 
 
-def own_tests(mutant: Mutant) -> str:
-    """The file of tests that mirrors the mutant's."""
-    path = Path(mutant.path)
-    return f"tests/{'/'.join(path.parts[1:-1])}/test_{path.name}"
+def near_tests(root: Path, path: str) -> list[str]:
+    """The files of tests that are nearest to one of the package, the smallest first.
 
-
-def plan(mutant: Mutant, tests: dict[str, dict], on_import: set[str]) -> list[str]:
-    """The tests that could notice a mutant, those first that are near and quick.
-
-    Those that reach what is changed, and all of its own file of tests: what a test of
-    that file has computed may be kept, and be used by the next.
+    The one that mirrors it; where there is none, those of the files of its room that
+    import from it, or import from these, and so on.
     """
+    room = root / "keras_flix" / Path(path).parts[1]
+    imports = {
+        file.relative_to(root).as_posix(): imported(ast.parse(file.read_bytes()))
+        for file in room.rglob("*.py")
+    }
+    level, seen = {path}, {path}
+    while level:
+        mirrors = [root / _mirror(file) for file in sorted(level)]
+        if found := [mirror for mirror in mirrors if mirror.exists()]:
+            found.sort(key=lambda mirror: mirror.stat().st_size)
+            return [mirror.relative_to(root).as_posix() for mirror in found]
+        level = {file for file in imports if imports[file] & level} - seen
+        seen |= level
+    return []
+
+
+def _mirror(path: str) -> str:
+    file = Path(path)
+    return f"tests/{'/'.join(file.parts[1:-1])}/test_{file.name}"
+
+
+def stage_of(folder: str, room: str) -> str:
+    """In which stage a mutant of a room meets a folder of tests."""
+    if folder not in ROOMS:
+        return "fast"
+    return "room" if folder == room else "rooms"
+
+
+def plan(
+    mutant: Mutant, tests: dict[str, dict], on_import: set[str], near: list[str]
+) -> list[str]:
+    """The tests that reach what is changed: those first that are near and quick."""
     key = mutant.statement or mutant.path
-    own = own_tests(mutant)
-    chosen = [
-        name
-        for name, test in tests.items()
-        if key in on_import or key in test["enters"] or name.startswith(f"{own}::")
-    ]
+    chosen = [n for n in tests if key in on_import or key in tests[n]["enters"]]
+    folders = {str(Path(file).parent) for file in near}
     of_file: dict[str, float] = collections.defaultdict(float)
     for name in chosen:
         of_file[name.partition("::")[0]] += tests[name]["seconds"]
 
     def rank(name: str) -> tuple:
         file = name.partition("::")[0]
-        near = (file != own, Path(file).parent != Path(own).parent)
-        reaches = key in tests[name]["enters"]
-        return (*near, of_file[file], file, not reaches, tests[name]["seconds"])
+        far = str(Path(file).parent) not in folders
+        return far, of_file[file], file, tests[name]["seconds"]
 
     return sorted(chosen, key=rank)
 
