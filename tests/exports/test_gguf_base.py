@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from pathlib import Path
 
 import keras
 import keras_hub
@@ -19,6 +21,7 @@ from helpers.llama_cpp import (
 
 import keras_flix
 from keras_flix import export_base
+from keras_flix.exports import gguf_base
 
 if keras.config.backend() != "torch":
     reason = "what is exported does not depend on the backend: tested once, with torch"
@@ -83,6 +86,20 @@ def test_the_file_holds_the_base_and_nothing_of_the_adapters(tmp_path):
     assert len(fields["tokenizer.ggml.tokens"]) == task.backbone.vocabulary_size
     shape = tuple(tensors["blk.0.attn_k.weight"].shape)
     assert shape == (32, 16)
+
+
+def test_the_file_is_whole_before_it_takes_its_place(tmp_path, monkeypatch):
+    usual, found = gguf_base.whole_file, []
+
+    @contextlib.contextmanager
+    def looked_at(path):
+        with usual(path) as temporary:
+            yield temporary
+            found.append(Path(temporary).read_bytes())
+
+    monkeypatch.setattr(gguf_base, "whole_file", looked_at)
+    export_base(make_task("Llama3"), tmp_path / "base.gguf")
+    assert found == [(tmp_path / "base.gguf").read_bytes()]
 
 
 def test_the_context_is_no_longer_than_what_is_computed_alike(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 
 import keras
 import keras_hub
@@ -253,6 +254,9 @@ def test_transformers_reads_texts_as_the_same_tokens(
         ids = np.asarray(tokenizer(text)).tolist()
         assert theirs(text, add_special_tokens=False)["input_ids"] == ids
         assert theirs.decode(ids) == text
+        # What no text may be split into is not said.
+        said = re.sub(r"<\|.*?\|>", "", text)
+        assert theirs.decode(ids, skip_special_tokens=True) == said
     assert theirs.eos_token_id == tokenizer.end_token_id
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert config["eos_token_id"] == tokenizer.end_token_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import collections
+import functools
 import hashlib
 import json
 import os
@@ -86,15 +87,9 @@ class Session:
         """
         options = ALL if stage == "full" else DAILY
         near = near_tests(ROOT, mutant.path)
-        for place in self.places(stage, mutant.room, near):
-            traced = self.trace(place, options)
-            skipped = [] if stage in ("near", "full") else near
-            tests = {
-                name: test
-                for name, test in traced["tests"].items()
-                if name.partition("::")[0] not in skipped
-            }
-            order = plan(mutant, tests, set(traced["on import"]), near)
+        for files in self.files(stage, mutant.room, near):
+            traced = self.traces(files, options)
+            order = plan(mutant, traced, near)
             if not order:
                 continue
             outcome = self.outcome(stage, mutant, order, traced, options)
@@ -111,34 +106,40 @@ class Session:
         result["survived"].append(stage)
         return "SURVIVED"
 
-    def places(self, stage: str, room: str, near: list[str]) -> list[str]:
-        """What files or folders of tests a stage runs, one after the other."""
+    def files(self, stage: str, room: str, near: list[str]) -> list[list[str]]:
+        """What a stage runs, one list of files after the other."""
         if stage == "near":
-            return near
-        folders = sorted(
-            {
-                f"tests/{path.relative_to(ROOT / 'tests').parts[0]}"
-                for path in (ROOT / "tests").rglob("test_*.py")
-            }
-        )
-        return [
-            folder
-            for folder in folders
-            if stage == "full" or stage == stage_of(Path(folder).name, room)
-        ]
+            return [[file] for file in near]
+        by_folder: dict[str, list[str]] = {}
+        for path in sorted((ROOT / "tests").rglob("test_*.py")):
+            file = path.relative_to(ROOT)
+            if stage == "full" or (
+                stage == stage_of(file.parts[1], room) and file.as_posix() not in near
+            ):
+                by_folder.setdefault(file.parts[1], []).append(file.as_posix())
+        return list(by_folder.values())
 
-    def trace(self, place: str, options: list[str]) -> dict:
+    def traces(self, files: list[str], options: list[str]) -> dict:
+        """What the tests of some files reach."""
+        found = [self.trace(file, options) for file in files]
+        return {
+            "tests": {n: test for one in found for n, test in one["tests"].items()},
+            "left out": [name for one in found for name in one["left out"]],
+            "on import": {key for one in found for key in one["on import"]},
+        }
+
+    def trace(self, file: str, options: list[str]) -> dict:
         """Runs tests without a mutant, the first time, and notes what they reach."""
-        key = " ".join([place, *options])
+        key = " ".join([file, *options])
         if key in self.traced:
             return self.traced[key]
         project = self.project
         plugin = Traced(project.with_suffix(".entered"), self.watched)
-        outcome = Run(project, [place, *options], plugin, self.log).outcome()
+        outcome = Run(project, [file, *options], plugin, self.log).outcome()
         if outcome.status not in (0, 1, NO_TESTS):
             raise SystemExit(
                 "The tests must run without a mutant. Received: exit status "
-                f"{outcome.status} of {place}. See {self.log}."
+                f"{outcome.status} of {file}. See {self.log}."
             )
         failed = outcome.report.pop("failed")
         outcome.report["left out"] += failed
@@ -148,7 +149,7 @@ class Session:
         self.traced[key] = outcome.report
         _write(self.tests_file, self.traced)
         count = len(outcome.report["tests"])
-        print(f"no mutant, {place}: {count} tests, {outcome.seconds:.0f} s", flush=True)
+        print(f"no mutant, {file}: {count} tests, {outcome.seconds:.0f} s", flush=True)
         if failed:
             print(f"LEFT OUT, they fail without a mutant: {failed}", flush=True)
         return outcome.report
@@ -197,11 +198,7 @@ def near_tests(root: Path, path: str) -> list[str]:
     The one that mirrors it; where there is none, those of the files of its room that
     import from it, or import from these, and so on.
     """
-    room = root / "keras_flix" / Path(path).parts[1]
-    imports = {
-        file.relative_to(root).as_posix(): imported(ast.parse(file.read_bytes()))
-        for file in room.rglob("*.py")
-    }
+    imports = _imports_in(root, Path(path).parts[1])
     level, seen = {path}, {path}
     while level:
         mirrors = [root / _mirror(file) for file in sorted(level)]
@@ -211,6 +208,14 @@ def near_tests(root: Path, path: str) -> list[str]:
         level = {file for file in imports if imports[file] & level} - seen
         seen |= level
     return []
+
+
+@functools.cache
+def _imports_in(root: Path, room: str) -> dict[str, set[str]]:
+    return {
+        file.relative_to(root).as_posix(): imported(ast.parse(file.read_bytes()))
+        for file in (root / "keras_flix" / room).rglob("*.py")
+    }
 
 
 def _mirror(path: str) -> str:
@@ -225,12 +230,11 @@ def stage_of(folder: str, room: str) -> str:
     return "room" if folder == room else "rooms"
 
 
-def plan(
-    mutant: Mutant, tests: dict[str, dict], on_import: set[str], near: list[str]
-) -> list[str]:
+def plan(mutant: Mutant, traced: dict, near: list[str]) -> list[str]:
     """The tests that reach what is changed: those first that are near and quick."""
     key = mutant.statement or mutant.path
-    chosen = [n for n in tests if key in on_import or key in tests[n]["enters"]]
+    tests, always = traced["tests"], key in traced["on import"]
+    chosen = [name for name in tests if always or key in tests[name]["enters"]]
     folders = {str(Path(file).parent) for file in near}
     of_file: dict[str, float] = collections.defaultdict(float)
     for name in chosen:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from entered import customize, note_entered
+from short_form import left_out
 
 
 class Traced:
@@ -46,6 +47,15 @@ class Traced:
             "left out": sorted(self.left_out),
             "on import": sorted(self.on_import),
         }
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, config, items) -> None:
+        # Of a file that is named, the conftest leaves out nothing.
+        if not config.getoption("--full"):
+            backend = os.environ["KERAS_BACKEND"]
+            short = left_out(items, backend, Path(config.rootpath) / "tests")
+            self.left_out.update(item.nodeid for item in short)
+            items[:] = [item for item in items if item not in short]
 
     def pytest_deselected(self, items) -> None:
         self.left_out.update(item.nodeid for item in items)

@@ -146,6 +146,8 @@ def test_a_split_leaves_examples_on_both_sides():
     assert train[0]["prompts"] == DATA["prompts"][:7]
     assert held[0]["prompts"] == DATA["prompts"][7:]
     assert held[2].tolist() == [7, 8, 9]
+    (one,), (other,) = split_examples((np.arange(2),), 0.5)
+    assert (one.tolist(), other.tolist()) == ([0], [1])
     with pytest.raises(ValueError, match=r"validation_split=0\.99 of 10 examples"):
         split_examples((DATA,), 0.99)
 
