@@ -7,7 +7,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from helpers.gemma import to_numpy
+from helpers.gemma import FEATURES, to_numpy
 from helpers.growing import DATA, Y, apply, small
 
 import keras_flix
@@ -125,6 +125,16 @@ def test_where_nothing_else_would_move_nothing_is_said():
     assert len(said(model, alone)) == 1, "but decays them"
     model = keras_flix.rename_value(grown(), "language", "rw", "kin")
     assert said(model, {**DATA, "language": "kin"}) == []
+
+
+@pytest.mark.short("torch")
+def test_values_of_texts_in_memory_are_looked_at(make_gemma):
+    model = keras_flix.enable_flix(make_gemma(), FEATURES, rank=1, seed=0)
+    keras_flix.add_values(model, "task", ["new"])
+    model.compile(keras.optimizers.AdamW(0.01))
+    data = {"prompts": ["the", "qa"], "responses": ["fox", "en"], "task": ["new"] * 2}
+    with pytest.warns(UserWarning, match=r"only values train that were .*\['new'\]"):
+        model.fit({**data, "language": ["en", "sw"]}, batch_size=2, verbose=0)
 
 
 @pytest.mark.short("torch")
