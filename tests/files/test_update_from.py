@@ -243,6 +243,19 @@ def test_what_does_not_fit_is_refused(tmp_path, other, values, text):
     assert state(model, BATCH) == before
 
 
+def test_layers_that_the_model_does_not_have_are_refused():
+    """Though what is asked for has adapter weights in the same layers of both."""
+    features = [
+        Feature("task", FEATURES["task"]),
+        Feature("language", LANGUAGES, targets=["hidden"]),
+    ]
+    model, other = adapted(targets=["hidden"]), adapted(features)
+    before = state(model, BATCH)
+    with pytest.raises(ValueError, match="1 differ: 'head' is adapted in `other` only"):
+        keras_flix.update_from(model, other, {"language": ["sw"]})
+    assert state(model, BATCH) == before
+
+
 def test_another_base_can_be_waved_through():
     model, other = adapted(), adapted(with_languages("rw"), seed=5, base=1)
     with pytest.raises(ValueError, match="base model that they were trained on"):

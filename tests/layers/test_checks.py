@@ -31,3 +31,12 @@ def test_a_backend_without_training_is_refused_with_what_works(monkeypatch, tmp_
         assert 'model.export(path, format="onnx")' in str(error.value)
     monkeypatch.undo()
     assert state(model, rows()) == before
+
+
+def test_a_rank_may_be_the_smaller_dim_of_a_layer():
+    options = {"targets": ["hidden"], "rank": 6}
+    model = keras_flix.enable_flix(make_mlp(), FEATURES, **options)
+    (feature,) = model.get_layer("hidden").features
+    assert feature.ranks == (6, 6)
+    with pytest.raises(ValueError, match="must be at most 6, the smaller dim of layer"):
+        keras_flix.enable_flix(make_mlp(), FEATURES, **{**options, "rank": 7})

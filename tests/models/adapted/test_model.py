@@ -503,3 +503,29 @@ def test_several_inputs_and_dropout_on_an_always_axis():
     assert len(kinds) == 2 and 12 < dropped.sum() < 52
     pairs = dropped.reshape(-1, 2)
     assert (pairs[:, 0] != pairs[:, 1]).any()
+
+
+class OfOwnShapes(keras.Model):
+    """Neither its `call` nor its shapes take `training`."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = keras.layers.Dense(4, name="head")
+
+    def call(self, inputs):
+        return self.head(inputs["x"])
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor((inputs["x"].shape[0], 4))
+
+
+@pytest.mark.short("torch")
+def test_what_takes_no_training_is_not_told_of_it():
+    model = OfOwnShapes()
+    x = np.ones((4, 8), "float32")
+    model({"x": x})
+    keras_flix.enable_flix(model, FEATURES, targets=["head"], rank=2)
+    assert tuple(model({"x": x, **IDS}, training=True).shape) == (4, 4)
+    symbols = {name: keras.Input((), dtype="int32") for name in IDS}
+    found = model({"x": keras.Input((8,)), **symbols}, training=True)
+    assert found.shape == (None, 4)
