@@ -4,8 +4,13 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_flix import FeatureSchema
-from keras_flix.features.input_entries import batch_length, encoded, layer_ids
+from keras_flix import Feature, FeatureSchema
+from keras_flix.features.input_entries import (
+    batch_length,
+    encode_in_tf,
+    encoded,
+    layer_ids,
+)
 
 SCHEMA = FeatureSchema({"task": ["qa", "parse"]})
 
@@ -45,6 +50,22 @@ def test_autograph_converts_it_without_a_warning():
     assert tf.autograph.to_graph(layer_ids)
 
 
+def test_a_pipeline_knows_the_axes_of_the_ids():
+    tf = pytest.importorskip("tensorflow")
+    schema = FeatureSchema(
+        [Feature("task", ["qa"]), Feature("language", ["en", "sw"], multiple=True)]
+    )
+    rows = {"task": ["qa", "qa"], "language": [["en"], ["sw"]]}
+    for languages, shape in (
+        ([["en"], ["sw"]], [None, None]),
+        ([[0.5, 1.0], [1.0, 0.0]], [None, None, 2]),
+    ):
+        data = tf.data.Dataset.from_tensor_slices({**rows, "language": languages})
+        found = data.batch(2).map(lambda batch: encode_in_tf(schema, batch, None))
+        assert found.element_spec["task"].shape.as_list() == [None]
+        assert found.element_spec["language"].shape.as_list() == shape
+
+
 def test_it_ends_with_the_block():
     ids = make_ids([0, 1])
     with pytest.raises(RuntimeError, match="inside"):
@@ -60,8 +81,9 @@ def test_it_ends_with_the_block():
         ("a", 1),
         ([[1.0], [2.0]], 2),
         ({"x": np.zeros((4, 3)), "y": np.zeros((4, 2))}, 4),
+        ({"x": np.zeros(3)}, 3),
     ],
-    ids=["prompts", "prompt", "numbers", "arrays"],
+    ids=["prompts", "prompt", "numbers", "arrays", "one axis"],
 )
 def test_the_length_of_a_batch(own, length):
     assert batch_length(own, {"task": "qa"}) == length

@@ -1,5 +1,6 @@
 """A refused adapter file says why and leaves the model exactly as it was."""
 
+import dataclasses
 import json
 import pickle
 
@@ -15,6 +16,7 @@ import keras_flix
 from keras_flix import Feature
 from keras_flix.command_line.main import main
 from keras_flix.files import adapter_file
+from keras_flix.files.adapter_file import read_adapters
 
 INPUTS = {**rows(), "task": "qa", "language": ["sw", None, "en"]}
 
@@ -207,6 +209,24 @@ def test_tables_of_another_dtype(tmp_path):
         f"'{name}'."
     )
     check_plain_and_adapted(path, tmp_path, UNREADABLE.format(path=path, error=error))
+
+
+@pytest.mark.short("torch")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table[:2],
+        lambda table: table[..., :1],
+        lambda table: table[0],
+        lambda table: table.astype("float64"),
+    ],
+    ids=["values", "rank", "axes", "dtype"],
+)
+def test_adapter_weights_of_another_form(tmp_path, change):
+    adapters, name = read_adapters(saved(tmp_path)), "hidden/flix_task_a"
+    changed = {**adapters.tables, name: change(adapters.tables[name])}
+    with pytest.raises(ValueError, match="must be float32, of shape .values, d_in,"):
+        dataclasses.replace(adapters, tables=changed).pair("hidden", "task")
 
 
 TASK = "feature 'task' with 3 values ('qa', 'parse', 'list')"

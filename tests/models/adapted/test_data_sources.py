@@ -8,6 +8,7 @@ import pytest
 from helpers.gemma import FEATURES, make_backbone, randomize, to_numpy
 
 import keras_flix
+from keras_flix.models.adapted.data_sources import map_batches
 
 needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="torch is not installed"
@@ -301,6 +302,14 @@ def test_classifier_takes_text():
     expected = to_numpy(model({**tokens, "task": ["qa", "list"], "language": "sw"}))
     np.testing.assert_allclose(found, expected, atol=1e-5)
     model.fit(inputs, np.array([0, 1]), epochs=1, verbose=0)
+
+
+@pytest.mark.short("torch")
+def test_a_mapped_dataset_has_as_many_batches():
+    source = Batches(STRINGS)
+    mapped = map_batches(source, lambda batch: batch)
+    assert mapped.num_batches == source.num_batches == 3
+    assert mapped[2][0]["task"][1] == "list"
 
 
 def test_several_values_per_example_from_ragged_strings():
