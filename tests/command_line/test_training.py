@@ -108,6 +108,7 @@ def test_it_is_one_fit_to_the_last_step(tmp_path, capsys):
     assert steps == ["2/2", "2/2", "1/1"]
 
 
+@pytest.mark.slow
 def test_a_training_that_was_stopped_goes_on(trained, tmp_path, capsys, monkeypatch):
     begin, begun = training._Order.on_epoch_begin, []
 

@@ -316,6 +316,7 @@ def test_does_flix_help_says_what_the_stored_results_say(tmp_path):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_figures_and_tables_of_the_docs_are_those_of_the_results():
     old = evidence_page.README.read_text()
     assert len(evidence_page.BLOCK.findall(old)) >= 10

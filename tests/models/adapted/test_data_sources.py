@@ -302,6 +302,14 @@ def test_classifier_takes_text():
     expected = to_numpy(model({**tokens, "task": ["qa", "list"], "language": "sw"}))
     np.testing.assert_allclose(found, expected, atol=1e-5)
     model.fit(inputs, np.array([0, 1]), epochs=1, verbose=0)
+    tf = pytest.importorskip("tensorflow", reason="extra `tensorflow`")
+    columns = {**inputs, "language": ["sw", "sw"]}
+    data = tf.data.Dataset.from_tensor_slices((columns, [0, 1])).batch(2)
+    np.testing.assert_allclose(
+        model.evaluate(data, verbose=0),
+        model.evaluate(inputs, np.array([0, 1]), verbose=0),
+        rtol=1e-5,
+    )
 
 
 @pytest.mark.short("torch")
