@@ -3,10 +3,10 @@
 import ast
 import builtins
 import collections
+import importlib
 from pathlib import Path
 
 import pytest
-from tools.entered import imported, telling
 from tools.mutants import ROOMS, changes, draw, mutants_of, shares
 
 import keras_flix
@@ -117,7 +117,14 @@ def test_the_statement_that_has_to_be_reached():
     }
 
 
-def test_what_a_statement_tells(monkeypatch):
+@pytest.fixture
+def entered(monkeypatch):
+    """As the tool has it, which runs as a script."""
+    monkeypatch.syspath_prepend(ROOT / "tests" / "tools")
+    return importlib.import_module("entered")
+
+
+def test_what_a_statement_tells(entered, monkeypatch):
     source = b"def f(a):\n    'Text.'\n    if a:\n        return 1\n    return 2\n"
     watched = {"a/b.py:4": ["one"], "a/b.py:1": ["entered"], "a/b.py": ["file"]}
     told = []
@@ -125,7 +132,7 @@ def test_what_a_statement_tells(monkeypatch):
         builtins, "__entered__", lambda *k: told.extend(k), raising=False
     )
     space = {}
-    exec(compile(telling("a/b.py", source, watched), "b.py", "exec"), space)
+    exec(compile(entered.telling("a/b.py", source, watched), "b.py", "exec"), space)
     assert space["f"].__doc__ == "Text."
     assert (space["f"](True), told) == (1, ["file", "entered", "one"])
 
@@ -139,10 +146,9 @@ def test_what_a_statement_tells(monkeypatch):
         "from a.b.c import d, e",
     ],
 )
-def test_what_a_file_imports_from(source):
-    assert ("a/b/c.py" if "c import" in source else "a/b.py") in imported(
-        ast.parse(source)
-    )
+def test_what_a_file_imports_from(entered, source):
+    file = "a/b/c.py" if "c import" in source else "a/b.py"
+    assert file in entered.imported(ast.parse(source))
 
 
 @pytest.mark.parametrize("count", [20, 90, 160, 1000])
