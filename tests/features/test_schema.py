@@ -121,6 +121,9 @@ def test_a_features_own_scale_wins():
     own = [Feature("task", ["qa"], scale="rank"), Feature("language", ["en"], rank=4)]
     resolved = FeatureSchema(own).resolve(9, alpha=12, scale="sqrt")
     assert [f.scales for f in resolved] == [(12 / 9,), (6.0,)]
+    alphas = [Feature("task", ["qa"], alpha=3), Feature("language", ["en"])]
+    resolved = FeatureSchema(alphas).resolve(2, alpha=12)
+    assert [f.scales for f in resolved] == [(1.5,), (6.0,)]
     # What takes the default says nothing of it: 0.1 reads such files.
     assert FeatureSchema(own).resolve(alpha=12)["language"].scale is None
     assert "scale" not in FeatureSchema(own)["language"].get_config()
