@@ -157,10 +157,12 @@ def test_entries_of_other_types():
     class Odd(keras.layers.Dense):
         def get_config(self):
             entries = [{"scale": 2.0, "name": "x"}, {"scale": np.float32(0.5)}]
-            return {"entries": entries, "gains": np.array([1, 2]), "object": object()}
+            gains = {"gains": np.array([1, 2]), "sizes": (3, (4, np.int64(5)))}
+            return {"entries": entries, **gains, "object": object()}
 
     model = keras.Sequential([keras.Input((4,)), Odd(3, name="odd")], name="model")
     expected = {"entries.0.scale": 2.0, "entries.1.scale": 0.5, "gains": [1, 2]}
+    expected |= {"sizes": [3, [4, 5]]}
     assert base_configuration(model) == {"model/odd": expected}
 
 

@@ -59,6 +59,17 @@ def test_all_linear_leaves_embeddings_and_heads_out(gemma, bert):
     assert set(found) <= inside
 
 
+def test_all_linear_leaves_out_heads_whatever_they_are_called():
+    options = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8}
+    backbone = keras_hub.models.RobertaBackbone(
+        vocabulary_size=40, intermediate_dim=16, **options
+    )
+    task = keras_hub.models.RobertaTextClassifier(backbone, num_classes=2)
+    assert task.get_layer("pooled_dense") not in backbone._flatten_layers()
+    assert names(task, "all-linear") == names(backbone, "all-linear")
+    assert names(task, ["pooled_dense"]) == {"pooled_dense": 1}
+
+
 def test_the_head_of_a_task_may_be_named(bert):
     assert list(find_targets(bert, ["logits"])) == ["logits"]
 
