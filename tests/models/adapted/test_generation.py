@@ -7,7 +7,7 @@ import pytest
 from helpers.gemma import FEATURES, randomize, to_numpy
 
 import keras_flix
-from keras_flix.models.adapted.generation import _python_strings
+from keras_flix.models.adapted.generation import _concatenate, _python_strings
 
 PROMPTS = ["the quick", "dog", "fox jumps over"]
 TASKS = ["qa", None, "list"]
@@ -161,6 +161,14 @@ def test_tf_dataset(compiled):
     expected = compiled.generate(dict(data), max_length=20)
     batches = tf.data.Dataset.from_tensor_slices(data).batch(2)
     assert compiled.generate(batches, max_length=20) == expected
+
+
+@pytest.mark.short("torch")
+def test_answers_of_several_batches_are_one_after_the_other():
+    batches = [{"token_ids": np.full((n, 3), n), "text": ["x"] * n} for n in (2, 1)]
+    found = _concatenate(batches)
+    assert found["token_ids"].tolist() == [[2] * 3, [2] * 3, [1] * 3]
+    assert found["text"] == ["x"] * 3
 
 
 def test_prompts_of_a_numpy_iterator_become_python_strings():
