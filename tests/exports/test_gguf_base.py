@@ -10,7 +10,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from helpers.gemma import FEATURES, train_tokenizer
+from helpers.gemma import FEATURES, to_numpy, train_tokenizer
 from helpers.llama_cpp import (
     Server,
     assert_same,
@@ -68,6 +68,18 @@ def test_half_precision(dtype, kind, tmp_path):
     exact.set_weights([np.asarray(w, "float32") for w in task.get_weights()])
     server = Server(tmp_path / "base.gguf")
     assert_same(exact, [server.answer(exact, {})], 0.02)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_what_is_read_back(dtype, tmp_path):
+    task = make_task("Llama", dtype=dtype)
+    export_base(task, tmp_path / "base.gguf")
+    _, tensors = read(tmp_path / "base.gguf")
+    norm = task.backbone.get_layer("sequence_output_layernorm").scale
+    rows = task.backbone.token_embedding.embeddings
+    for name, weight in (("output_norm", norm), ("token_embd", rows)):
+        found = tensors[f"{name}.weight"].data
+        np.testing.assert_array_equal(found, to_numpy(weight), err_msg=name)
 
 
 def test_the_file_holds_the_base_and_nothing_of_the_adapters(tmp_path):
