@@ -86,9 +86,8 @@ def test_saved_model_of_gemma(tmp_path):
 
 
 @pytest.mark.support("State", "`export` to ONNX")
-@pytest.mark.parametrize(
-    "multiple", [False, pytest.param(True, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("multiple", [False, True])
 def test_onnx(tmp_path, multiple, capsys):
     if BACKEND == "jax" and importlib.util.find_spec("jax2onnx") is None:
         pytest.skip(NO_JAX2ONNX)
