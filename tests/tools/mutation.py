@@ -59,7 +59,8 @@ PRELOADED = (
 
 def report(results: dict) -> str:
     """The score by room, and the survivors, as Markdown."""
-    mutants = results["mutants"]
+    # Those that were run.
+    mutants = [m for m in results["mutants"] if m["survived"] or m["killed_by"]]
     lines = ["| room | mutants | killed by the room's tests | killed by all |"]
     lines.append("| --- | --- | --- | --- |")
     for room in [*ROOMS, "all"]:
