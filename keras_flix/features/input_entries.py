@@ -123,7 +123,7 @@ def encode_inputs(
     """Turns feature entries into ids, as far as their values are known.
 
     Entries with values become numpy ids, checked against the vocabulary.
-    Traced and symbolic integer tensors pass as they are, or are looked up where the
+    Traced and symbolic integer tensors become int32, or are looked up where the
     values are integers: their range is checked by the layers, which answer with NaN.
 
     Args:
@@ -157,7 +157,7 @@ def encode_inputs(
     for name, entry in traced.items():
         if not len(entry.shape) and batch_size is not None:
             # Such as one of several ids inside of `vectorized_map`.
-            entry = ops.reshape(ops.cast(entry, "int32"), (1,))
+            entry = ops.reshape(entry, (1,))
             traced[name] = entry = ops.broadcast_to(entry, (batch_size,))
         if size is not None and entry.shape[0] not in (None, size):
             raise ValueError(

@@ -38,6 +38,9 @@ def checked_tensor(feature: Feature, entry: Tensor, is_ids: bool) -> Tensor:
         feature: The feature.
         entry: An integer tensor of values or ids; or a float one, with weights.
         is_ids: Whether integers are ids, also where the values are integers.
+
+    Returns:
+        int32 of shape `(batch,)` or `(batch, k)`, or `(batch, k, 2)` with weights.
     """
     dtype = str(getattr(entry, "dtype", "")).rpartition(".")[2]
     shape = getattr(entry, "shape", ())
@@ -70,7 +73,12 @@ def checked_tensor(feature: Feature, entry: Tensor, is_ids: bool) -> Tensor:
         )
     if feature.has_integers and not is_ids and not weighted:
         return ids_of_values(feature, entry)
-    return entry
+    if keras.backend.standardize_dtype(entry.dtype) == "int32":
+        return entry
+    if weighted:
+        ids = narrow_ids(entry[..., 0], len(feature.values))
+        return ops.stack([ids, ops.cast(entry[..., 1], "int32")], axis=-1)
+    return narrow_ids(entry, len(feature.values))
 
 
 def ids_of_values(feature: Feature, values: Tensor) -> Tensor:
@@ -169,8 +177,6 @@ def drop_features(
             own_ids = ops.zeros((batch_size,), "int32")
         else:
             own_ids = ids[feature.name]
-            if len(own_ids.shape) < 3:
-                own_ids = narrow_ids(own_ids, len(feature.values))
         draws = 1 if dropout.per_batch else ops.shape(own_ids)[0]
         shape = (draws,) + (1,) * (len(own_ids.shape) - 1)
         keep = keras.random.uniform(shape, seed=seed) >= dropout.rate

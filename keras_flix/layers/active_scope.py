@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -21,7 +22,13 @@ from keras_flix.features.dropout import as_dropout
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.features.tensor_ids import Tensor, drop_features
 from keras_flix.layers.low_rank_update import ActiveValues
-from keras_flix.layers.row_orders import Orders
+from keras_flix.layers.row_orders import (
+    REPEAT,
+    TILE,
+    Orders,
+    unknown_rows,
+    unlike_rows,
+)
 from keras_flix.layers.row_scope import RowScope, current_row_scope
 
 
@@ -37,7 +44,8 @@ class Routing:
             looked up ahead, for all calls of this routing.
         row_scope: The training step without dense gradients that runs, if any.
         orders: How rows belong to examples; `None` goes by each layer's own.
-        generates: See `by_example`.
+        generates: Whether a sampler of KerasHub runs, which puts beams and candidates
+            side by side. `False` for another one, `None` for none.
         batch: The number of examples; `None` if all rows use the same tables.
     """
 
@@ -72,8 +80,8 @@ class Routing:
 
         Args:
             schema: The features.
-            ids: Ids by feature, of shape `(batch,)` or `(batch, k)`, or `(batch, k, 2)`
-                with weights.
+            ids: Ids by feature, int32 of shape `(batch,)` or `(batch, k)`, or
+                `(batch, k, 2)` with weights.
             batch_size: Needed only to drop `always` features.
             dropout_seed: Turns feature dropout on and draws from this seed.
             orders: See `Routing`.
@@ -97,6 +105,56 @@ class Routing:
                 ids[name], schema.sizes[name], weights.get(name, 1.0), scale, trains
             )
         return cls(schema, active, orders=orders, generates=generates)
+
+    def by_example(
+        self, positions: tuple[Any, ...], row_orders: Orders | None, path: str
+    ) -> tuple[Any, ...]:
+        """The shape, without the last axis, that gives each example its rows.
+
+        Args:
+            positions: Lengths of the input's axes that are not contracted.
+            row_orders: Those of the layer, where the routing has none of its own;
+                `None` if they are not known.
+            path: The layer's, for messages.
+
+        Returns:
+            `(batch, rows)`, or `(times, batch, rows)` for tiled ones.
+        """
+        rows, batch = positions[0], self.batch
+        if batch is None:
+            return rows, math.prod(positions[1:])
+        known = isinstance(rows, int) and isinstance(batch, int)
+        if isinstance(batch, int) and batch == 1:
+            # Whatever the order: all rows are of the same values.
+            return 1, math.prod(positions)
+        orders = self.orders or row_orders
+        if orders is None:
+            raise ValueError(unknown_rows(path))
+        if not orders:
+            raise ValueError(
+                f"Each call of layer {path!r} must bring its features. Received: none, "
+                "as `rows` of `enable_flix` has no order for it. Pass `features=`, "
+                "with one entry per row, or state an order."
+            )
+        repeats = bool(self.generates) or (REPEAT in orders and self.generates is None)
+        tiles = TILE in orders and self.generates is None
+        if known and rows != batch:
+            if not (repeats or tiles) or rows % max(batch, 1):
+                raise ValueError(unlike_rows(rows, batch, orders, self.generates, path))
+        if known and rows == batch:
+            return batch, math.prod(positions[1:])
+        # Exporters have lengths of their own kind, neither ints nor tensors.
+        is_tensor = ops.is_tensor(rows) or ops.is_tensor(batch)
+        if is_tensor and not (repeats or tiles):
+            # What has more rows does not fit this shape, and raises as the graph runs.
+            return batch, math.prod(positions[1:])
+        least = ops.maximum(batch, 1) if is_tensor else max(batch, 1)
+        times = rows // least
+        if tiles:
+            return times, batch, math.prod(positions[1:])
+        # Not -1: where lengths are only known as the graph runs, it would take
+        # a batch that is no multiple of the entries.
+        return batch, math.prod(positions[1:], start=times)
 
 
 # A ContextVar, not a global: threads, and tasks of one thread, never share it.

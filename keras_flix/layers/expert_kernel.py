@@ -23,7 +23,6 @@ from keras_flix.layers.low_rank_update import (
     low_rank_product,
     low_rank_update,
 )
-from keras_flix.layers.row_orders import by_example
 from keras_flix.layers.tables import Tables
 
 
@@ -147,13 +146,7 @@ class ExpertKernel(LowRankKernel):
         routing = self._routing(rows)
         if routing.active is None:
             return product
-        shape = by_example(
-            (rows,),
-            routing.batch,
-            routing.orders or self.row_orders,
-            routing.generates,
-            self.path,
-        )
+        shape = routing.by_example((rows,), self.row_orders, self.path)
         d_in, d_out = self.adapted_shape
         delta = low_rank_update(
             ops.reshape(inputs, (*experts, *shape, d_in)),

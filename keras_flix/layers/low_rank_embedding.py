@@ -19,7 +19,7 @@ from keras_flix.layers.embedding_update import looked_up, projected
 from keras_flix.layers.holds_tables import HoldsTables
 from keras_flix.layers.low_rank_kernel import LowRankKernel
 from keras_flix.layers.low_rank_update import ActiveValues, active_alone
-from keras_flix.layers.row_orders import SHARED, by_example
+from keras_flix.layers.row_orders import SHARED
 from keras_flix.layers.tables import Tables, initial_a
 
 
@@ -172,12 +172,11 @@ class LowRankEmbedding(LowRankKernel, HoldsTables):
     ) -> tuple[Tensor, tuple[Any, ...], tuple[Any, ...]]:
         """`x`, the lengths of its positions, and those by example."""
         batch = routing.batch
-        orders = routing.orders or self.row_orders
-        if batch is not None and SHARED in (orders or ()) and x.shape[0] == 1:
+        orders = routing.orders or self.row_orders or ()
+        if batch is not None and SHARED in orders and x.shape[0] == 1:
             x = ops.broadcast_to(x, (batch, *ops.shape(x)[1:]))
             shape = (batch, *shape[1:])
-        grouped = by_example(shape, batch, orders, routing.generates, self.path)
-        return x, shape, grouped
+        return x, shape, routing.by_example(shape, self.row_orders, self.path)
 
     def delta_of_ids(self, ids: Mapping[str, Any]) -> Tensor:
         """`kernel_delta` of encoded values: the update of all tokens."""

@@ -28,7 +28,7 @@ from keras_flix.layers.low_rank_update import (
     gather_tables,
     low_rank_update,
 )
-from keras_flix.layers.row_orders import EACH_ROW, SHARED, Orders, by_example
+from keras_flix.layers.row_orders import EACH_ROW, SHARED, Orders
 from keras_flix.layers.tables import Constant, Tables, initial_a
 
 
@@ -132,12 +132,12 @@ class LowRankKernel(_compat.Mixin):
         if flat.input_axes is not None:
             inputs = ops.transpose(inputs, flat.input_axes)
         batch = routing.batch
-        orders = routing.orders or self.row_orders
-        if batch is not None and SHARED in (orders or ()) and inputs.shape[0] == 1:
+        orders = routing.orders or self.row_orders or ()
+        if batch is not None and SHARED in orders and inputs.shape[0] == 1:
             # Each example's update makes something else of it.
             inputs = ops.broadcast_to(inputs, (batch, *ops.shape(inputs)[1:]))
         positions = ops.shape(inputs)[: flat.split.num_positions]
-        shape = by_example(positions, batch, orders, routing.generates, self.path)
+        shape = routing.by_example(positions, self.row_orders, self.path)
         x = ops.reshape(inputs, (*shape, flat.d_in))
         delta = low_rank_update(
             x,

@@ -18,7 +18,7 @@ from keras import ops
 
 from keras_flix import _compat
 from keras_flix.features.encoding import ABSENT, WEIGHT_UNIT
-from keras_flix.features.tensor_ids import Tensor, narrow_ids
+from keras_flix.features.tensor_ids import Tensor
 from keras_flix.layers.factors import side_by_side
 
 eager = _compat.eager_ops
@@ -58,8 +58,8 @@ class ActiveValues:
         layers.
 
         Args:
-            ids: Of shape `(batch,)` or `(batch, k)`, -1 being absent; with weights of
-                shape `(batch, k, 2)`, see `WEIGHT_UNIT`.
+            ids: int32 `(batch,)` or `(batch, k)`, -1 being absent; with weights
+                `(batch, k, 2)`, see `WEIGHT_UNIT`.
             num_values: How many values the feature has.
             weight: What the updates of all values are multiplied by.
             scale: `s_f` of all values, or of each: float32 `(values,)`.
@@ -68,7 +68,6 @@ class ActiveValues:
         if len(ids.shape) == 3:
             weight = weight * WEIGHT_UNIT * ops.cast(ids[..., 1:], "float32")
             ids = ids[..., 0]
-        ids = narrow_ids(ids, num_values)
         if len(ids.shape) == 1:
             ids = ops.expand_dims(ids, -1)
         present = ops.logical_and(ids >= 0, ids < num_values)

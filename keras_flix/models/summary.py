@@ -14,6 +14,7 @@ from keras_flix import _compat
 from keras_flix._utils.displayed import Displayed, Rows, count
 from keras_flix.models.adapted.adaptation import adaptation_of
 from keras_flix.models.adapted.frozen_values import frozen_rows
+from keras_flix.models.adapted.learning_rates import rates_of
 from keras_flix.models.adapted.optimizer_advice import added_values, large_adapters
 from keras_flix.models.adapted.trained_base import heads, trained_base
 from keras_flix.models.multiplied import expert_kernels
@@ -92,7 +93,7 @@ def flix_summary(
         parameters[table.feature] += math.prod(table.variable.shape)
     tables = [table.variable for table in adaptation.tables()]
     adapter_bytes = _compat.memory_of(tables)
-    frozen = frozen_rows(adaptation)
+    frozen = frozen_rows(adaptation, rates_of(adaptation))
     idle = sum(
         int(frozen[id(v)].sum()) * math.prod(v.shape[1:])
         for v in tables

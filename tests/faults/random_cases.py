@@ -463,11 +463,9 @@ def _call(case, plan, x, entries, call):
 
 
 def _traced_ids(feature, entry):
-    from keras_flix.features.tensor_ids import weights_of_all
+    from keras_flix.features.tensor_ids import checked_tensor
 
-    entry = ops.convert_to_tensor(entry)
-    floats = "float" in keras.backend.standardize_dtype(entry.dtype)
-    return weights_of_all(entry) if floats else entry
+    return checked_tensor(feature, ops.convert_to_tensor(entry), is_ids=True)
 
 
 COMPILERS = {

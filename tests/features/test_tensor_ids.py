@@ -1,5 +1,6 @@
 """What compiled functions make of entries whose values they only know later."""
 
+import keras
 import numpy as np
 import pytest
 from helpers.gemma import to_numpy
@@ -43,6 +44,25 @@ def test_integers_are_values_or_ids():
     assert checked_tensor(TASK, tensor, is_ids=False) is tensor
     found = checked_tensor(LEVEL, tensor, is_ids=False)
     assert to_numpy(found).tolist() == [1, -1, 3]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int64", "uint8", "uint32"])
+def test_ids_of_any_dtype_become_int32_and_no_other_id(dtype):
+    numbers = [0, 2, 100] if dtype.startswith("u") else [0, -1, 100]
+    if dtype == "int64" and keras.config.backend() != "jax":
+        numbers[2] = 2**32 + 1  # As an int32, this would be 1.
+    tensor = ops.convert_to_tensor(np.array(numbers, dtype), dtype)
+    found = checked_tensor(TASK, tensor, is_ids=False)
+    assert "int32" in str(found.dtype)
+    assert to_numpy(found).tolist() == [*numbers[:2], 3]
+
+
+def test_ids_beside_weights_become_int32():
+    packed = np.array([[[1, 70_000], [100, 5]], [[-1, 0], [0, -3]]], "int64")
+    found = checked_tensor(TASK, ops.convert_to_tensor(packed), is_ids=False)
+    assert "int32" in str(found.dtype)
+    packed[0, 1, 0] = 3
+    np.testing.assert_array_equal(to_numpy(found), packed)
 
 
 @pytest.mark.parametrize("feature", [TASK, LEVEL], ids=["strings", "integers"])

@@ -12,8 +12,6 @@ BEFORE = {
     "torch": ((609, 297), (1353, 675)),
 }
 """Calls and moves in version 0.1.0, of the two models."""
-MOST_MOVES = {"jax": 0.545, "tensorflow": 0.535, "torch": 0.515}
-"""Of the moves there were; what Keras compiles with goes through files of its own."""
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -22,7 +20,7 @@ def test_a_first_step_has_half_the_calls_and_moves_it_had(place):
     most_calls, most_moves = BEFORE[keras.config.backend()][place]
     found = calls.first_step(make)
     assert found.calls <= 0.5 * most_calls
-    assert found.moves <= MOST_MOVES[keras.config.backend()] * most_moves
+    assert found.moves <= 0.5 * most_moves
 
 
 def test_moves_are_counted():

@@ -68,8 +68,8 @@ class DataMethods(TaskData):
             x, pipeline = self._feed(x, stated, texts)
         if pipeline and kwargs.get("validation_data") is not None:
             texts.which = "training and validation "
-        mark_trained(self)
         advise(self, x.data[0] if isinstance(x, Examples) else x)
+        mark_trained(self)
         if kwargs.get("validation_data") is not None:
             kwargs["validation_data"] = self._feed_validation(
                 kwargs["validation_data"],
@@ -81,8 +81,8 @@ class DataMethods(TaskData):
         fit = self._data_method("fit", pipeline)
         with (
             self._counted(kwargs, texts, validation) as options,
-            _compat.variables_survive(self),
             tf_errors_as_value_errors(),
+            _compat.variables_survive(self),
         ):
             try:
                 return fit(x, *args, **options)
@@ -106,8 +106,8 @@ class DataMethods(TaskData):
             x, pipeline = self._feed(x, stated, texts)
         with (
             self._counted(kwargs, texts) as options,
-            _compat.variables_survive(self),
             tf_errors_as_value_errors(),
+            _compat.variables_survive(self),
         ):
             try:
                 return self._data_method("evaluate", pipeline)(x, *args, **options)
@@ -126,7 +126,7 @@ class DataMethods(TaskData):
             args, pipeline = (), False
         else:
             x, pipeline = self._feed(x, stated)
-        with _compat.variables_survive(self), tf_errors_as_value_errors():
+        with tf_errors_as_value_errors(), _compat.variables_survive(self):
             try:
                 return self._data_method("predict", pipeline)(x, *args, **kwargs)
             except ValueError as error:

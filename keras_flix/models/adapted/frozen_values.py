@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -61,24 +62,31 @@ def guard_optimizer(model: Any) -> None:
     """
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None:
-        _compat.set_rates(optimizer, rates_of(model._adaptation))
+        rates = rates_of(model._adaptation)
         # A lazy one moves nothing without a gradient, and to watch it would cost a
         # pass over all values.
         moves = getattr(optimizer, "moves_rows_without_gradient", True)
-        rows = frozen_rows(model._adaptation) if moves else {}
+        rows = frozen_rows(model._adaptation, rates) if moves else {}
+        _compat.set_rates(optimizer, rates)
         # Where there are any, the optimizer is built.
         with creation_scope(model) if rows else contextlib.nullcontext():
             _compat.guard_rows(optimizer, model.trainable_variables, rows)
 
 
-def frozen_rows(adaptation: Any) -> dict[int, np.ndarray]:
-    """Which rows of tables are frozen, by id of the variable."""
+def frozen_rows(
+    adaptation: Any, rates: Mapping[int, _compat.Rate]
+) -> dict[int, np.ndarray]:
+    """Which rows of tables are frozen, by id of the variable.
+
+    Args:
+        adaptation: What `enable_flix` did to a model.
+        rates: What `rates_of` tells of it: a rate of 0 freezes, too.
+    """
     frozen = dict(adaptation.trained)
     for name, rows in frozen.items():
         frozen[name] = np.logical_not(rows)
-    if not frozen and adaptation.rates is None:
+    if not frozen and not rates:
         return {}
-    rates = rates_of(adaptation)
     found = {
         id(table.variable): frozen[table.feature]
         for table in adaptation.tables()

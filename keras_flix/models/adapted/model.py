@@ -102,7 +102,8 @@ class RoutedModel(
         args, kwargs = _put_back(name, self._own_inputs(own), args, kwargs)
         with routing_scope(routing):
             outputs = super().call(*args, **kwargs)
-        self._check_all_ran(routing)
+        if not state.verified:
+            self._check_all_ran(routing)
         return outputs
 
     def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -160,7 +161,7 @@ class RoutedModel(
 
     def _check_all_ran(self, routing: Routing | None) -> None:
         state = self._adaptation
-        if state.verified or routing is None or routing.active is None:
+        if routing is None or routing.active is None:
             return
         idle = [p for p, layer in state.layers.items() if id(layer) not in routing.ran]
         if idle:
