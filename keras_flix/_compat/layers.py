@@ -156,9 +156,7 @@ class BaseVariablesCheck(Mixin):
     """
 
     def _check_load_own_variables(self, store: Any) -> None:
-        own = self._trainable_variables + self._non_trainable_variables
-        tables = {id(v) for v in self.adapter_variables().values()}
-        expected = sum(id(v) not in tables for v in own)
+        expected = len(self._base_variables())
         if len(store.keys()) != expected:
             raise ValueError(
                 f"The weights of layer {self.path!r} must be {expected} base "
@@ -166,9 +164,13 @@ class BaseVariablesCheck(Mixin):
                 "file saved from the same architecture."
             )
 
+    def _base_variables(self) -> list[keras.Variable]:
+        tables = {id(v) for v in self.adapter_variables().values()}
+        return [v for v in own_variables(self) if id(v) not in tables]
+
 
 class NumberedVariables(Mixin):
-    """Saves a layer as Keras does by default, its tables apart.
+    """Saves a layer of `BaseVariablesCheck` as Keras does by default, its tables apart.
 
     Keras numbers all variables of a layer that says nothing else.
     """
@@ -181,10 +183,6 @@ class NumberedVariables(Mixin):
         self._check_load_own_variables(store)
         for i, variable in enumerate(self._base_variables()):
             variable.assign(store[f"{i}"])
-
-    def _base_variables(self) -> list[keras.Variable]:
-        tables = {id(v) for v in self.adapter_variables().values()}
-        return [v for v in own_variables(self) if id(v) not in tables]
 
 
 def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:

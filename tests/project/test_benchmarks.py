@@ -10,7 +10,14 @@ import keras
 import pytest
 from helpers.places import ROOT
 
-from benchmarks.cost import cost_tables, step_flops, stored_results, timing, train_step
+from benchmarks.cost import (
+    cost_tables,
+    step_flops,
+    stored_results,
+    timing,
+    train_step,
+    two_versions,
+)
 from benchmarks.cost.arm import ArmSpec
 from benchmarks.cost.build_arm import build_arm
 from benchmarks.cost.peer_arms import available_peers
@@ -119,6 +126,18 @@ def test_counted_flops_are_those_of_the_formula_for_any_number_of_values():
     saved = 2 * TINY.rank * width + width * (query + 2 * value) + query * TINY.length
     assert few - floor == 2 * TINY.tokens * (TINY.layers * update - saved)
     assert many == few
+
+
+@pytest.mark.slow
+@on_torch
+def test_two_checkouts_step_in_turns(tmp_path):
+    options = ["--serve", "--warm-up=1", *TINY.as_arguments()]
+    found = two_versions.run(ROOT, 2, options)
+    assert found["seconds"].keys() >= {"flix this", "flix other"}
+    assert all(one["median"] > 0 for one in found["ratios"].values())
+    # What is installed must not be measured in the place of a checkout.
+    with pytest.raises(RuntimeError, match="Expected keras_flix in"):
+        two_versions.serve(tmp_path, TINY, 0)
 
 
 def test_ratios_are_paired_by_round():

@@ -1,4 +1,4 @@
-"""What values start as, values that go or are renamed, more features; and refusals."""
+"""Values that go or are renamed, more features, also while `fit` runs."""
 
 import threading
 
@@ -10,7 +10,6 @@ from helpers.growing import (
     DATA,
     FEATURES,
     Y,
-    delta,
     predicted,
     slots,
     small,
@@ -18,56 +17,12 @@ from helpers.growing import (
     tables,
     train,
 )
-from helpers.models import make_mlp, state
+from helpers.models import make_mlp
 
 import keras_flix
 from keras_flix import Feature
 
 pytestmark = pytest.mark.eager
-
-# What values start as. ------------------------------------------------------
-
-
-def test_a_copy_is_bit_exact():
-    model = small(rank={"language": {"en": 3, "*": 2}})
-    keras_flix.add_values(model, "language", ["rw"], init="en")
-    keras_flix.add_values(model, "language", ["lg"], init="sw")
-    for path, value in tables(model).items():
-        if "language" in path:
-            np.testing.assert_array_equal(value[2], value[0])
-            np.testing.assert_array_equal(value[3], value[1])
-    assert model._adaptation.schema["language"].ranks == (3, 2, 3, 2)
-
-
-def test_weights_are_exact_where_the_rank_allows():
-    model = small()
-    expected = 0.7 * delta(model, language="sw") - 0.2 * delta(model, language="en")
-    weights = {"sw": 0.7, "en": -0.2}
-    keras_flix.add_values(model, "language", ["rw"], init=weights, rank=4)
-    np.testing.assert_allclose(delta(model, language="rw"), expected, atol=1e-6)
-    assert model._adaptation.schema["language"].rank == {"*": 2, "rw": 4}
-
-
-def test_weights_give_the_closest_matrix_of_the_rank():
-    model = small()
-    total = 0.7 * delta(model, language="sw") + 0.3 * delta(model, language="en")
-    keras_flix.add_values(model, "language", ["rw"], init={"sw": 0.7, "en": 0.3})
-    u, s, v = np.linalg.svd(total)
-    closest = (u[:, :2] * s[:2]) @ v[:2]
-    np.testing.assert_allclose(delta(model, language="rw"), closest, atol=1e-6)
-
-
-def test_a_wider_copy_keeps_the_update_and_can_be_trained_in_full():
-    model = small()
-    before, known = delta(model, language="sw"), predicted(model)
-    keras_flix.add_values(model, "language", ["rw"], init="sw", rank=4)
-    np.testing.assert_allclose(delta(model, language="rw"), before, atol=1e-6)
-    np.testing.assert_allclose(predicted(model), known, atol=1e-6)
-    a = tables(model)["hidden/flix_language_a"]
-    assert a.shape == (3, 8, 4)
-    assert (a[:2, :, 2:] == 0).all()
-    assert (a[2] != 0).all()
-
 
 # Values go, or are renamed. -------------------------------------------------
 
@@ -248,9 +203,6 @@ def test_exclusions_from_weight_decay_are_kept():
     assert model.optimizer._use_weight_decay(model.trainable_variables[1])
 
 
-# Refusals. ------------------------------------------------------------------
-
-
 @keras.saving.register_keras_serializable(package="tests")
 class Odd(keras.optimizers.SGD):
     """Holds state in its own way."""
@@ -259,63 +211,6 @@ class Odd(keras.optimizers.SGD):
         super().build(variables)
         if not hasattr(self, "norms"):
             self.norms = {v.path: self.add_variable((), name="norm") for v in variables}
-
-
-def add(*args, **kwargs):
-    return lambda model: keras_flix.add_values(model, *args, **kwargs)
-
-
-def remove(*args):
-    return lambda model: keras_flix.remove_values(model, *args)
-
-
-def rename(*args):
-    return lambda model: keras_flix.rename_value(model, *args)
-
-
-def new_feature(*args, **kwargs):
-    return lambda model: keras_flix.add_feature(model, Feature(*args, **kwargs))
-
-
-@pytest.mark.short("torch")
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (add("langage", ["rw"]), "Received: 'langage'. The nearest is 'language'"),
-        (add("language", ["sw"]), "must be new. Received: 'sw', which it has"),
-        (add("language", "rw"), "Write ['rw']"),
-        (add("language", [3]), "must be all strings or all integers"),
-        (add("language", ["rw"], init="swa"), "The nearest known value is 'sw'"),
-        (add("language", ["rw"], init={"swa": 1}), "The nearest known value is 'sw'"),
-        (add("language", ["rw"], init={"sw": None}), "`init` must be finite numbers"),
-        (add("language", ["rw"], init={}), "`init` must name at least one value"),
-        (add("language", ["rw"], rank=7), "must be at most 6"),
-        (add("language", ["rw"], rank=0), "must be at least 1"),
-        (add("language", ["rw"], seed=-1), "`seed` must be a non-negative integer"),
-        (add("shared", ["two"]), "Use `add_feature` for one more feature"),
-        (add("task", ["list"]), "Pass rank="),
-        (remove("language", ["en", "sw"]), "At least one value of feature 'language'"),
-        (remove("language", ["swa"]), "The nearest known value is 'sw'"),
-        (rename("language", "swa", "rw"), "The nearest known value is 'sw'"),
-        (rename("language", "sw", "en"), "must be unique"),
-        (new_feature("language", ["x"]), "must have unique names"),
-        (new_feature("x", ["y"]), "must not be called like one of the model's own"),
-        (new_feature("domain", ["y"], rank=7), "must be at most 6"),
-    ],
-)
-def test_what_does_not_fit_is_refused_and_changes_nothing(change, message):
-    features = [
-        Feature("task", ["qa", "parse"], rank={"qa": 1, "parse": 2}),
-        Feature("language", ["en", "sw"]),
-        Feature("shared", always=True),
-    ]
-    model = keras_flix.enable_flix(make_mlp(), features, rank=2, targets="all-linear")
-    schema, before = model._adaptation.schema, state(model, DATA)
-    with pytest.raises(ValueError) as error:
-        change(model)
-    assert message in str(error.value)
-    assert model._adaptation.schema is schema
-    assert state(model, DATA) == before
 
 
 def test_state_that_cannot_be_kept_is_refused():
