@@ -16,7 +16,8 @@ from keras_flix import _compat
 from keras_flix._utils.atomic_directories import new_directory
 from keras_flix._utils.file_names import file_names
 from keras_flix.exports.adapter_index import LORAS, VERSION
-from keras_flix.exports.lora_writer import Ids, LoraWriter, write_json
+from keras_flix.exports.lora_factors import Ids
+from keras_flix.exports.lora_writer import LoraWriter, write_json
 from keras_flix.exports.vllm_limits import why_not_vllm
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.hub_handles import INDEX_FILE
@@ -52,13 +53,19 @@ def export_lora(
     instead.) An adapted embedding is a LoRA of that module, and of `lm_head` where
     that shares its weights; untie them before PEFT merges such a LoRA.
 
+    Adapted experts are written as PEFT's `target_parameters`, for transformers from
+    version 5 on. PEFT has a LoRA for each expert there, so what experts share is
+    written once for each; and where one parameter stands for two kernels, as that of
+    Mixtral and Gemma 4 for the gate and the inputs, their ranks add up.
+
     Where layouts split a model across processes of JAX, all of them must call this, and
     the first one writes.
 
     Args:
         model: A model adapted by `enable_flix`: a backbone or task of Gemma (1
-            to 4), Llama, Llama 3, Mistral, Qwen, Qwen3, Qwen3.5, SmolLM3, GPT-2, BERT,
-            RoBERTa, XLM-R, DistilBERT or BART. It may be quantized.
+            to 4), Llama, Llama 3, Mistral, Mixtral, Qwen, QwenMoe, Qwen3, Qwen3Moe,
+            Qwen3.5, Qwen3.5Moe, GPT-OSS, SmolLM3, GPT-2, BERT, RoBERTa, XLM-R,
+            DistilBERT or BART. It may be quantized.
         combination: One entry per feature, as for `merge_features`.
         directory: Where `adapter_config.json` and `adapter_model.safetensors` go:
             a new or empty directory in an existing folder.
@@ -147,7 +154,9 @@ def export_loras(
         ],
         "adapters": adapters,
     }
-    reason = why_not_vllm(model, writer.whole, writer.tokens.ids, writer.embeddings)
+    reason = why_not_vllm(
+        model, writer.whole, writer.tokens.ids, writer.embeddings, writer.experts.paths
+    )
     if reason is not None:
         index["not_for_vllm"] = reason
         warnings.warn(

@@ -31,6 +31,9 @@ class PeftFamily:
         kinds: By the first part of a path in the block, the kind of block that has
             it, where a backbone's `layer_types` tells kinds.
         decoder: The blocks of a decoder, besides those of an encoder.
+        experts: By path of a kernel of experts in the block, the name of the parameter
+            in transformers. Kernels that share one make its outputs, side by side.
+        refused: By path in the block, why PEFT would take a module for something else.
     """
 
     base: str
@@ -44,7 +47,15 @@ class PeftFamily:
     fan_in_fan_out: bool = False
     kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
     decoder: PeftFamily | None = None
+    experts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+
+MLP = "{mlp}/"
+"""What begins the paths of a block's `mlp` where KerasHub gives it no name."""
+
+GATE_UP, DOWN = "experts.gate_up_proj", "experts.down_proj"
+"""The parameters of all experts of a layer, from version 5 of transformers on."""
 
 CLASSIFIER = "classifier"
 """What transformers' encoders call the head of a classifier."""
@@ -76,6 +87,11 @@ GEMMA4 = dataclasses.replace(
         "per_layer_up_proj": "per_layer_projection",
     },
     outside={"per_layer_model_projection": "per_layer_model_projection"},
+    experts={
+        "moe_expert_bank/gate_proj": GATE_UP,
+        "moe_expert_bank/up_proj": GATE_UP,
+        "moe_expert_bank/down_proj": DOWN,
+    },
 )
 
 LLAMA = PeftFamily(
@@ -149,6 +165,71 @@ QWEN3_5 = dataclasses.replace(
     kinds={"self_attention": "full_attention", "linear_attn": "linear_attention"},
 )
 
+SHARED_EXPERT = {
+    "feedforward_gate_dense": "mlp.shared_expert.gate_proj",
+    "feedforward_intermediate_dense": "mlp.shared_expert.up_proj",
+    "feedforward_output_dense": "mlp.shared_expert.down_proj",
+}
+
+
+def _experts(place: str, gates: tuple[str, ...], output: str) -> dict[str, str]:
+    """Kernels of experts by path, those of the gate and the inputs in `gates`."""
+    named = {f"{place}/{gate}": f"mlp.{GATE_UP}" for gate in gates}
+    return named | {f"{place}/{output}": f"mlp.{DOWN}"}
+
+
+ONLY_ATTENTION = {f"self_attention/{path}": name for path, name in ATTENTION.items()}
+
+MIXTRAL = dataclasses.replace(
+    LLAMA,
+    modules=ONLY_ATTENTION,
+    experts=_experts(
+        "mixtral_sparse_moe_block/experts",
+        ("expert_feedforward_gate_dense", "expert_feedforward_intermediate_dense"),
+        "expert_feedforward_output_dense",
+    ),
+)
+
+QWEN_EXPERTS = (("expert_feedforward_gate_dense",), "expert_feedforward_output_dense")
+
+QWEN_MOE = dataclasses.replace(
+    LLAMA,
+    modules={
+        **ONLY_ATTENTION,
+        **{f"{MLP}shared_expert_dense/{k}": name for k, name in SHARED_EXPERT.items()},
+    },
+    experts=_experts("qwen_sparse_moe_block/experts", *QWEN_EXPERTS),
+)
+
+QWEN3_MOE = dataclasses.replace(
+    LLAMA,
+    modules=ONLY_ATTENTION,
+    experts=_experts("qwen3_sparse_moe_block/experts", *QWEN_EXPERTS),
+    refused={
+        f"{MLP}{path}": "PEFT takes the names gate_proj, up_proj and down_proj for "
+        "those of experts in this family"
+        for path in SHARED_EXPERT
+    },
+)
+
+QWEN3_5_MOE = dataclasses.replace(
+    QWEN3_5,
+    modules={
+        **{k: v for k, v in QWEN3_5.modules.items() if not v.startswith("mlp.")},
+        **{
+            f"sparse_moe_block/shared_expert/{path}": name
+            for path, name in SHARED_EXPERT.items()
+        },
+    },
+    experts=_experts("sparse_moe_block/experts", *QWEN_EXPERTS),
+)
+
+GPT_OSS = dataclasses.replace(
+    LLAMA,
+    modules=ONLY_ATTENTION,
+    experts=_experts("sparse_moe_block/experts", ("gate_up_proj",), "down_proj"),
+)
+
 ROBERTA = dataclasses.replace(
     BERT,
     base="roberta",
@@ -213,6 +294,11 @@ FAMILIES: dict[str, PeftFamily] = {
     "QwenBackbone": LLAMA,
     "Qwen3Backbone": LLAMA,
     "Qwen3_5Backbone": QWEN3_5,
+    "MixtralBackbone": MIXTRAL,
+    "QwenMoeBackbone": QWEN_MOE,
+    "Qwen3MoeBackbone": QWEN3_MOE,
+    "Qwen3_5MoeBackbone": QWEN3_5_MOE,
+    "GptOssBackbone": GPT_OSS,
     "SmolLM3Backbone": SMOLLM3,
     "GPT2Backbone": GPT2,
     "BertBackbone": BERT,

@@ -12,8 +12,10 @@ import keras_hub
 from keras_flix.exports.lora_families import (
     FAMILIES,
     GEMMA4,
+    MLP,
     OTHER_TOWERS,
     QWEN3_5,
+    QWEN3_5_MOE,
     REFUSED,
     VISION_TOWER,
     PeftFamily,
@@ -38,6 +40,8 @@ class PeftNames:
         fan_in_fan_out: See `PeftFamily`.
         in_blocks: By a module's name, the index of its block, and what it is called
             there.
+        experts: By path of a kernel of experts, the parameter's name.
+        refused: By path of a layer that PEFT would take for something else, why.
     """
 
     modules: Mapping[str, str]
@@ -48,6 +52,8 @@ class PeftNames:
     task_type: str | None
     fan_in_fan_out: bool
     in_blocks: Mapping[str, tuple[int, str]]
+    experts: Mapping[str, str]
+    refused: Mapping[str, str]
 
     def of_layers(self, paths: Iterable[str]) -> dict[str, list[str]]:
         """The adapted layers' paths by module, in the order of its outputs.
@@ -59,10 +65,12 @@ class PeftNames:
         unknown = sorted(adapted - set(self.modules))
         if unknown or not adapted:
             unknown = unknown or sorted(self.unused)
+            reasons = [self.refused[path] for path in unknown if path in self.refused]
             raise ValueError(
                 "Every adapted layer must have a counterpart in Hugging Face "
-                f"transformers. Received: {unknown[:4]}, which have none. Leave them "
-                "out of `targets` or `experts`, or use `merge_features`."
+                f"transformers. Received: {unknown[:4]}, which have none"
+                f"{f': {reasons[0]}' if reasons else ''}. Leave them out of `targets` "
+                "or `experts`, or use `merge_features`."
             )
         by_module: dict[str, list[str]] = {}
         for path, module in self.modules.items():
@@ -140,10 +148,17 @@ def peft_names(model: keras.Model) -> PeftNames:
     modules = {}
     in_blocks = {}
     for stack in filter(None, (family, family.decoder)):
-        for i, path, module in _in_blocks(stack, backbone):
+        for i, path, module in _in_blocks(stack, backbone, stack.modules):
             full = f"{prefix}{stack.layer.format(i)}.{module}"
-            modules[f"{stack.block.format(i)}/{path}"] = full
+            modules[path] = full
             in_blocks[full] = (i, module)
+    experts = {
+        path: f"{prefix}{family.layer.format(i)}.{parameter}"
+        for i, path, parameter in _in_blocks(family, backbone, family.experts)
+    }
+    refused = {
+        path: why for _, path, why in _in_blocks(family, backbone, family.refused)
+    }
     outside = {path: f"{prefix}{module}" for path, module in family.outside.items()}
     is_masked_lm = isinstance(model, keras_hub.models.MaskedLM)
     if isinstance(model, keras_hub.models.TextClassifier):
@@ -157,24 +172,34 @@ def peft_names(model: keras.Model) -> PeftNames:
         task_type=task_type,
         fan_in_fan_out=family.fan_in_fan_out,
         in_blocks=in_blocks,
+        experts=experts,
+        refused=refused,
     )
 
 
 def _tower(family: PeftFamily) -> tuple[str, ...]:
     """Last names of the linear modules of its encoders of images and sound."""
-    if family is QWEN3_5:
+    if family in (QWEN3_5, QWEN3_5_MOE):
         return ("qkv", "proj", "linear_fc1", "linear_fc2")
     return OTHER_TOWERS if family is GEMMA4 else VISION_TOWER
 
 
-def _in_blocks(stack: PeftFamily, backbone: Any) -> Iterator[tuple[int, str, str]]:
-    """The index of each block, with paths in it and their modules."""
+def _in_blocks(
+    stack: PeftFamily, backbone: Any, named: Mapping[str, str]
+) -> Iterator[tuple[int, str, str]]:
+    """The index of each block, with whole paths in it and what they are called."""
     kinds = getattr(backbone, "layer_types", None) or [None] * backbone.num_layers
     for i, kind in enumerate(kinds):
-        for path, module in stack.modules.items():
+        block = stack.block.format(i)
+        for path, name in named.items():
             needed = stack.kinds.get(path.partition("/")[0])
-            if needed in (None, kind):
-                yield i, path, module
+            if needed not in (None, kind):
+                continue
+            if path.startswith(MLP):
+                # KerasHub gives it no name of its own, and Keras counts.
+                mlp = backbone.get_layer(block).mlp.name
+                path = f"{mlp}/{path.removeprefix(MLP)}"
+            yield i, f"{block}/{path}", name
 
 
 def _task(model: Any, name: str) -> tuple[bool, str | None]:

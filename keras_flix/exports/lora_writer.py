@@ -11,10 +11,17 @@ from typing import Any
 import keras
 import numpy as np
 import safetensors.numpy
-from keras import ops
 
 from keras_flix import _compat
 from keras_flix.exports.lora_embeddings import embedding_modules
+from keras_flix.exports.lora_experts import ExpertParameters
+from keras_flix.exports.lora_factors import (
+    Ids,
+    combined_factors,
+    host_tables,
+    ids_of,
+    own_columns,
+)
 from keras_flix.exports.lora_families import CLASSIFIER
 from keras_flix.exports.lora_names import PeftNames, peft_names
 from keras_flix.exports.lora_whole import (
@@ -27,13 +34,9 @@ from keras_flix.exports.vllm_limits import RANKS
 from keras_flix.features.encoding import ABSENT
 from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
-from keras_flix.layers.factors import side_by_side
 from keras_flix.layers.low_rank_layer import LowRankLayer
-from keras_flix.layers.low_rank_update import ActiveValues, FeatureTables
+from keras_flix.layers.low_rank_update import FeatureTables
 from keras_flix.models.adapted.adaptation import adaptation_of
-
-Ids = Mapping[str, np.ndarray]
-"""Ids of one example by feature, as `FeatureSchema.encode_one` gives them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,7 @@ class LoraWriter:
         names: What these are called in transformers.
         modules: Paths of the adapted layers by module, without those of `whole`.
         embeddings: The path of the adapted embedding by module, its tied head's too.
+        experts: The adapted parameters of experts, which are among `modules`.
         whole: The modules that are written as a whole, since they train so.
         tokens: Rows of tokens that train.
         base_model: See `export_lora`.
@@ -60,6 +64,7 @@ class LoraWriter:
     names: PeftNames
     modules: Mapping[str, list[str]]
     embeddings: Mapping[str, str]
+    experts: ExpertParameters
     whole: Mapping[str, WholeModule]
     tokens: TokenRowsOfModules
     base_model: str | None
@@ -82,7 +87,9 @@ class LoraWriter:
                 "keep them."
             )
         embeddings = embedding_modules(model, names)
-        linear = [path for path in low_rank if path not in embeddings.values()]
+        experts = ExpertParameters.of(model, names)
+        others = {*embeddings.values(), *experts.kernels}
+        linear = [path for path in low_rank if path not in others]
         modules = names.of_layers(linear) if linear else {}
         return cls(
             schema=adaptation.schema,
@@ -94,13 +101,19 @@ class LoraWriter:
                 for path, layer in adaptation.layers.items()
             },
             names=names,
-            modules=modules | {module: [path] for module, path in embeddings.items()},
+            modules={
+                **modules,
+                **{module: [path] for module, path in embeddings.items()},
+                **experts.paths,
+            },
             embeddings=embeddings,
+            experts=experts,
             whole=whole,
             tokens=token_rows(model, names),
             base_model=base_model,
             tables={
-                path: _tables(layer, split) for path, layer in adaptation.layers.items()
+                path: host_tables(layer, split)
+                for path, layer in adaptation.layers.items()
             },
             split=split,
         )
@@ -131,7 +144,7 @@ class LoraWriter:
         """The rank of a combination: of the module where it is highest, at least 1."""
 
         def columns(feature: Feature) -> int:
-            return len(_columns(feature, _ids_of(feature, ids)))
+            return len(own_columns(feature, ids_of(feature, ids)))
 
         def in_layer(path: str) -> int:
             own = self.features[path]
@@ -157,6 +170,8 @@ class LoraWriter:
         for module, (a, b) in factors.items():
             looks_up = module in self.embeddings and module != self.names.logits
             name = "lora_embedding_{}" if looks_up else "lora_{}.weight"
+            if module in self.experts.paths:
+                module = self.experts.tensors_of(module)
             tensors[f"base_model.model.{module}.{name.format('A')}"] = a
             tensors[f"base_model.model.{module}.{name.format('B')}"] = b
         for module, one in self.whole.items():
@@ -176,13 +191,19 @@ class LoraWriter:
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """By module, `A (rank, d_in)` and `B (d_out, rank)`, as others have them.
 
+        Of experts, see `ExpertParameters.factors`.
+
         Args:
             ids: Of one example. A feature that is always active may have an entry.
             rank: That of all modules, with zeros beyond their own.
             scaled: Whether the scale of each value is in its `A`.
         """
         factors = {}
-        for module in self.modules:
+        for module, paths in self.modules.items():
+            if module in self.experts.paths:
+                pairs = {path: self._factors(path, ids, scaled) for path in paths}
+                factors[module] = self.experts.factors(module, pairs, rank)
+                continue
             a, b = self._factors_of_module(module, ids, scaled)
             padding = rank - a.shape[1]
             factors[module] = (
@@ -200,12 +221,12 @@ class LoraWriter:
         active = [
             (feature, row)
             for feature in self.schema
-            for row in _ids_of(feature, ids).ravel()
+            for row in ids_of(feature, ids).ravel()
             if row != ABSENT
         ]
         if (
             len(active) != 1
-            or any(_ids_of(feature, ids).ndim == 3 for feature in self.schema)
+            or any(ids_of(feature, ids).ndim == 3 for feature in self.schema)
             or any(len(paths) > 1 for paths in self.modules.values())
         ):
             return None
@@ -244,10 +265,17 @@ class LoraWriter:
     def _factors(
         self, path: str, ids: Ids, scaled: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
-        return _factors(path, self.features[path], self.tables[path], ids, scaled)
+        return combined_factors(
+            path,
+            self.features[path],
+            self.tables[path],
+            ids,
+            scaled,
+            self.layers[path]._tables.experts,
+        )
 
     def _config(self, rank: int, rslora_alpha: float | None) -> dict[str, Any]:
-        tokens = self.tokens.indices
+        tokens, targets = self.tokens.indices, self.experts.targets
         return {
             "peft_type": "LORA",
             # With it, PEFT looks for a trained head in the directory.
@@ -267,73 +295,11 @@ class LoraWriter:
             "modules_to_save": list(self.whole) or None,
             **({"trainable_token_indices": tokens} if tokens else {}),
             "fan_in_fan_out": self.names.fan_in_fan_out,
-            "target_modules": self.names.target_modules(self.modules),
+            "target_modules": self.names.target_modules(
+                module for module in self.modules if module not in self.experts.paths
+            ),
+            **({"target_parameters": targets} if targets else {}),
         }
-
-
-def _ids_of(feature: Feature, ids: Ids) -> np.ndarray:
-    if feature.always and feature.name not in ids:
-        return np.zeros((1,), "int32")
-    return ids[feature.name]
-
-
-def _columns(feature: Feature, ids: np.ndarray) -> list[int]:
-    """Which of the columns `FeatureTables.gather` gives are of a value's own rank."""
-    rows = ids[0, :, 0] if ids.ndim == 3 else ids.ravel()
-    width = max(feature.ranks)
-    return [
-        slot * width + column
-        for slot, row in enumerate(rows)
-        if row != ABSENT
-        for column in range(feature.ranks[row])
-    ]
-
-
-def _tables(layer: LowRankLayer, split: bool) -> list[FeatureTables]:
-    # Their scales are taken from the layer's own features.
-    tables = [
-        dataclasses.replace(table, relative=1.0) for table in layer._tables.by_feature()
-    ]
-    if not split:
-        return tables
-    # Read here, where all processes come by: only the first one writes.
-    return [
-        dataclasses.replace(
-            table, a=_compat.to_host(table.a), b=_compat.to_host(table.b)
-        )
-        for table in tables
-    ]
-
-
-def _factors(
-    path: str,
-    features: Mapping[str, Feature],
-    tables: Sequence[FeatureTables],
-    ids: Ids,
-    scaled: bool = True,
-) -> tuple[np.ndarray, np.ndarray]:
-    """`A (d_in, rank)` and `B (rank, d_out)` of one combination: ranks side by side."""
-    pairs = []
-    for table in tables:
-        feature = features[table.name]
-        own = _ids_of(feature, ids)
-        active = ActiveValues.from_ids(
-            ops.convert_to_tensor(own, "int32"),
-            len(feature.values),
-            scale=feature.common_scale if scaled else 1.0,
-        )
-        a, b = (ops.convert_to_numpy(part)[0] for part in table.gather(active))
-        columns = _columns(feature, own)
-        beyond = np.delete(np.any(a, axis=0) & np.any(b, axis=1), columns)
-        if np.any(beyond) or not (np.isfinite(a).all() and np.isfinite(b).all()):
-            raise ValueError(
-                "The adapter weights of a combination must be finite, and zero beyond "
-                f"its values' ranks {list(feature.ranks)}. Received: other numbers in "
-                f"feature {feature.name!r} of layer {path!r}. Train again, or load "
-                "the file that `save_adapters` wrote."
-            )
-        pairs.append((a[:, columns], b[columns]))
-    return side_by_side(pairs)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -16,7 +16,8 @@ from keras_flix._utils.file_names import file_names
 from keras_flix._utils.optional_packages import needed
 from keras_flix.exports.adapter_index import VALUES, VERSION
 from keras_flix.exports.gguf_families import MODULES, gguf_family, in_their_order
-from keras_flix.exports.lora_writer import Ids, LoraWriter, write_json
+from keras_flix.exports.lora_factors import Ids
+from keras_flix.exports.lora_writer import LoraWriter, write_json
 from keras_flix.features.encoding import ABSENT
 from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema

@@ -30,9 +30,18 @@ FAMILIES = (
 )
 """The backbones whose `CausalLM` has LoRAs there. GPT-2 has none."""
 
+UNTRIED = (
+    "MixtralBackbone",
+    "QwenMoeBackbone",
+    "Qwen3MoeBackbone",
+    "Qwen3_5MoeBackbone",
+    "GptOssBackbone",
+)
+"""Those whose LoRAs there were never compared with ours."""
+
 
 def why_not_vllm(
-    model: keras.Model, whole: Any, tokens: Any, embeddings: Any
+    model: keras.Model, whole: Any, tokens: Any, embeddings: Any, experts: Any
 ) -> str | None:
     """Why vLLM cannot serve a model's LoRAs; `None` if it can.
 
@@ -41,8 +50,13 @@ def why_not_vllm(
         whole: The names of modules that are written as a whole.
         tokens: The ids of tokens whose rows are written.
         embeddings: The names of modules of an embedding that is adapted.
+        experts: The names of parameters of experts that are adapted.
     """
     kind = class_name(model)
+    if list(experts):
+        return "it names the LoRAs of experts otherwise than PEFT does"
+    if family_of(model)[1] in UNTRIED:
+        return f"its LoRAs for a {kind} were never tried with ours"
     if family_of(model)[1] not in FAMILIES:
         return f"it has no LoRAs for a {kind}"
     if not isinstance(model, keras_hub.models.CausalLM):

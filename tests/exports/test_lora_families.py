@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import warnings
-
-import keras
 import keras_hub
 import numpy as np
 import pytest
@@ -19,55 +15,19 @@ from helpers.hugging_face import (
     load,
     load_keras,
     read_config,
-    save_base,
     torch_outputs,
     transformers,
     with_lora,
 )
-
-import keras_flix
-
-COMBINATION = {"task": "parse", "language": "sw"}
-NONE = {"task": None, "language": None}
-CAUSAL_LM = "AutoModelForCausalLM"
-needs_torch = pytest.mark.skipif(
-    keras.config.backend() != "torch",
-    reason="files do not depend on the backend: all families with one backend",
+from helpers.loras import (
+    CAUSAL_LM,
+    COMBINATION,
+    assert_same,
+    generator,
+    needs_torch,
 )
 
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory):
-    """Directories of random models, made once."""
-
-    @functools.cache
-    def base(family, auto, **more):
-        directory = tmp_path_factory.mktemp(family)
-        save_base(family, directory, auto, **more)
-        return directory
-
-    return base
-
-
-def generator(family, backbone):
-    name = {"Gemma2": "Gemma"}.get(family, family)
-    kind = "Seq2SeqLM" if family == "Bart" else "CausalLM"
-    cls = getattr(keras_hub.models, f"{name}{kind}")
-    return cls(backbone=backbone, preprocessor=None)
-
-
-def assert_same(model, base, auto, directory, combination=COMBINATION):
-    """The adapted Keras model is `base` with the LoRA, and that has an effect."""
-    theirs = load(base, auto)
-    plain = torch_outputs(theirs)
-    ours = keras_outputs(model, **combination)
-    np.testing.assert_allclose(keras_outputs(model, **NONE), plain, atol=1e-4)
-    with warnings.catch_warnings():
-        # PEFT only warns of what is missing.
-        warnings.filterwarnings("error", message=".*missing.*")
-        adapted = with_lora(theirs, directory)
-    np.testing.assert_allclose(torch_outputs(adapted), ours, atol=1e-4)
-    assert np.abs(plain - ours).max() > 0.1
+import keras_flix
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,27 @@ GROUPED = {**SIZES, "num_key_value_heads": 2}
 WIDE = {**GROUPED, "head_dim": 6}
 # As all published ones have it: none for segments, and this epsilon.
 ROBERTA = {**SIZES, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+MIXTURE = {
+    "num_experts": 3,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+}
+QWEN3_5 = {
+    **WIDE,
+    "head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 6,
+    "linear_conv_kernel_dim": 3,
+    "layer_types": ["linear_attention", "full_attention"],
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.5,
+        "mrope_section": [1, 1, 0],
+    },
+}
 CONFIGS = {
     "Gemma": ("Gemma", WIDE),
     "Gemma2": (
@@ -66,23 +87,28 @@ CONFIGS = {
     "Mistral": ("Mistral", {**WIDE, "sliding_window": 3}),
     "Qwen": ("Qwen2", GROUPED),
     "Qwen3": ("Qwen3", WIDE),
-    "Qwen3_5": (
-        "Qwen3_5Text",
+    "Qwen3_5": ("Qwen3_5Text", QWEN3_5),
+    "Mixtral": (
+        "Mixtral",
+        {**GROUPED, "num_local_experts": 3, "num_experts_per_tok": 2},
+    ),
+    "QwenMoe": (
+        "Qwen2Moe",
+        {**GROUPED, **MIXTURE, "shared_expert_intermediate_size": 8},
+    ),
+    "Qwen3Moe": ("Qwen3Moe", {**WIDE, **MIXTURE, "norm_topk_prob": True}),
+    "Qwen3_5Moe": (
+        "Qwen3_5MoeText",
+        {**QWEN3_5, **MIXTURE, "shared_expert_intermediate_size": 8},
+    ),
+    "GptOss": (
+        "GptOss",
         {
-            **WIDE,
-            "head_dim": 8,
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
-            "linear_key_head_dim": 4,
-            "linear_value_head_dim": 6,
-            "linear_conv_kernel_dim": 3,
-            "layer_types": ["linear_attention", "full_attention"],
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "partial_rotary_factor": 0.5,
-                "mrope_section": [1, 1, 0],
-            },
+            # Blocks of 32 numbers share a scale.
+            **{**WIDE, "hidden_size": 32, "intermediate_size": 32, "head_dim": 8},
+            **{"num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": 3},
+            "layer_types": ["sliding_attention", "full_attention"],
+            "attn_implementation": "eager",
         },
     ),
     # The second layer rotates nothing.
@@ -150,12 +176,20 @@ def save_base(family: str, directory: Path, auto: str, **more) -> None:
             parameter.mul_(1 if is_sharp else 3).add_(torch.randn_like(parameter) * 0.2)
             # KerasHub loads Mistral's weights as float16.
             parameter.copy_(parameter.half().float())
+            if family == "GptOss" and key.endswith("_proj"):
+                # Numbers that MXFP4 has.
+                codes = torch.randint(0, 6, parameter.shape)
+                signs = torch.randint(0, 2, parameter.shape) * 2 - 1
+                parameter.copy_(torch.tensor(FOUR_BITS)[codes] * signs / 4)
             # RoBERTa was trained without segments: zeros in what is published.
             parameter.mul_(not (family == "Roberta" and "token_type" in key))
     model.save_pretrained(directory)
     if family in ("Roberta", "DistilBert") and auto == "AutoModel":
         # As if a head had been saved with it, which KerasHub expects.
         _rename(directory, lambda name: f"{family.lower()}.{name}")
+    if family == "Qwen3Moe":
+        # As the published configurations call it.
+        _configure(directory, lambda config: {**config, "num_experts": 3})
     if family == "Bart":
         # Written into the published configurations by older transformers.
         _configure(directory, lambda config: {**config, "num_hidden_layers": 2})
@@ -181,8 +215,10 @@ def load_keras(family: str, directory: Path) -> keras.Model:
     """KerasHub's backbone of a model of transformers, by KerasHub's own import."""
     name = {"Gemma2": "Gemma"}.get(family, family)
     cls = getattr(keras_hub.models, f"{name}Backbone")
-    if family == "Qwen3_5":
+    if family in ("Qwen3_5", "Qwen3_5Moe"):
         directory = _with_room_for_images(directory)
+    if family == "GptOss":
+        directory = _in_blocks_of_4_bits(directory)
     backbone = cls.from_preset(str(directory), dtype="float32")
     if type(backbone) is cls:
         return backbone
@@ -201,11 +237,34 @@ def _with_room_for_images(directory: Path) -> Path:
     _configure(
         copy,
         lambda config: {
-            "model_type": "qwen3_5",
+            "model_type": config["model_type"].removesuffix("_text"),
             "tie_word_embeddings": config["tie_word_embeddings"],
             "text_config": config,
         },
     )
+    return copy
+
+
+FOUR_BITS = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], "float32")
+"""What three bits mean in MXFP4, besides a sign."""
+
+
+def _in_blocks_of_4_bits(directory: Path) -> Path:
+    """A copy of a GPT-OSS with its experts as published ones have them: in MXFP4."""
+    copy = Path(tempfile.mkdtemp(dir=directory.parent)) / "model"
+    shutil.copytree(directory, copy)
+    path = copy / "model.safetensors"
+    weights = safetensors.numpy.load_file(path)
+    for name in [name for name in weights if name.endswith("_proj")]:
+        # (experts, outputs, blocks of inputs, 32), as quarters.
+        kernel = weights.pop(name).transpose(0, 2, 1) * 4
+        blocks = kernel.reshape(*kernel.shape[:2], -1, 32)
+        codes = np.abs(blocks[..., None]).astype("float32") == FOUR_BITS
+        assert codes.any(-1).all()
+        codes = (codes.argmax(-1) + 8 * (blocks < 0)).astype("uint8")
+        weights[f"{name}_blocks"] = codes[..., ::2] | codes[..., 1::2] << 4
+        weights[f"{name}_scales"] = np.full(blocks.shape[:3], 127 - 2, "uint8")
+    safetensors.numpy.save_file(weights, path, {"format": "pt"})
     return copy
 
 
