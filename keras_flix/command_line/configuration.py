@@ -11,6 +11,7 @@ from typing import Any
 from keras_flix._utils.atomic_files import MissingFileError, write_whole
 from keras_flix._utils.near_names import hint
 from keras_flix._utils.optional_packages import needed
+from keras_flix.command_line.nested_values import of_node
 from keras_flix.command_line.options import ONE_OF, OPTIONS, REQUIRED
 from keras_flix.models.recommended import RECOMMENDED
 
@@ -76,7 +77,8 @@ def read_config(path: str, known: Iterable[str] = OPTIONS) -> Given:
     """The settings in a YAML file.
 
     Values are read as they would be typed: `no` is a word and `1e-3` a number, a list
-    is several values, and a mapping several of `name=value`.
+    is several values, and a mapping several of `name=value`. Where a value may be
+    nested, it is the JSON that would be typed.
 
     Args:
         path: The file.
@@ -115,7 +117,9 @@ def read_config(path: str, known: Iterable[str] = OPTIONS) -> Given:
                 f"{place} {name!r} again. Remove one."
             )
         if not (node.id == "scalar" and node.tag.endswith(":null")):
-            given[name] = _texts(node, place), f"{place} {name}:"
+            may_nest = name in OPTIONS and OPTIONS[name].nested
+            texts = [_nested(node, place)] if may_nest else _texts(node, place)
+            given[name] = texts, f"{place} {name}:"
     return given
 
 
@@ -129,6 +133,17 @@ def _texts(node: Any, place: str) -> list[str]:
         ",".join(_texts(one, place)) if one.id == "mapping" else _text(one, place)
         for one in node.value
     ]
+
+
+def _nested(node: Any, place: str) -> str:
+    """What stands in a file, as the JSON that would be typed."""
+    try:
+        return json.dumps(of_node(node), ensure_ascii=False)
+    except ValueError as rule:
+        raise ValueError(
+            f"A nested setting must be {rule}. Received: {place} another one. "
+            "Correct it."
+        ) from None
 
 
 def _text(node: Any, place: str) -> str:

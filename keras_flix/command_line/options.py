@@ -12,11 +12,22 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from keras_flix.command_line.nested_values import (
+    is_mapping_of,
+    is_number,
+    listed,
+    nested,
+)
 from keras_flix.command_line.templates import TEMPLATES
 from keras_flix.models.recommended import RECOMMENDED
 
 ADAPTERS = "adapters.flix.safetensors"
 """The adapter file in the folder that a training writes."""
+
+OF_FEATURES = ("rank", "dropout", "alpha", "scale", "targets")
+"""The arguments of `Feature` that are settings; the data say the others."""
+OF_RATES = ("factors", "a", "b", "weight_decay")
+"""The arguments of `set_learning_rates`."""
 
 Parse = Callable[[Sequence[str]], Any]
 """From texts to a value of JSON types; raises a `ValueError` that says the rule."""
@@ -33,6 +44,7 @@ class Option:
         default: If it is not given.
         metavar: What `--help` calls its value.
         many: Whether it takes several texts.
+        nested: Whether its value may be nested: JSON, where it is typed.
     """
 
     name: str
@@ -41,6 +53,7 @@ class Option:
     default: Any = None
     metavar: str | None = None
     many: bool = False
+    nested: bool = False
 
     @property
     def flag(self) -> str:
@@ -124,6 +137,13 @@ def _targets(texts: Sequence[str]) -> str | list[str]:
     return list(texts)
 
 
+def _expert_rank(texts: Sequence[str]) -> int | dict[str, int]:
+    if len(texts) == 1 and texts[0].startswith("{"):
+        entries = nested("JSON", lambda value: isinstance(value, dict))(texts)
+        texts = [f"{name}={rank}" for name, rank in entries.items()]
+    return _rank(texts)
+
+
 def _texts(texts: Sequence[str]) -> list[str]:
     return list(texts)
 
@@ -172,6 +192,87 @@ _OPTIONS = (
         RECOMMENDED.targets,
         "LAYER",
         many=True,
+    ),
+    Option(
+        "alpha",
+        nested("a number", is_number),
+        "the scale of an update is alpha / rank (default: 1 in all)",
+        metavar="NUMBER",
+    ),
+    Option(
+        "scale",
+        _choice("rank", "sqrt"),
+        "what divides alpha: the rank, or its square root",
+        "rank",
+    ),
+    Option(
+        "experts",
+        _choice("shared", "each"),
+        "adapt experts, too: one update for all of a layer, or for each",
+    ),
+    Option(
+        "expert_rank",
+        _expert_rank,
+        "the rank there, also by feature: task=2",
+        metavar="RANK",
+        many=True,
+        nested=True,
+    ),
+    Option(
+        "layer_ranks",
+        nested(
+            'a mapping from layers to ranks, such as {"query": 8, "key": {"task": 2}}',
+            lambda value: isinstance(value, dict),
+        ),
+        'ranks of some layers: {"query": 8, "key": {"task": 2}}',
+        metavar="JSON",
+        nested=True,
+    ),
+    Option(
+        "rows",
+        nested(
+            'a mapping from layers to orders of rows, such as {"head": "repeat"}',
+            lambda value: isinstance(value, dict),
+        ),
+        'the orders of rows, where unknown: {"head": "repeat"}',
+        metavar="JSON",
+        nested=True,
+    ),
+    Option(
+        "train",
+        listed("names of layers or regexes", (str,)),
+        "layers that train whole besides",
+        metavar="LAYER",
+        many=True,
+        nested=True,
+    ),
+    Option(
+        "trainable_tokens",
+        listed("ids or names of tokens", (int, str)),
+        "tokens whose embeddings train whole, by id or name",
+        metavar="TOKEN",
+        many=True,
+        nested=True,
+    ),
+    Option(
+        "feature_settings",
+        nested(
+            "a mapping from features to mappings, such as "
+            '{"language": {"targets": ["query"]}}',
+            lambda value: isinstance(value, dict),
+        ),
+        f"by feature, its own {', '.join(OF_FEATURES)}",
+        metavar="JSON",
+        nested=True,
+    ),
+    Option(
+        "learning_rates",
+        nested(
+            f"a mapping from some of {', '.join(OF_RATES)}", is_mapping_of(OF_RATES)
+        ),
+        'factors of the learning rate: {"factors": {"task": 0.5}, "b": 16}',
+        metavar="JSON",
+        nested=True,
     ),
     Option(
         "shared", _switch, "an always-on feature, too", RECOMMENDED.shared, "true|false"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from keras_flix.command_line.adapting import with_settings
 from keras_flix.command_line.combinations import parse_some_features
 from keras_flix.command_line.data_files import read_mixture, wrapped
 from keras_flix.command_line.templates import TEMPLATES
@@ -74,7 +75,10 @@ def read_parts(settings: dict[str, Any]) -> tuple[Parts, FeatureSchema]:
     shared = []
     if settings["shared"]:
         shared.append(Feature(SHARED, always=True, rank=ranks.pop(SHARED, None)))
-    schema = FeatureSchema([*whole.schema(rank=ranks), *shared])
+    schema = with_settings(
+        FeatureSchema([*whole.schema(rank=ranks), *shared]),
+        settings["feature_settings"],
+    )
     several = [x for x in whole.inputs()["responses"] if not isinstance(x, str)]
     if several:
         raise ValueError(

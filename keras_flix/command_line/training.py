@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from keras_flix.callbacks.backup import BackupAndRestore
+from keras_flix.command_line.adapting import adapt
 from keras_flix.command_line.bases import check_template, load_writer
 from keras_flix.command_line.configuration import configuration, write_config
 from keras_flix.command_line.data_files import digest
@@ -33,7 +34,6 @@ from keras_flix.files.saving import save_adapters
 from keras_flix.files.weight_digests import base_fingerprint
 from keras_flix.mixtures.sampling import DrawnBatches
 from keras_flix.models.adapted.text_lengths import needed_length
-from keras_flix.models.enable import enable_flix
 from keras_flix.models.recommended import RECOMMENDED
 from keras_flix.version import __version__
 
@@ -68,15 +68,7 @@ def _train(
     check_template(model, settings["template"], template.end)
     begun["base"] = base_fingerprint(model).digest
     settings["sequence_length"] = _set_length(model, settings, parts)
-    rank, targets = settings["rank"], settings["targets"]
-    enable_flix(
-        model,
-        schema,
-        rank=RECOMMENDED.rank if isinstance(rank, dict) else rank,
-        dropout=settings["dropout"],
-        targets=None if targets == "attention" else targets,
-        seed=settings["seed"],
-    )
+    adapt(model, schema, settings)
     steps = settings["steps"]
     epoch = -(-len(parts.train) // settings["batch_size"])
     steps = settings["epochs"] * epoch if steps is None else steps

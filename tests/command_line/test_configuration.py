@@ -87,8 +87,59 @@ def test_the_command_line_wins_over_the_file(tmp_path):
     assert (found["epochs"], found["steps"], found["preset"]) == (7, None, "base")
 
 
+NESTED = (
+    *("--alpha", "8", "--scale", "sqrt", "--experts", "each", "--seed", "1"),
+    *("--expert-rank", "task=2", "language=1", "--train", "head", ".*_0/query"),
+    *("--trainable-tokens", "7", "<unused0>", "--rows", '{"head": ["batch", "tile"]}'),
+    *("--layer-ranks", '{"query": 8, ".*_[01]/\\\\w: #": {"task": 2}}'),
+    *("--feature-settings", '{"language": {"rank": {"no": 2, "*": 4}, "alpha": 0.5}}'),
+    *("--learning-rates", '{"factors": {"language": {"7": 2}}, "b": 16}'),
+)
+
+
+def test_nested_values_are_yaml_in_a_file(tmp_path):
+    path = config(
+        tmp_path,
+        r"""
+alpha: 8
+scale: sqrt
+experts: each
+seed: 1
+expert_rank: {task: 2, language: 1}
+train: [head, .*_0/query]
+trainable_tokens:
+  - 7
+  - <unused0>
+rows: {head: [batch, tile]}
+layer_ranks:
+  query: 8
+  '.*_[01]/\w: #': {task: 2}
+feature_settings:
+  language:
+    rank: {no: 2, "*": 4}
+    alpha: 5e-1
+learning_rates:
+  factors: {language: {7: 2}}
+  b: 16
+""",
+    )
+    found = settings(*GIVEN, "--config", path)
+    assert found == settings(*GIVEN, *NESTED)
+    assert found["layer_ranks"] == {"query": 8, r".*_[01]/\w: #": {"task": 2}}
+    assert found["trainable_tokens"] == [7, "<unused0>"]
+    assert found["expert_rank"] == {"task": 2, "language": 1}
+    assert found["train"] == ["head", ".*_0/query"]
+    # One alone, quoted or not, is a list, too; quotes make a text of a number.
+    one = config(tmp_path, "train: head\ntrainable_tokens: '7'\nexpert_rank: 3")
+    found = settings(*GIVEN, "--config", one)
+    assert (found["train"], found["trainable_tokens"]) == (["head"], ["7"])
+    assert found["expert_rank"] == 3
+    assert settings(*GIVEN, "--trainable-tokens", '"7"')["trainable_tokens"] == ["7"]
+
+
 def test_what_is_written_is_read_again(tmp_path):
     texts = ("--hold-out", 'task="q: #a",language=日本', "--prompt", "- 'x': y\t#")
+    texts += NESTED
     found = settings(*GIVEN, *texts, "--rank", "task=8", "--targets", ".*query", "v:")
     write_config(found, tmp_path / "run.yaml", "about")
     assert (tmp_path / "run.yaml").read_text(encoding="utf-8")[:8] == "# about\n"
@@ -121,6 +172,23 @@ def test_what_is_written_is_read_again(tmp_path):
             "epochs: 1\nsteps: 2",
             "either `epochs` or `steps`. Received: .*line 1.*line 2",
         ),
+        ("alpha: x", "`alpha` must be a number. Received: .*line 1: alpha: 'x'"),
+        ("scale: cube", "`scale` must be one of rank, sqrt."),
+        ("experts: all", "`experts` must be one of shared, each."),
+        ("expert_rank: {task: 0}", "`expert_rank` must be a positive whole number,"),
+        (
+            "layer_ranks: 8",
+            "`layer_ranks` must be a mapping from layers to ranks, such",
+        ),
+        ("layer_ranks: {[1]: 8}", "must be a mapping whose keys are texts. Received"),
+        ("rows: batch", "`rows` must be a mapping from layers to orders of rows"),
+        ("train: [{a: b}]", "`train` must be names of layers or regexes."),
+        ("trainable_tokens: [1.5]", "`trainable_tokens` must be ids or names of"),
+        ("feature_settings: 1", "`feature_settings` must be a mapping from features"),
+        (
+            "learning_rates: {c: 1}",
+            "from some of factors, a, b, weight_decay. Received",
+        ),
         ("rank: [", "must be YAML. Received: .*run.yaml, line 1: "),
         ("- rank", "must be lines 'name: value'. Received: .*line 1: a sequence"),
         ("rank: [[[1]]]", "line 1: a sequence inside of those"),
@@ -143,6 +211,8 @@ def test_what_is_missing_is_told(tmp_path):
         settings(*GIVEN, "--config", str(tmp_path / "none.yaml"))
     with pytest.raises(ValueError, match="`batch_size` .* Received: --batch-size '0'"):
         settings(*GIVEN, "--batch-size", "0")
+    with pytest.raises(ValueError, match="and JSON where it begins with { or \\[. Rec"):
+        settings(*GIVEN, "--layer-ranks", "{query: 8}")
     assert read_config(config(tmp_path, "# nothing\n")) == {}
 
 

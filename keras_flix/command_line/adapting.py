@@ -1,0 +1,81 @@
+"""How a training adapts its base: every argument of `enable_flix` from its settings.
+
+An option of the name of each argument is all that this place needs, so an argument that
+is new needs an entry of `OPTIONS` and nothing here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from keras_flix._utils.near_names import hint
+from keras_flix.command_line.options import OF_FEATURES
+from keras_flix.features.dropout import FeatureDropout
+from keras_flix.features.feature import Feature
+from keras_flix.features.schema import FeatureSchema
+from keras_flix.models.enable import enable_flix
+from keras_flix.models.growing.set_learning_rates import set_learning_rates
+from keras_flix.models.recommended import RECOMMENDED
+
+NOT_SETTINGS = ("model", "features")
+"""The arguments of `enable_flix` that are no settings: what is adapted, and what the
+data and `with_settings` say."""
+
+
+def adapt(model: Any, schema: FeatureSchema, settings: Mapping[str, Any]) -> None:
+    """Adapts a base as the settings say."""
+    names = [n for n in inspect.signature(enable_flix).parameters if n in settings]
+    arguments = {name: settings[name] for name in names if name not in NOT_SETTINGS}
+    # Those by feature are in the schema.
+    if isinstance(arguments["rank"], dict):
+        arguments["rank"] = RECOMMENDED.rank
+    if arguments["targets"] == "attention":
+        arguments["targets"] = None
+    enable_flix(model, schema, **arguments)
+    if settings["learning_rates"] is not None:
+        set_learning_rates(model, **settings["learning_rates"])
+
+
+def with_settings(
+    schema: FeatureSchema, settings: Mapping[str, Mapping[str, Any]] | None
+) -> FeatureSchema:
+    """Features with what `feature_settings` says of them.
+
+    Args:
+        schema: Those that the data have.
+        settings: By feature, arguments of `Feature`.
+    """
+    for name, own in (settings or {}).items():
+        if name not in schema.names:
+            near = hint(name, schema.names) or f" Those are {', '.join(schema.names)}."
+            raise ValueError(
+                "`feature_settings` must name features of the data. Received: "
+                f"{name!r}.{near}"
+            )
+        if not isinstance(own, Mapping) or not own.keys() <= {*OF_FEATURES}:
+            raise ValueError(
+                f"`feature_settings` of a feature must be a mapping from some of "
+                f"{', '.join(OF_FEATURES)}. Received: {name}: {own!r}. Correct it."
+            )
+    return FeatureSchema(
+        _with_settings(feature, (settings or {}).get(feature.name, {}))
+        for feature in schema
+    )
+
+
+def _with_settings(feature: Feature, own: Mapping[str, Any]) -> Feature:
+    own = dict(own)
+    dropout = own.get("dropout")
+    if isinstance(dropout, dict):
+        known = [field.name for field in dataclasses.fields(FeatureDropout)]
+        if not {"rate"} <= dropout.keys() <= {*known}:
+            raise ValueError(
+                "A dropout must be a number, or a mapping from `rate` and some of "
+                f"{', '.join(known[1:])}. Received: {dropout!r} for feature "
+                f"{feature.name!r}. Correct it."
+            )
+        own["dropout"] = FeatureDropout(**dropout)
+    return dataclasses.replace(feature, **own)

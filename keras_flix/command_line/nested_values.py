@@ -1,0 +1,104 @@
+"""Settings that may be nested: as JSON on the command line, as YAML in a file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+def read(text: str) -> Any:
+    """What is typed: JSON where it is such, else the text itself.
+
+    >>> read("8"), read("sqrt"), read('{"query": 8}'), read(".*_0/query")
+    (8, 'sqrt', {'query': 8}, '.*_0/query')
+    """
+    try:
+        return json.loads(text, parse_constant=lambda name: name)
+    except ValueError:
+        if text[:1] in ("{", "["):
+            raise ValueError("JSON where it begins with { or [") from None
+        return text
+
+
+def nested(rule: str, fits: Callable[[Any], bool]) -> Callable[[Sequence[str]], Any]:
+    """Reads one value.
+
+    Args:
+        rule: What it must be.
+        fits: Whether it is, as far as that is known without the model.
+    """
+
+    def parse(texts: Sequence[str]) -> Any:
+        value = _one(rule, texts)
+        if not fits(value):
+            raise ValueError(rule)
+        return value
+
+    return parse
+
+
+def listed(rule: str, kinds: tuple[type, ...]) -> Callable[[Sequence[str]], Any]:
+    """Reads values of these kinds: one or several as they are typed, or a list."""
+
+    def parse(texts: Sequence[str]) -> list[Any]:
+        values = [_one(rule, [text]) for text in texts]
+        if len(values) == 1 and isinstance(values[0], list):
+            (values,) = values
+        if any(type(value) not in kinds or value == "" for value in values):
+            raise ValueError(rule)
+        return values
+
+    return parse
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def is_mapping_of(names: Sequence[str]) -> Callable[[Any], bool]:
+    """Whether it is a mapping whose keys are among these names."""
+    return lambda value: isinstance(value, dict) and value.keys() <= {*names}
+
+
+def of_node(node: Any) -> Any:
+    """What a node of YAML says, in JSON's types.
+
+    What stands without quotes is a number where it reads as one, and true, false or
+    null; all else is text, so that `no` is a word.
+    """
+    if node.id == "mapping":
+        return {str(of_scalar_text(k)): of_node(v) for k, v in node.value}
+    if node.id == "sequence":
+        return [of_node(one) for one in node.value]
+    if node.style is not None:
+        return node.value
+    words: Mapping[str, Any] = {"true": True, "false": False, "null": None, "~": None}
+    if node.value in words:
+        return words[node.value]
+    for kind in (int, float):
+        try:
+            number = kind(node.value)
+        except ValueError:
+            continue
+        if math.isfinite(number):
+            return number
+    return node.value or None
+
+
+def of_scalar_text(node: Any) -> str:
+    """The text of a key; raises if it is none."""
+    if node.id != "scalar":
+        raise ValueError("a mapping whose keys are texts")
+    return str(node.value)
+
+
+def _one(rule: str, texts: Sequence[str]) -> Any:
+    if len(texts) != 1 or not texts[0]:
+        raise ValueError(rule)
+    try:
+        return read(texts[0])
+    except ValueError as error:
+        raise ValueError(f"{rule}, and {error}") from None
