@@ -37,7 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
     "layer_ranks": {"layer_ranks": BY_LAYER},
     "embedding": {"targets": EMBEDDING},
     "trainable_tokens": {"trainable_tokens": list(range(8))},
-    "lazy": {"optimizer": "one"},
+    "lazy": {"optimizer": "all"},
     "lazy_by_value": {"optimizer": "value"},
     "attention": {"mixture": True},
     "shared": {"mixture": True, "experts": "shared"},
