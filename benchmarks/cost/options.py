@@ -96,7 +96,7 @@ def step_of(workload: Workload, case: str) -> Callable[[], Any]:
     x, y = workload.data(workload.values)
 
     def step() -> None:
-        loss = model.train_on_batch(x, y)
+        loss = model.train_on_batch(x, y, return_dict=True)["loss"]
         if not np.isfinite(loss):
             raise RuntimeError(f"Case {case!r} has a loss of {loss}.")
 
