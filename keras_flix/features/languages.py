@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_flix._utils.optional_packages import needed
+from keras_flix.features.typology import KINDS, WHAT, is_known, typological_distance
 
 NO_FAMILIES = frozenset(
     ("arti1236", "book1242", "mixe1287", "pidg1258")
@@ -20,30 +21,40 @@ NO_FAMILIES = frozenset(
 Distances = Mapping[str, Mapping[str, float]]
 
 
-def language_distances(
-    new: str | Sequence[str], known: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """How far languages are from others by descent.
+DESCENT = "descent"
 
-    Each language stands for the set of its ancestors in Glottolog's tree and itself.
-    A distance is 1 less the cosine of two such sets, as the genetic distance of URIEL
-    (Littell et al., 2017): 0 for the same language, 1 where no ancestor is shared.
+
+def language_distances(
+    new: str | Sequence[str], known: Sequence[str], *, kind: str = DESCENT
+) -> dict[str, dict[str, float]]:
+    """How far languages are from others, by descent or by what they are like.
+
+    By descent, each language stands for the set of its ancestors in Glottolog's tree
+    and itself. By typology, it stands for the set of what it has of URIEL's features:
+    of `"syntax"` (103, such as the order of subject, verb and object), `"phonology"`
+    (28), the `"inventory"` of sounds (158), or all of these, `"typology"`. What no
+    source says of a language, URIEL took from those that are nearest to it. A distance
+    is 1 less the cosine of two such sets, as in URIEL (Littell et al., 2017): 0 for the
+    same language, 1 where nothing is shared, which by typology hardly occurs.
 
     Glottolog's tree comes with the package `qwanqwa` (its software is under Apache 2.0,
     its data under CC BY-SA 4.0); which language a macrolanguage such as `"zh"` stands
-    for, from CLDR with the package `babel`. The extra `languages` installs both. The
-    first call takes seconds.
+    for, from CLDR with the package `babel`. The extra `languages` installs both; the
+    extra `typology` also `lang2vec` (CC BY-SA 4.0), which has URIEL's features, of
+    which only that data is read. The first call takes seconds.
 
     Args:
         new: A language, or several: BCP 47 (`"sw"`, `"pt-BR"`), ISO 639-3, Glottocodes.
         known: Those that it is compared with.
+        kind: `"descent"`, `"typology"`, `"syntax"`, `"phonology"` or `"inventory"`.
 
     Returns:
         Distances in `[0, 1]`, by new and then by known language, as they were written.
 
     Raises:
         ImportError: If the extra is not installed.
-        ValueError: If Glottolog's tree has no place for one of them.
+        ValueError: If Glottolog's tree has no place for one of them, or URIEL no
+            features.
 
     Example:
 
@@ -51,6 +62,21 @@ def language_distances(
     >>> sorted(found, key=found.get), found["ja"]
     (['pt', 'it', 'de', 'ja'], 1.0)
     """
+    if kind not in (DESCENT, *KINDS):
+        raise ValueError(
+            f"`kind` must be one of {[DESCENT, *KINDS]}. Received: kind={kind!r}. "
+            "Choose what languages are compared by."
+        )
+    if kind != DESCENT:
+        codes = {code: _iso_639_3(code, "known") for code in _codes(known, "known")}
+        return {
+            code: {
+                other: typological_distance(own, theirs, kind)
+                for other, theirs in codes.items()
+            }
+            for code in _codes(new, "new")
+            for own in [_iso_639_3(code, "new")]
+        }
     others = {code: _lineage(code, "known") for code in _codes(known, "known")}
     return {
         code: {other: _distance(own, theirs) for other, theirs in others.items()}
@@ -65,6 +91,7 @@ def language_weights(
     *,
     nearest: int | None = None,
     distances: Distances | None = None,
+    kind: str = DESCENT,
 ) -> dict[str, dict[str, float]]:
     """Weights with which new languages may start: nearer languages weigh more.
 
@@ -80,9 +107,10 @@ def language_weights(
             far as can be have no weight, and are left out.
         nearest: Only so many of the nearest have a weight; the first ones, where
             several are equally far. `None`: all.
-        distances: Distances in `[0, 1]` of your own, by new and then by known value,
-            such as typological ones. They need neither languages nor the extra
-            `languages`. `None`: `language_distances`.
+        distances: Distances in `[0, 1]` of your own, by new and then by known value.
+            They need neither languages nor an extra. `None`: `language_distances`.
+        kind: By what languages are compared, as in `language_distances`. By typology
+            all share something, so without `nearest` all have a weight.
 
     Returns:
         Weights by new and then by known value.
@@ -109,7 +137,12 @@ def language_weights(
         )
     names, others = _codes(new, "new"), _codes(known, "known")
     if distances is None:
-        distances = language_distances(names, others)
+        distances = language_distances(names, others, kind=kind)
+    elif kind != DESCENT:
+        raise ValueError(
+            "Weights must follow from either `distances` or `kind`. Received: "
+            f"kind={kind!r} and distances of your own. Leave one of them out."
+        )
     return {name: _weights(name, others, distances, nearest) for name in names}
 
 
@@ -183,6 +216,19 @@ def _lineage(code: str, label: str) -> frozenset[str]:
             "language, leave it out, or state weights of your own."
         )
     return found
+
+
+def _iso_639_3(code: str, label: str) -> str:
+    """The code by which URIEL may know a language."""
+    qq = needed("qq", WHAT, "typology")
+    found = _database().convert(code, qq.IdType.ISO_639_3)
+    if not is_known(found):
+        raise ValueError(
+            "A language must be one that URIEL has features of. Received: "
+            f"{code!r} in `{label}`. Write its BCP 47 or ISO 639-3 code; if it is no "
+            "language, leave it out, or state weights of your own."
+        )
+    return str(found)
 
 
 @functools.cache

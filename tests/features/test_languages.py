@@ -6,9 +6,10 @@ import sys
 import pytest
 
 import keras_flix
-from keras_flix.features import languages
+from keras_flix.features import languages, typology
 
 DISTANCES = {"gl": {"pt": 0.1, "it": 0.4, "es": 0.1, "ja": 1.0}}
+_GLG_DEU = ("glg", "deu")
 KNOWN = list(DISTANCES["gl"])
 
 
@@ -53,6 +54,39 @@ def test_distances_are_those_of_glottologs_tree():
             weights(new, known_)
 
 
+def test_typological_distances_are_cosines_of_uriels_features():
+    """One test, as loading languages takes seconds."""
+    pytest.importorskip("qq", reason="qwanqwa is not installed (extra `typology`)")
+    pytest.importorskip("lang2vec", reason="not installed (extra `typology`)")
+    known = ["pt", "es", "de", "ja"]
+    found = keras_flix.language_distances(["gl", "pt-BR"], known, kind="syntax")
+    near = [found["gl"][code] for code in known]
+    assert 0 < near[1] < near[0] < near[2] < near[3] < 1
+    assert found["pt-BR"]["pt"] == 0.0
+    # What both have over the geometric mean of what each has.
+    rows, names, values = typology._table()
+    syntax = [index for index, name in enumerate(names) if name.startswith("S_")]
+    assert len(syntax) == 103 and len(names) == 289 and set(values.ravel()) == {0, 1}
+    galician, german = ({i for i in syntax if values[rows[c], i]} for c in _GLG_DEU)
+    shared = len(galician & german) / math.sqrt(len(galician) * len(german))
+    assert found["gl"]["de"] == pytest.approx(1 - shared, abs=1e-12)
+    # Languages that are no relatives, each kind in its own way.
+    kinds = {
+        kind: keras_flix.language_distances("fi", ["hu", "sv"], kind=kind)["fi"]
+        for kind in typology.KINDS
+    }
+    assert len({row["sv"] for row in kinds.values()}) == 4
+    assert all(0 < d < 0.5 for row in kinds.values() for d in row.values())
+    started = weights("eu", known, nearest=2, kind="syntax")["eu"]
+    assert len(started) == 2 and sum(started.values()) == pytest.approx(1)
+    for new, others, message in (
+        ("parse", ["en"], "that URIEL has features of. Received: 'parse' in `new`"),
+        ("sw", ["en", "code"], "Received: 'code' in `known`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            weights(new, others, kind="typology")
+
+
 def test_weights_are_what_distances_leave_of_one():
     found = weights(distances=DISTANCES)["gl"]
     assert found == pytest.approx({"pt": 0.375, "es": 0.375, "it": 0.25})
@@ -72,6 +106,8 @@ def test_weights_are_what_distances_leave_of_one():
         ({"distances": {"gl": dict.fromkeys(KNOWN, 1)}}, "`init=None` is a fresh"),
         ({"distances": DISTANCES, "nearest": 0}, "integer of at least 1"),
         ({"distances": DISTANCES, "nearest": True}, "nearest=True"),
+        ({"distances": DISTANCES, "kind": "syntax"}, "either `distances` or `kind`"),
+        ({"kind": "taste"}, r"one of \['descent', 'syntax',.*Received: kind='taste'"),
         ({"known": "en"}, "`known` must be a list of at least one language"),
         ({"known": []}, r"known=\[\]"),
         ({"new": []}, r"new=\[\]"),
@@ -89,3 +125,10 @@ def test_the_extra_is_asked_for_where_it_is_needed(monkeypatch):
     with pytest.raises(ImportError, match=r"pip install 'keras-flix\[languages\]'"):
         weights()
     assert weights(distances=DISTANCES)
+
+
+def test_typology_is_an_extra_of_its_own(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lang2vec", None)
+    typology._table.cache_clear()
+    with pytest.raises(ImportError, match=r"lang2vec, .*'keras-flix\[typology\]'"):
+        typology.is_known("glg")
