@@ -172,6 +172,28 @@ def many_users() -> str:
     return table(head, rows) if rows else "Not measured yet.\n"
 
 
+OPTIONS = {
+    "layer_ranks_over_plain": "`layer_ranks`: 2 and 6 by layer / 4 in both",
+    "embedding_over_plain": "the token embedding adapted, too / not",
+    "trainable_tokens_over_plain": "8 `trainable_tokens` / none",
+    "lazy_by_value_over_lazy": '`LazyAdam(step_counts="value")` / `LazyAdam()`',
+    "shared_over_attention": '`experts="shared"` / attention alone',
+    "each_over_shared": '`experts="each"` / `"shared"`',
+}
+"""What is compared by `options`."""
+
+
+def options() -> str:
+    """What options add to a step."""
+    results = load("options_*")
+    rows = [
+        [what, *(ratio(result["ratios"], name, None) for result in results)]
+        for name, what in OPTIONS.items()
+    ]
+    heads = [BACKENDS[result["environment"]["backend"]] for result in results]
+    return table(["Step / step", *heads], rows) if results else "Not measured yet.\n"
+
+
 def sweep(time: dict[str, Any], counts: list[int]) -> list[str]:
     """Seconds of the lowest number of values, and the others over it."""
     first = counts[0]
@@ -281,6 +303,7 @@ TABLES = {
     "kernels": kernels,
     "many_values": many_values,
     "many_users": many_users,
+    "options": options,
     "serving": serving,
     "values_gpu": values_on_accelerator,
     "gpu": lambda: (
