@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -66,7 +66,7 @@ def is_mapping_of(names: Sequence[str]) -> Callable[[Any], bool]:
 def of_node(node: Any) -> Any:
     """What a node of YAML says, in JSON's types.
 
-    What stands without quotes is a number where it reads as one, and true, false or
+    What stands without quotes is a number where it is one in JSON, and true, false or
     null; all else is text, so that `no` is a word.
     """
     if node.id == "mapping":
@@ -75,17 +75,7 @@ def of_node(node: Any) -> Any:
         return [of_node(one) for one in node.value]
     if node.style is not None:
         return node.value
-    words: Mapping[str, Any] = {"true": True, "false": False, "null": None, "~": None}
-    if node.value in words:
-        return words[node.value]
-    for kind in (int, float):
-        try:
-            number = kind(node.value)
-        except ValueError:
-            continue
-        if math.isfinite(number):
-            return number
-    return node.value or None
+    return None if node.tag.endswith(":null") else read(node.value)
 
 
 def of_scalar_text(node: Any) -> str:
