@@ -291,30 +291,6 @@ def test_what_trains_besides_and_has_no_counterpart_is_refused(tmp_path):
     refused(tmp_path / "lora", text, model)
 
 
-@only_once
-def test_experts_are_refused_by_name(tmp_path):
-    backbone = keras_hub.models.Gemma4Backbone(
-        vocabulary_size=40,
-        image_size=16,
-        num_layers=1,
-        num_query_heads=4,
-        num_key_value_heads=2,
-        hidden_dim=16,
-        intermediate_dim=24,
-        head_dim=8,
-        num_experts=4,
-        expert_intermediate_dim=8,
-        num_experts_per_token=2,
-        enable_moe_block=True,
-    )
-    task = keras_hub.models.Gemma4CausalLM(backbone=backbone, preprocessor=None)
-    keras_flix.enable_flix(task, FEATURES, experts="each")
-    text = "Received: ['decoder_block_0/moe_expert_bank/down_proj', "
-    for export in (export_lora, export_loras, values_of):
-        combination = None if export is export_loras else COMBINATION
-        refused(tmp_path / "lora", text, task, combination, export)
-
-
 def values_of(model, combination, directory):
     keras_flix.export_values(model, directory)
 
