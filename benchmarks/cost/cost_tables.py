@@ -283,7 +283,7 @@ def environments() -> str:
     """One line per result on what it was measured with."""
     lines = []
     names = ("train_step_*", "values_*", "many_values_*", "many_users_*")
-    names += ("footprint_*", "generation_*", "kernels_*", "serving_*")
+    names += ("options_*", "footprint_*", "generation_*", "kernels_*", "serving_*")
     for result in (r for name in names for r in load(name)):
         header = result["environment"]
         versions = ", ".join(f"{k} {v}" for k, v in header["versions"].items())
