@@ -205,12 +205,6 @@ def kernels(model):
 
 
 @pytest.mark.short("torch")
-def test_lora_files_have_no_place_for_them(model, tmp_path):
-    with pytest.raises(ValueError, match="transformers are known"):
-        keras_flix.export_lora(model, ONE, tmp_path / "lora")
-
-
-@pytest.mark.short("torch")
 def test_errors_change_nothing():
     class OtherExperts(keras.layers.Layer):
         __module__ = "keras_hub.made_up"
