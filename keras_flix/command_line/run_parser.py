@@ -66,7 +66,7 @@ def _add_train(commands: Any, common: argparse.ArgumentParser) -> None:
     for option in OPTIONS.values():
         if option is not data:
             _add(command, option)
-    command.set_defaults(run="training:train")
+    command.set_defaults(run="starting:train")
 
 
 def _add_evaluate(commands: Any, common: argparse.ArgumentParser) -> None:
