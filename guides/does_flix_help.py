@@ -33,19 +33,21 @@
 #   the language more than doubles their scores.
 # - Nothing here was run on a large model. What was not measured is at the end.
 #
-# In Colab, put the address of the repository into the next cell and run it. In a
-# checkout with `pip install ".[jax,evidence]"`, there is nothing to do. Nothing is
+# In Colab, put the address of the repository into the next cell and run it.
+# In a checkout with `pip install ".[jax,evidence]"`, there is nothing to do. Nothing is
 # trained here: tables and figures are made from the stored results of
 # [benchmarks/quality](../benchmarks/quality/README.md), which says how to train them
 # anew.
 
 # %%
-REPOSITORY = ""  # in Colab: the address that it is cloned from
+# In Colab: the address that the repository is cloned from.
+REPOSITORY = ""
 
-if REPOSITORY:
+import sys
+
+if REPOSITORY and "google.colab" in sys.modules:
     import os
     import subprocess
-    import sys
 
     subprocess.run(["git", "clone", REPOSITORY, "keras_flix"], check=True)
     os.chdir("keras_flix/guides")

@@ -1,9 +1,11 @@
 """The site builds, every link of it leads somewhere, and its address is said once."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import keras
 import pytest
@@ -84,13 +86,17 @@ def test_links_are_right_on_the_site(tools, address):
 
 
 def test_guides_lead_to_colab_once_the_address_is_known(tools):
-    build_site, _ = tools
+    build_site, repository = tools
     text = "# Title\n\nText."
     assert build_site.opened(text, "guides/a.ipynb", "") == text
     page = build_site.opened(text, "guides/a.ipynb", HERE)
     colab = "https://colab.research.google.com/github/me/keras_flix/blob/main"
     assert f"# Title\n\n[Open in Colab]({colab}/guides/a.ipynb) · [The" in page
     assert "Colab" not in build_site.opened(text, "guides/a.ipynb", "https://it.org/a")
+    # The site has no pictures of others.
+    badge = repository.BADGE.format(repository.colab(HERE, "guides/a.ipynb"))
+    with_badge = f"# Title\n\n{badge}\n\nText."
+    assert build_site.opened(with_badge, "guides/a.ipynb", HERE) == page
 
 
 def test_the_address_is_said_once(tools, tmp_path, monkeypatch):
@@ -101,13 +107,31 @@ def test_the_address_is_said_once(tools, tmp_path, monkeypatch):
         shutil.copyfile(ROOT / name, tmp_path / name)
     monkeypatch.setattr(repository, "ROOT", tmp_path)
     monkeypatch.setattr(repository, "PYPROJECT", tmp_path / "pyproject.toml")
-    for address in (HERE, "https://codeberg.org/us/flix"):
+    # Colab opens what is on GitHub; a badge goes where nothing can be opened.
+    for address, opened in (
+        ("https://github.com/you/flix", 1),
+        (HERE, 1),
+        ("https://codeberg.org/us/flix", 0),
+    ):
         repository.say(address)
         assert repository.address() == address
         assert repository.differing() == []
         cells = json.loads((tmp_path / "guides/serving.ipynb").read_text())["cells"]
+        title, _, *text = "".join(cells[0]["source"]).split("\n")
+        assert title.startswith("# ")
+        place = f"/github/{address[19:]}/blob/main/guides/serving.ipynb)"
+        assert [line.endswith(place) for line in text].count(True) == opened
+        assert text[0].startswith("[![Open in Colab](https://colab.") == bool(opened)
+        assert "In Colab, run the next cell first." in text
+        source = (tmp_path / "guides/serving.py").read_text()
+        source = re.sub("^# ?", "", source, flags=re.MULTILINE)
+        assert "\n".join([title, "", *text]) in source
         assert f'REPOSITORY = "{address}"' in "".join(cells[1]["source"])
-        assert (tmp_path / "pyproject.toml").read_text().count("Repository = ") == 1
+        project = tomllib.loads((tmp_path / "pyproject.toml").read_text())["project"]
+        changes = f"{address}/blob/main/guides/changelog.md"
+        urls = {"Changelog": changes, "Issues": f"{address}/issues"}
+        urls |= {"Repository": address, "Paper": "https://arxiv.org/abs/2402.17934"}
+        assert project["urls"] == urls
         text = repository.absolute("![a](b.png) [c](d.md#e) [f](https://g)")
         picture, page = f"{address}/raw/main/b.png", f"{address}/blob/main/d.md#e"
         assert text == f"![a]({picture}) [c]({page}) [f](https://g)"
