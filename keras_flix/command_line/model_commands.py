@@ -10,6 +10,7 @@ from keras_flix._utils.atomic_directories import check_new, new_directory
 from keras_flix._utils.imported_late import imported_late
 from keras_flix.command_line.answering import NO_BASE, trained_with
 from keras_flix.command_line.combinations import parse_features
+from keras_flix.command_line.next_steps import after_export
 from keras_flix.command_line.output import Answer, progress
 from keras_flix.files.adapter_file import read_adapters
 
@@ -71,7 +72,12 @@ def export(arguments: argparse.Namespace) -> Answer:
             write = imported_late("keras_flix.exports.lora:export_lora")
             write(model, combination, arguments.output, **options)
     what = "all values" if arguments.values else "all combinations"
-    return _written(arguments, "exported", combination, what)
+    answer = _written(arguments, "exported", combination, what)
+    if combination is not None:
+        return answer
+    kind = arguments.format if arguments.values else "combinations"
+    step = after_export(arguments.output, schema, kind, arguments.preset)
+    return Answer(answer.data, [*answer.blocks, step])
 
 
 def export_base(arguments: argparse.Namespace) -> Answer:

@@ -12,6 +12,7 @@ import keras
 from keras_flix.callbacks.backup import BackupAndRestore
 from keras_flix.command_line.bases import check_template, load_writer
 from keras_flix.command_line.configuration import write_config
+from keras_flix.command_line.next_steps import after_training
 from keras_flix.command_line.options import ADAPTERS
 from keras_flix.command_line.output import Answer, say
 from keras_flix.command_line.parts import Parts
@@ -107,6 +108,7 @@ def carry_out(
         blocks.append(f"without a training example: {', '.join(data['untrained'])}")
     for name, one in scores.items():
         blocks += score_blocks(one, name.replace("_", " "))
+    blocks.append(after_training(folder.path, schema))
     return Answer(data, blocks)
 
 
