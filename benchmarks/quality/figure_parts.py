@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from benchmarks.quality import cldr_mix
 from benchmarks.quality.evidence_arms import Arm
 from benchmarks.quality.evidence_rows import Group
 from benchmarks.shared.places import GUIDES
+from keras_flix._utils.text_tables import aligned
 
 FOLDER = GUIDES / "figures" / "evidence"
 COLORS = {
@@ -47,8 +49,12 @@ NAMES = {
     "shuffled": "FLix, shuffled ids",
     "peft_lora": "PEFT: LoRA",
     "peft_poly": "PEFT: Poly",
+    "base": "pretrained on raw text",
+    "base_instructed": "then taught to follow prompts",
 }
 """What the results call by short names."""
+WIDEST = 18
+"""Characters of a column's name in one line."""
 WORDS = {"arm": "trained", "cell": "pair", "cells": "pairs"}
 """Of the benchmark's own language, in that of a reader."""
 
@@ -63,11 +69,29 @@ def name_of(arm: Arm) -> str:
 def readable(text: str) -> str:
     """A table as a guide shows it, without the short names of the results.
 
-    >>> readable("| arm | cells |\\n| `lora_24` | held-out, minus `lora` |")
-    '| trained | pairs |\\n| LoRA, rank 24 | held-out, minus LoRA |'
+    Args:
+        text: In Markdown. An output of a notebook would show its bars as they are.
+
+    Returns:
+        The same with aligned columns.
+
+    >>> table = "| arm | few-shot |\\n| --- | --- |\\n| `lora_24` | 79.3 |\\n"
+    >>> print(readable(table))
+    trained        few-shot
+    LoRA, rank 24      79.3
     """
     text = re.sub(r"`(\w+)`", lambda m: NAMES.get(m[1], m[0]), text)
-    return re.sub(r"\b(arm|cells?)\b", lambda m: WORDS[m[1]], text)
+    text = re.sub(r"\b(arm|cells?)\b", lambda m: WORDS[m[1]], text)
+    text = text.replace("| 1 tasks |", "| 1 task |")
+    header, _, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.strip().splitlines()
+    ]
+    # A long name of a column goes over several lines.
+    wrapped = [textwrap.wrap(name, WIDEST) for name in header]
+    lines = itertools.zip_longest(*wrapped, fillvalue="")
+    table = aligned([*map(list, lines), *rows])
+    return "\n".join(line.rstrip() for line in table.splitlines())
 
 
 def page(

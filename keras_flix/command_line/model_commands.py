@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_flix._utils.atomic_directories import check_new, new_directory
 from keras_flix._utils.imported_late import imported_late
+from keras_flix._utils.optional_packages import needed
 from keras_flix.command_line.answering import NO_BASE, trained_with
 from keras_flix.command_line.combinations import parse_features
 from keras_flix.command_line.next_steps import after_export
@@ -52,6 +53,9 @@ def export(arguments: argparse.Namespace) -> Answer:
             "--format is of --values: combinations are written for PEFT. Received: "
             f"--format {arguments.format} with {chosen[0]}. Pass --values."
         )
+    if arguments.format == "gguf":
+        # Not after the base was loaded.
+        needed("gguf", "`export --format gguf`", "gguf")
     check_new(arguments.output)
     _find_base(arguments)
     schema = read_adapters(arguments.file).schema
@@ -82,6 +86,7 @@ def export(arguments: argparse.Namespace) -> Answer:
 
 def export_base(arguments: argparse.Namespace) -> Answer:
     """A base model as GGUF, for what `export --values --format gguf` writes."""
+    needed("gguf", "`export-base`", "gguf")
     with progress(2) as begin:
         model = _base(arguments, begin)
         begin("exporting")

@@ -45,12 +45,23 @@ def test_the_site_builds_and_no_link_is_broken(tmp_path):
     # From the docstring: its text, its table of arguments and its example.
     for expected in ("The model is changed in place", "all-linear", "&gt;&gt;&gt;"):
         assert expected in page
-    page = (site / "reference" / "mixtures.html").read_text()
-    for name in keras_flix.xtreme_up.__all__:
-        assert f'id="keras_flix.xtreme_up.{name}"' in page
+    text = "".join(p.read_text() for p in sorted((site / "reference").glob("*.html")))
+    places = set(re.findall(r'id="(keras_flix[^"]*)"', text))
+    for package in (keras_flix.xtreme_up, keras_flix.analysis, keras_flix.mixtures):
+        assert places >= {f"{package.__name__}.{name}" for name in package.__all__}
+    # Of `evaluation.evaluate`, the function and nothing else of its module.
+    functions = {place for place in places if ".evaluation.evaluate." in place}
+    assert functions == {"keras_flix.evaluation.evaluate.evaluate"}
+    inherited = ("mixtures.Mixture.hold_out", "mixtures.Mixture.from_jsonl")
+    for name in (*inherited, "FlixDense.kernel_delta", "analysis.UpdateNorms.table"):
+        assert f"keras_flix.{name}" in places
     # What a guide printed, apart from what it ran.
     assert '<div class="output highlight"' in (site / "quickstart.html").read_text()
-    assert json.loads((site / "search.json").read_text())["items"]
+    found = {
+        item["title"]
+        for item in json.loads((site / "search.json").read_text())["items"]
+    }
+    assert "hold_out" in found
 
 
 def test_broken_links_are_told(tools, tmp_path):
