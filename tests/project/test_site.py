@@ -146,6 +146,11 @@ def test_the_address_is_said_once(tools, tmp_path, monkeypatch):
         text = repository.absolute("![a](b.png) [c](d.md#e) [f](https://g)")
         picture, page = f"{address}/raw/main/b.png", f"{address}/blob/main/d.md#e"
         assert text == f"![a]({picture}) [c]({page}) [f](https://g)"
+    page = repository.for_index((ROOT / "README.md").read_text())
+    install = 'pip install "keras-flix[jax]"  # or another of jax, tensorflow, torch'
+    assert page.count(install) == 1 and "# in a clone" not in page
+    links = re.findall(r"\]\(([^)]*)\)", page)
+    assert [link for link in links if not link.startswith("https://")] == []
     with pytest.raises(SystemExit, match="Received: 'here'"):
         repository.say("here")
 

@@ -126,6 +126,13 @@ def absolute(text: str) -> str:
     return re.sub(r"(\]\()(?!https?:|#)", rf"\g<1>{place}/blob/main/", text)
 
 
+def for_index(text: str) -> str:
+    """A README as the package index shows it, from where it is installed."""
+    clone = r'^pip install "\.\[(\w+)\]".*$'
+    index = r'pip install "keras-flix[\1]"  # or another of jax, tensorflow, torch'
+    return absolute(re.sub(clone, index, text, flags=re.MULTILINE))
+
+
 def differing() -> list[str]:
     """The guides that name another address than the setting, or lead elsewhere."""
     place = address()
@@ -141,12 +148,12 @@ def differing() -> list[str]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("address", nargs="?", help="where the repository lies")
-    parser.add_argument("--readme", action="store_true", help="make its links absolute")
+    parser.add_argument("--readme", action="store_true", help="for the package index")
     options = parser.parse_args()
     if options.address is not None:
         say(options.address)
     if options.readme:
-        README.write_text(absolute(README.read_text("utf-8")), encoding="utf-8")
+        README.write_text(for_index(README.read_text("utf-8")), encoding="utf-8")
     print(address() or "not said yet")
     if wrong := differing():
         sys.exit(f"Other addresses stand in {', '.join(wrong)}.")
