@@ -49,6 +49,7 @@ NAMES = {
     "shuffled": "FLix, shuffled ids",
     "peft_lora": "PEFT: LoRA",
     "peft_poly": "PEFT: Poly",
+    "hyper": "LoRA by a hypernetwork",
     "base": "pretrained on raw text",
     "base_instructed": "then taught to follow prompts",
 }
