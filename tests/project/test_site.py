@@ -55,6 +55,10 @@ def test_the_site_builds_and_no_link_is_broken(tmp_path):
     inherited = ("mixtures.Mixture.hold_out", "mixtures.Mixture.from_jsonl")
     for name in (*inherited, "FlixDense.kernel_delta", "analysis.UpdateNorms.table"):
         assert f"keras_flix.{name}" in places
+    # A tab leads to the first page of its section.
+    home = (site / "index.html").read_text()
+    for first in ("index", "guides", "how_to/mixtures", "reference/index", "evidence"):
+        assert re.search(f'href="(./)?{first}.html" class="md-tabs__link', home), first
     # What a guide printed, apart from what it ran.
     assert '<div class="output highlight"' in (site / "quickstart.html").read_text()
     found = {

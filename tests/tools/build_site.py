@@ -61,7 +61,8 @@ def sources() -> dict[str, str]:
     }
     for path in output.splitlines():
         if path.endswith((".md", ".png", ".svg", ".css")):
-            place = path.removeprefix("guides/").replace("README.md", "index.md")
+            # No index: a section's first index is where its tab leads.
+            place = path.removeprefix("guides/").replace("/README.md", ".md")
             found.setdefault(path, place)
         elif path.endswith(".ipynb"):
             found[path] = path.removeprefix("guides/").replace(".ipynb", ".md")
