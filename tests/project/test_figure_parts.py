@@ -38,7 +38,7 @@ def test_a_table_for_readers_has_none_of_the_own_words():
     # The name of the last columns goes over several lines.
     names = [" ".join(line.split()) for line in lines[:4]]
     assert names[0].endswith("held-out, minus held-out, minus")
-    assert names[1] == "parameters LoRA, rank 24, LoRA, rank 24,"
+    assert names[1] == "LoRA, rank 24, LoRA, rank 24, all"
     (row,) = [line for line in lines if line.startswith("LoRA, rank 64 ")]
     assert row.split()[3:7] == ["all", "linear", "64", "393,216"]
     assert len(row) <= len(max(lines, key=len)) <= 200
