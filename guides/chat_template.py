@@ -27,12 +27,14 @@
 # `pip install ".[jax,guides]"`, there is nothing to do.
 
 # %%
-REPOSITORY = ""  # in Colab: the address that it is cloned from
+# In Colab: the address that the repository is cloned from.
+REPOSITORY = ""
 
-if REPOSITORY:
+import sys
+
+if REPOSITORY and "google.colab" in sys.modules:
     import os
     import subprocess
-    import sys
 
     subprocess.run(["git", "clone", REPOSITORY, "keras_flix"], check=True)
     os.chdir("keras_flix/guides")

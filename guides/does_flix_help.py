@@ -33,19 +33,21 @@
 #   the language more than doubles their scores.
 # - Nothing here was run on a large model. What was not measured is at the end.
 #
-# In Colab, put the address of the repository into the next cell and run it. In a
-# checkout with `pip install ".[jax,evidence]"`, there is nothing to do. Nothing is
+# In Colab, put the address of the repository into the next cell and run it.
+# In a checkout with `pip install ".[jax,evidence]"`, there is nothing to do. Nothing is
 # trained here: tables and figures are made from the stored results of
 # [benchmarks/quality](../benchmarks/quality/README.md), which says how to train them
 # anew.
 
 # %%
-REPOSITORY = ""  # in Colab: the address that it is cloned from
+# In Colab: the address that the repository is cloned from.
+REPOSITORY = ""
 
-if REPOSITORY:
+import sys
+
+if REPOSITORY and "google.colab" in sys.modules:
     import os
     import subprocess
-    import sys
 
     subprocess.run(["git", "clone", REPOSITORY, "keras_flix"], check=True)
     os.chdir("keras_flix/guides")
@@ -78,7 +80,7 @@ SIZE, LONG = plan.SIZES["cpu"], plan.SIZES["cpu_long"]
 
 def table(text):
     """Prints a table, with names for readers in place of the results' own."""
-    print(figure_parts.readable(text))
+    print(figure_parts.readable(text), end="\n\n")
 
 
 def show(name):
@@ -180,7 +182,7 @@ figure.savefig(OUTPUT / "standin.png", dpi=110)
 # points on held-out pairs, and four times the rank is better at half of the rate only.
 # Seeds of one setting differ by up to 0.2 nats, so a recipe needs several to show.
 #
-# ## (a, c) What a more diverse mixture costs, and languages that the base lacks
+# ## What a more diverse mixture costs, and languages that the base lacks
 
 # %%
 table(evidence_tables.table(SIZE, "mixture"))
@@ -213,7 +215,7 @@ show("unknown")
 # not on held-out pairs of the known ones. Held-out pairs of unknown languages stay
 # below 15 % for all: nobody has told the model the Welsh word for a week.
 #
-# ## (d) Feature dropout
+# ## Feature dropout
 
 # %%
 table(evidence_tables.table(SIZE, "dropout"))
@@ -227,7 +229,7 @@ show("dropout")
 # paper reports gains from dropout.) So the library's default is none, and `dropout=0.5`
 # drops per example without rescaling.
 #
-# ## (e, f) Ranks and targets
+# ## Ranks and targets
 
 # %%
 table(evidence_tables.table(SIZE, "ranks"))
@@ -260,7 +262,7 @@ show("scale")
 # `alpha / rank` was not varied alone: under Adam it does what the learning rate does,
 # which was searched.
 #
-# ## (g) What each feature contributes
+# ## What each feature contributes
 
 # %%
 table(evidence_tables.table(SIZE, "axes"))
@@ -272,7 +274,7 @@ show("axes")
 # that it was trained on. On languages that the base does not know it is another matter,
 # see above.
 #
-# ## (h) Quality against cost
+# ## Quality against cost
 
 # %%
 table(evidence_tables.table(SIZE, "cost"))
@@ -329,12 +331,11 @@ table(evidence_tables.table(SIZE, "chrf"))
 #
 # ## What decided the library's defaults
 #
-# - `dropout=0.0`: (d): none of the rates helped
-# - **dropout per example, not rescaled**: (d): both alternatives were worse on held-out
-#   pairs
-# - one `rank` for all features: (e): equal ranks were as good as any split
-# - `targets=None`, the attention projections: (f): one or two points below all linear
-#   layers, less than half the size; `"all-linear"` where that counts
+# - `dropout=0.0`: none of the rates of feature dropout helped
+# - **dropout per example, not rescaled**: both alternatives were worse on held-out pairs
+# - one `rank` for all features: equal ranks were as good as any split
+# - `targets=None`, the attention projections: one or two points below all linear layers,
+#   less than half the size; `"all-linear"` where that counts
 # - `alpha=None`, a scale of 1; `A` normal with `d_in ** -0.5`: other initial scales
 #   were no better (table above); scale and learning rate do the same under Adam, so the
 #   scale stays and the rate is searched

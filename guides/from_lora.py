@@ -23,17 +23,19 @@
 # always=True)`, see the numbers that you know, then add the task and the language as
 # features.
 #
-# In Colab, put the address of the repository into the next cell and run it. In a
-# checkout with `pip install ".[jax,torch,guides,evidence]"`, there is nothing to do.
-# (PyTorch, transformers and PEFT are for the comparison with PEFT alone.)
+# In Colab, put the address of the repository into the next cell and run it.
+# In a checkout with `pip install ".[jax,torch,guides,evidence]"`, there is nothing to
+# do. (PyTorch, transformers and PEFT are for the comparison with PEFT alone.)
 
 # %%
-REPOSITORY = ""  # in Colab: the address that it is cloned from
+# In Colab: the address that the repository is cloned from.
+REPOSITORY = ""
 
-if REPOSITORY:
+import sys
+
+if REPOSITORY and "google.colab" in sys.modules:
     import os
     import subprocess
-    import sys
 
     subprocess.run(["git", "clone", REPOSITORY, "keras_flix"], check=True)
     os.chdir("keras_flix/guides")

@@ -34,12 +34,14 @@
 # and `xllamacpp`, llama.cpp with its server as a Python package, are for the fourth.)
 
 # %%
-REPOSITORY = ""  # in Colab: the address that it is cloned from
+# In Colab: the address that the repository is cloned from.
+REPOSITORY = ""
 
-if REPOSITORY:
+import sys
+
+if REPOSITORY and "google.colab" in sys.modules:
     import os
     import subprocess
-    import sys
 
     subprocess.run(["git", "clone", REPOSITORY, "keras_flix"], check=True)
     os.chdir("keras_flix/guides")

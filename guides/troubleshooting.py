@@ -19,16 +19,18 @@
 #
 # All of it runs in seconds, most on a model of two layers.
 #
-# In Colab, put the address of the repository into the next cell and run it. In a
-# checkout with `pip install ".[jax,guides]"`, there is nothing to do.
+# In Colab, put the address of the repository into the next cell and run it.
+# In a checkout with `pip install ".[jax,guides]"`, there is nothing to do.
 
 # %%
-REPOSITORY = ""  # in Colab: the address that it is cloned from
+# In Colab: the address that the repository is cloned from.
+REPOSITORY = ""
 
-if REPOSITORY:
+import sys
+
+if REPOSITORY and "google.colab" in sys.modules:
     import os
     import subprocess
-    import sys
 
     subprocess.run(["git", "clone", REPOSITORY, "keras_flix"], check=True)
     os.chdir("keras_flix/guides")

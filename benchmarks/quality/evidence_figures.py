@@ -251,14 +251,16 @@ def unknown(size: plan.Size) -> Any:
 def cost(size: plan.Size) -> Any:
     """Held-out pairs against what is trained, and against the FLOPs of training."""
     figure, both = page(2, width=12, height=4.8, widths=(1.4, 1))
-    points = []
+    points, spans = [], []
     for name, arm in plan.arms_of(size).items():
         results = results_of(size, arm)
         if not results or name == "shuffled":
             continue
-        value = Group(results).means()[HELD_OUT]
+        group = Group(results)
+        value = group.means()[HELD_OUT]
         points.append((results[0]["trainable_parameters"], value, name_of(arm)))
-        _up(both[0], points[-1][0], Group(results), ARM_COLORS.get(name, OTHER_COLOR))
+        spans.append(group.intervals()[HELD_OUT])
+        _up(both[0], points[-1][0], group, ARM_COLORS.get(name, OTHER_COLOR))
     for base, color in ARM_COLORS.items():
         arm = plan.arms_of(size)[base]
         entries = [
@@ -289,7 +291,7 @@ def cost(size: plan.Size) -> Any:
     both[1].set_xlabel("FLOPs of training, in 10¹²: 75, 150, 300 and 900 steps")
     both[1].legend(loc="lower right", fontsize=8)
     note(figure, "95 % intervals over pairs, and over seeds where there are several")
-    label_points(both[0], points)
+    label_points(both[0], points, spans)
     return figure
 
 

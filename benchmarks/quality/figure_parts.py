@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from benchmarks.quality import cldr_mix
 from benchmarks.quality.evidence_arms import Arm
 from benchmarks.quality.evidence_rows import Group
 from benchmarks.shared.places import GUIDES
+from keras_flix._utils.text_tables import aligned
 
 FOLDER = GUIDES / "figures" / "evidence"
 COLORS = {
@@ -47,8 +49,13 @@ NAMES = {
     "shuffled": "FLix, shuffled ids",
     "peft_lora": "PEFT: LoRA",
     "peft_poly": "PEFT: Poly",
+    "hyper": "LoRA by a hypernetwork",
+    "base": "pretrained on raw text",
+    "base_instructed": "then taught to follow prompts",
 }
 """What the results call by short names."""
+WIDEST = 18
+"""Characters of a column's name in one line."""
 WORDS = {"arm": "trained", "cell": "pair", "cells": "pairs"}
 """Of the benchmark's own language, in that of a reader."""
 
@@ -63,11 +70,29 @@ def name_of(arm: Arm) -> str:
 def readable(text: str) -> str:
     """A table as a guide shows it, without the short names of the results.
 
-    >>> readable("| arm | cells |\\n| `lora_24` | held-out, minus `lora` |")
-    '| trained | pairs |\\n| LoRA, rank 24 | held-out, minus LoRA |'
+    Args:
+        text: In Markdown. An output of a notebook would show its bars as they are.
+
+    Returns:
+        The same with aligned columns.
+
+    >>> table = "| arm | few-shot |\\n| --- | --- |\\n| `lora_24` | 79.3 |\\n"
+    >>> print(readable(table))
+    trained        few-shot
+    LoRA, rank 24      79.3
     """
     text = re.sub(r"`(\w+)`", lambda m: NAMES.get(m[1], m[0]), text)
-    return re.sub(r"\b(arm|cells?)\b", lambda m: WORDS[m[1]], text)
+    text = re.sub(r"\b(arm|cells?)\b", lambda m: WORDS[m[1]], text)
+    text = text.replace("| 1 tasks |", "| 1 task |")
+    header, _, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.strip().splitlines()
+    ]
+    # A long name of a column goes over several lines.
+    wrapped = [textwrap.wrap(name, WIDEST) for name in header]
+    lines = itertools.zip_longest(*wrapped, fillvalue="")
+    table = aligned([*map(list, lines), *rows])
+    return "\n".join(line.rstrip() for line in table.splitlines())
 
 
 def page(
@@ -170,64 +195,86 @@ def note(figure: Any, text: str) -> None:
     figure.supxlabel(text, fontsize=8, x=0.99, ha="right", color="#444444")
 
 
-def label_points(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
-    """Names points, each where it covers no other label and no point.
+def label_points(
+    axes: Any,
+    points: Sequence[tuple[float, float, str]],
+    spans: Sequence[tuple[float, float]] = (),
+) -> None:
+    """Names points, each where it covers no other label, no point and no interval.
 
     Args:
         axes: With its final limits and scales.
         points: Place and name of each.
+        spans: The lower and the upper end of each point's interval, if they have any.
     """
     figure = axes.figure
     figure.draw_without_rendering()
-    taken = [_around(axes.transData.transform((x, y)), 4) for x, y, _ in points]
     frame = axes.get_window_extent()
-    sides: list[tuple[float, str]] = [(1, "left"), (-1, "right")]
-    tries = [
-        (6 * side, height, anchor)
-        for height, (side, anchor) in itertools.product(
-            sorted(range(-90, 91, 9), key=abs), sides
-        )
-    ]
+    taken = []
+    for x, y, _ in points:
+        right, up = axes.transData.transform((x, y))
+        taken.append((right - 4, up - 4, right + 4, up + 4))
+    for (x, _, _), ends in zip(points, spans):
+        low, high = (axes.transData.transform((x, end)) for end in ends)
+        taken.append((low[0] - 2, low[1], high[0] + 2, high[1]))
+    sizes = []
+    for _, _, name in points:
+        text = axes.text(0, 0, name, fontsize=8)
+        box = text.get_window_extent()
+        text.remove()
+        sizes.append((box.width, box.height))
+    pixels = figure.dpi / 72
 
-    def write(point: Any, place: Any, line: dict[str, Any] | None = None) -> Any:
-        (x, y, name), (right, up, anchor) = point, place
-        return axes.annotate(
+    def box_at(number: int, place: Place) -> Box:
+        (x, y, _), (wide, high) = points[number], sizes[number]
+        right, up = axes.transData.transform((x, y))
+        left = right + pixels * place[0] - (wide if place[0] < 0 else 0)
+        middle = up + pixels * place[1]
+        return left, middle - high / 2, left + wide, middle + high / 2
+
+    def cost(box: Box, place: Place, others: Sequence[Box]) -> float:
+        inside = frame.x0 <= box[0] and box[2] <= frame.x1
+        if not inside or box[1] < frame.y0 or box[3] > frame.y1:
+            return float("inf")
+        covered = sum(_overlap(box, other) for other in others)
+        return 1e3 * covered + abs(place[0]) + abs(place[1])
+
+    def placed(order: Sequence[int]) -> tuple[float, dict[int, Place]]:
+        others, total, found = list(taken), 0.0, {}
+        for number in order:
+            tries = [(cost(box_at(number, p), p, others), p) for p in PLACES]
+            least, found[number] = min(tries)
+            total += least
+            others.append(box_at(number, found[number]))
+        return total, found
+
+    by_height = sorted(range(len(points)), key=lambda number: points[number][1])
+    _, places = min(
+        (placed(order) for order in (by_height[::-1], by_height)),
+        key=lambda one: one[0],
+    )
+    line = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.6}
+    for number, place in places.items():
+        x, y, name = points[number]
+        near = abs(place[0]) <= 6 and abs(place[1]) <= 9
+        axes.annotate(
             name,
             (x, y),
-            xytext=(right, up),
+            xytext=place,
             textcoords="offset points",
-            ha=anchor,
+            ha="right" if place[0] < 0 else "left",
             va="center",
             fontsize=8,
-            arrowprops=line,
+            arrowprops=None if near else line,
         )
 
-    # From above: those below then find room further down.
-    for point in sorted(points, key=lambda point: -point[1]):
-        found = []
-        for place in tries:
-            text = write(point, place)
-            box = text.get_window_extent()
-            text.remove()
-            size = box.x0, box.y0, box.x1, box.y1
-            covered = sum(_overlap(size, other) for other in taken)
-            if box.x0 < frame.x0 or box.y0 < frame.y0 or box.x1 > frame.x1:
-                covered = float("inf")
-            found.append((covered, place, size))
-            if not covered:
-                break
-        _, place, size = min(found, key=lambda entry: entry[0])
-        line = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.6}
-        write(point, place, line if abs(place[1]) > 9 else None)
-        taken.append(size)
 
-
+Place = tuple[int, int]
+"""How far a label is from its point, to the right and up, in points of print."""
 Box = tuple[float, float, float, float]
-
-
-def _around(place: Any, radius: float) -> Box:
-    x, y = place
-    return x - radius, y - radius, x + radius, y + radius
+PLACES: tuple[Place, ...] = tuple(
+    itertools.product((6, -6, 24, -24, 48, -48, 72, -72, 96, -96), range(-126, 127, 9))
+)
 
 
 def _overlap(one: Box, other: Box) -> float:

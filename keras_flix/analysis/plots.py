@@ -42,7 +42,8 @@ def plot_similarity(
 ) -> Figure:
     """Similarities of values, ordered by a dendrogram, which is beside them.
 
-    Clusters are joined by the mean of `1 - cosine` between their values.
+    Clusters are joined by the mean of `1 - cosine` between their values. The tree shows
+    the range of those means.
 
     Args:
         similarity: What `value_similarity` returned.
@@ -84,10 +85,12 @@ def plot_similarity(
     tree = page.add(1, 1)
     for positions, heights in joints:
         tree.plot(heights, positions, color=GREY, linewidth=1.0)
-    highest = max((max(heights) for _, heights in joints), default=1.0)
+    # Zoomed to the joints: of updates nearly at right angles, all are near 1.
+    places = [max(heights) for _, heights in joints] or [0.0, 1.0]
+    margin = 0.08 * (max(places) - min(places)) or 0.01
     tree.set_ylim(len(order) - 0.5, -0.5)
     tree.set_yticks([])
-    tree.set_xlim(1.02 * max(highest, 1e-6), 0.0)
+    tree.set_xlim(max(places) + margin, max(min(places) - margin, 0.0))
     tree.locator_params(axis="x", nbins=3)
     tree.set_xlabel("1 - cosine", fontsize=FONT_SIZE)
     tree.tick_params(labelsize=FONT_SIZE - 1)

@@ -1,4 +1,4 @@
-"""Adapters with their base, for commands that let them answer."""
+"""Which adapters are to answer, on which base; no Keras is needed to know."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from keras_flix.command_line.bases import check_template, load_writer
 from keras_flix.command_line.configuration import parsed, read_config
 from keras_flix.command_line.options import ADAPTERS, OPTIONS
-from keras_flix.command_line.output import say
 from keras_flix.command_line.run_folder import SETTINGS
 from keras_flix.command_line.templates import TEMPLATES, Template
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_file import read_adapters
-from keras_flix.files.saving import load_adapters
 
 TAKEN = ("preset", "dtype", "template", "prompt", "response", "sequence_length")
 """What a folder of `train` says about its adapters, unless the command line does."""
@@ -69,13 +66,3 @@ class Adapted:
     def template(self) -> Template:
         """What prompts are put into."""
         return TEMPLATES[self.settings["template"]]
-
-
-def load_adapted(adapted: Adapted, sampler: str = "greedy") -> Any:
-    """The base with its adapters, ready to answer."""
-    say(f"loading {adapted.settings['preset']}")
-    model = load_writer(adapted.settings["preset"], adapted.settings["dtype"])
-    check_template(model, adapted.settings["template"], adapted.template.end)
-    load_adapters(model, adapted.file, check_base=not adapted.any_base)
-    model.compile(sampler=sampler)
-    return model

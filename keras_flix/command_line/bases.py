@@ -1,4 +1,4 @@
-"""The base that a command loads."""
+"""The base that a command loads, also with adapters."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from typing import Any
 
 import keras
 import keras_hub
+
+from keras_flix.command_line.answering import Adapted
+from keras_flix.command_line.output import say
+from keras_flix.files.saving import load_adapters
 
 
 def load_base(
@@ -50,3 +54,13 @@ def check_template(model: Any, name: str, end: str) -> None:
             f"--template {name} needs a tokenizer with the token {end!r}. Received: "
             f"that of a {type(model).__name__}, without it. Pass --template none."
         )
+
+
+def load_adapted(adapted: Adapted, sampler: str = "greedy") -> Any:
+    """The base with its adapters, ready to answer."""
+    say(f"loading {adapted.settings['preset']}")
+    model = load_writer(adapted.settings["preset"], adapted.settings["dtype"])
+    check_template(model, adapted.settings["template"], adapted.template.end)
+    load_adapters(model, adapted.file, check_base=not adapted.any_base)
+    model.compile(sampler=sampler)
+    return model

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from keras_flix._utils.imported_late import imported_late
 from keras_flix._utils.near_names import hint
-from keras_flix.command_line.answering import Adapted, load_adapted
+from keras_flix.command_line.answering import Adapted
 from keras_flix.command_line.combinations import parse_features, parse_some_features
 from keras_flix.command_line.output import on_stderr, say
 
@@ -33,7 +34,8 @@ def chat(arguments: argparse.Namespace) -> int:
         adapted.settings["sequence_length"] = None
     features = parse_features(adapted.schema, arguments.features)
     with on_stderr():
-        model = load_adapted(adapted, arguments.sampler)
+        load = imported_late("keras_flix.command_line.bases:load_adapted")
+        model = load(adapted, arguments.sampler)
     session = Session(model, adapted, features, arguments.json)
     code = 0
     for line in _lines():

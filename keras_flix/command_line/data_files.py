@@ -12,10 +12,9 @@ from typing import Any
 from keras_flix._utils.atomic_files import MissingFileError
 from keras_flix._utils.optional_packages import needed
 from keras_flix.command_line.templates import Template
-from keras_flix.evaluation.evaluate import PROMPTS, RESPONSES
 from keras_flix.mixtures.dataset import Dataset
 from keras_flix.mixtures.mixture import Mixture
-from keras_flix.mixtures.named_columns import ARGUMENTS
+from keras_flix.mixtures.named_columns import ARGUMENTS, PROMPTS, RESPONSES
 
 JSON_LINES, PARQUET = (".jsonl", ".ndjson"), ".parquet"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}

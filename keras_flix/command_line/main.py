@@ -6,13 +6,12 @@ allow it; one line on stderr says why.
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from keras_flix._utils.imported_late import imported_late
 from keras_flix.command_line.parser import PROGRAM, parser
 
 if TYPE_CHECKING:
@@ -30,10 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if "_ARGCOMPLETE" in os.environ:
         # A shell asks how a command goes on; the process ends here.
-        importlib.import_module("keras_flix.command_line.completing").complete(parser())
+        imported_late("keras_flix.command_line.completing:complete")(parser())
     parsed = parser().parse_args(arguments)
     try:
-        answer = _imported(parsed.run)(parsed)
+        # What a command needs is imported when it runs.
+        command = imported_late(f"keras_flix.command_line.{parsed.run}")
+        answer: Answer | int = command(parsed)
         if isinstance(answer, int):
             return answer
         answer.show(parsed.json)
@@ -52,11 +53,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM}: {text}", file=sys.stderr)
         return 2
     return int(answer.code)
-
-
-def _imported(name: str) -> Callable[[argparse.Namespace], Answer | int]:
-    """A command by its module and its name; what it needs is imported now."""
-    module, _, function = name.partition(":")
-    return getattr(
-        importlib.import_module(f"keras_flix.command_line.{module}"), function
-    )

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
-
-import keras
+from typing import TYPE_CHECKING, Any
 
 from keras_flix._utils.atomic_directories import check_new, new_directory
+from keras_flix._utils.imported_late import imported_late
+from keras_flix._utils.optional_packages import needed
 from keras_flix.command_line.answering import NO_BASE, trained_with
-from keras_flix.command_line.bases import load_base
 from keras_flix.command_line.combinations import parse_features
+from keras_flix.command_line.next_steps import after_export
 from keras_flix.command_line.output import Answer, progress
-from keras_flix.exports import gguf_base
-from keras_flix.exports.lora import export_lora, export_loras
-from keras_flix.exports.values import export_values
 from keras_flix.files.adapter_file import read_adapters
-from keras_flix.files.saving import load_adapters
-from keras_flix.models.merge import merge_features
+
+if TYPE_CHECKING:
+    import keras
 
 
 def merge(arguments: argparse.Namespace) -> Answer:
@@ -30,6 +28,7 @@ def merge(arguments: argparse.Namespace) -> Answer:
     with progress(3) as begin:
         model = _adapted(arguments, begin)
         begin("merging")
+        merge_features = imported_late("keras_flix.models.merge:merge_features")
         merged = merge_features(model, combination)
         with new_directory(arguments.output) as directory:
             merged.save_to_preset(str(directory))
@@ -54,6 +53,9 @@ def export(arguments: argparse.Namespace) -> Answer:
             "--format is of --values: combinations are written for PEFT. Received: "
             f"--format {arguments.format} with {chosen[0]}. Pass --values."
         )
+    if arguments.format == "gguf":
+        # Not after the base was loaded.
+        needed("gguf", "`export --format gguf`", "gguf")
     check_new(arguments.output)
     _find_base(arguments)
     schema = read_adapters(arguments.file).schema
@@ -65,23 +67,31 @@ def export(arguments: argparse.Namespace) -> Answer:
         model = _adapted(arguments, begin)
         begin("exporting")
         if arguments.values:
-            export_values(model, arguments.output, arguments.format, **options)
+            write = imported_late("keras_flix.exports.values:export_values")
+            write(model, arguments.output, arguments.format, **options)
         elif combination is None:
-            export_loras(model, None, arguments.output, **options)
+            write = imported_late("keras_flix.exports.lora:export_loras")
+            write(model, None, arguments.output, **options)
         else:
-            export_lora(model, combination, arguments.output, **options)
+            write = imported_late("keras_flix.exports.lora:export_lora")
+            write(model, combination, arguments.output, **options)
     what = "all values" if arguments.values else "all combinations"
-    return _written(arguments, "exported", combination, what)
+    answer = _written(arguments, "exported", combination, what)
+    if combination is not None:
+        return answer
+    kind = arguments.format if arguments.values else "combinations"
+    step = after_export(arguments.output, schema, kind, arguments.preset)
+    return Answer(answer.data, [*answer.blocks, step])
 
 
 def export_base(arguments: argparse.Namespace) -> Answer:
     """A base model as GGUF, for what `export --values --format gguf` writes."""
+    needed("gguf", "`export-base`", "gguf")
     with progress(2) as begin:
         model = _base(arguments, begin)
         begin("exporting")
-        gguf_base.export_base(
-            model, arguments.output, context_length=arguments.context_length
-        )
+        write = imported_late("keras_flix.exports.gguf_base:export_base")
+        write(model, arguments.output, context_length=arguments.context_length)
     return _written(arguments, "exported", None, "the base")
 
 
@@ -98,12 +108,20 @@ def _find_base(arguments: argparse.Namespace) -> None:
 def _adapted(arguments: argparse.Namespace, begin: Any) -> keras.Model:
     model = _base(arguments, begin)
     begin("loading the adapters")
-    return load_adapters(model, arguments.file, check_base=not arguments.any_base)
+    load_adapters = imported_late("keras_flix.files.saving:load_adapters")
+    adapted: keras.Model = load_adapters(
+        model, arguments.file, check_base=not arguments.any_base
+    )
+    return adapted
 
 
 def _base(arguments: argparse.Namespace, begin: Any) -> keras.Model:
     begin("loading the base")
-    return load_base(arguments.preset, arguments.model_class, arguments.dtype)
+    load_base = imported_late("keras_flix.command_line.bases:load_base")
+    base: keras.Model = load_base(
+        arguments.preset, arguments.model_class, arguments.dtype
+    )
+    return base
 
 
 def _written(

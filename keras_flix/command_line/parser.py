@@ -6,11 +6,17 @@ import argparse
 import os
 from typing import Any
 
+from keras_flix.command_line.next_steps import (
+    PROGRAM,
+    SERVED,
+    START,
+    help_that_ends_with,
+    shown,
+)
 from keras_flix.command_line.options import ADAPTERS
 from keras_flix.command_line.run_parser import add_features, add_run_commands
 from keras_flix.version import __version__
 
-PROGRAM = "keras-flix"
 FILE = "an adapter file, its handle on a hub, or a folder that `train` wrote"
 
 
@@ -24,6 +30,10 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Trains adapters of keras_flix, and does what is done with them.",
+        **help_that_ends_with(
+            shown("One after the other", [*START, *SERVED]),
+            f"{PROGRAM} COMMAND --help lists the options of a command.",
+        ),
     )
     top.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -66,6 +76,7 @@ def _add_file_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         "request",
         parents=[common],
         help="what a server of exported adapters is asked for a combination",
+        **help_that_ends_with(shown("For llama.cpp, with files per value", SERVED)),
     )
     three.add_argument("directory", help="what `export` wrote, with its index.json")
     add_features(three)
@@ -109,6 +120,7 @@ def _add_model_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         "export",
         parents=[base, preset, common],
         help="combinations as PEFT LoRA directories, or one LoRA per value",
+        **help_that_ends_with(shown("For llama.cpp", [START[-1], *SERVED])),
     )
     two.add_argument("--all", action="store_true", help="every combination")
     two.add_argument("--values", action="store_true", help="one LoRA per value")
@@ -124,6 +136,7 @@ def _add_model_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         "export-base",
         parents=[preset, common],
         help="the base as GGUF, for llama.cpp's server",
+        **help_that_ends_with(shown("For llama.cpp", [START[-1], *SERVED])),
     )
     three.add_argument("--preset", required=True, help="the base, as KerasHub names it")
     three.add_argument("--output", required=True, help="a file")

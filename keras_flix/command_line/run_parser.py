@@ -7,8 +7,10 @@ import importlib
 import os
 from typing import Any
 
+from keras_flix.command_line.next_steps import START, help_that_ends_with, shown
 from keras_flix.command_line.options import OPTIONS, Option
 
+EXAMPLE = '{"prompt": "...", "response": "...", "task": "qa", "language": "sw"}'
 SHELLS = ("bash", "zsh", "fish")
 SAMPLERS = ("greedy", "top_k", "top_p", "random")
 
@@ -51,9 +53,13 @@ def _add_train(commands: Any, common: argparse.ArgumentParser) -> None:
         "train",
         parents=[common],
         help="adapters, their scores and a model card, from a file of examples",
-        description="Trains adapters. All options but --config and --overwrite may "
-        "stand in a YAML file, with _ for -; those on the command line win. A "
+        description="Trains adapters. All options but --config and --overwrite may\n"
+        "stand in a YAML file, with _ for -; those on the command line win. A\n"
         "training that was stopped goes on when it is started again.",
+        **help_that_ends_with(
+            shown("A line of examples.jsonl", [EXAMPLE]),
+            shown("For example, and then", START),
+        ),
     )
     data = OPTIONS["data"]
     command.add_argument("data", nargs="?", type=os.fspath, help=data.help)
@@ -66,7 +72,7 @@ def _add_train(commands: Any, common: argparse.ArgumentParser) -> None:
     for option in OPTIONS.values():
         if option is not data:
             _add(command, option)
-    command.set_defaults(run="training:train")
+    command.set_defaults(run="starting:train")
 
 
 def _add_evaluate(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -74,6 +80,7 @@ def _add_evaluate(commands: Any, common: argparse.ArgumentParser) -> None:
         "evaluate",
         parents=[common],
         help="scores of adapters on a file of examples, by feature value",
+        **help_that_ends_with(shown("For example, and then", START[1:])),
     )
     _add_adapted(command)
     command.add_argument("data", type=os.fspath, help=OPTIONS["data"].help)
@@ -109,8 +116,9 @@ def _add_chat(commands: Any, common: argparse.ArgumentParser) -> None:
         "chat",
         parents=[common],
         help="answers lines, with features that can be switched",
-        description="Each line of stdin is a prompt of its own. /features language=sw "
+        description="Each line of stdin is a prompt of its own. /features language=sw\n"
         "switches features, /quit ends.",
+        **help_that_ends_with(shown("For example, and then", START[2:])),
     )
     _add_adapted(command)
     add_features(command)

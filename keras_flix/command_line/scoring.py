@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from keras_flix._utils.imported_late import imported_late
 from keras_flix._utils.near_names import hint
-from keras_flix.command_line.answering import Adapted, load_adapted
+from keras_flix.command_line.answering import Adapted
 from keras_flix.command_line.data_files import of_each, read_mixture, wrapped
 from keras_flix.command_line.output import Answer, on_stderr, say
 from keras_flix.command_line.templates import Template
-from keras_flix.evaluation import metrics
-from keras_flix.evaluation.evaluate import evaluate
-from keras_flix.evaluation.scores import Scores
 from keras_flix.mixtures.mixture import Mixture
 
-METRICS: Mapping[str, Callable[..., float]] = MappingProxyType(
-    {
-        "exact_match": metrics.exact_match,
-        "token_f1": metrics.token_f1,
-        "span_f1": metrics.span_f1,
-        "chrf": metrics.chrf,
-    }
-)
+if TYPE_CHECKING:
+    from keras_flix.evaluation.scores import Scores
+
+METRICS = ("exact_match", "token_f1", "span_f1", "chrf")
 """What `--metrics` takes."""
 
 
 def score(arguments: argparse.Namespace) -> Answer:
     """Scores of adapters on a file of examples."""
-    chosen = _metrics(arguments.metrics)
+    check_metrics(arguments.metrics)
     adapted = Adapted.of(arguments)
     names = [feature.name for feature in adapted.schema.routed]
     mixture = read_mixture(
@@ -47,13 +40,13 @@ def score(arguments: argparse.Namespace) -> Answer:
     if arguments.limit is not None:
         mixture = mixture.limit(arguments.limit)
     with on_stderr():
-        model = load_adapted(adapted)
+        model = imported_late("keras_flix.command_line.bases:load_adapted")(adapted)
         say(f"answering {len(mixture):,} prompts")
         found = scored(
             model,
             wrapped(mixture, adapted.template),
             adapted.template,
-            metrics=chosen,
+            metrics=metrics_of(arguments.metrics),
             batch_size=arguments.batch_size,
             max_length=adapted.settings["sequence_length"],
         )
@@ -70,6 +63,7 @@ def scored(
     max_length: int | None = None,
 ) -> Scores:
     """The scores of a model on a mixture in a template: of texts without it."""
+    evaluate = imported_late("keras_flix.evaluation.evaluate:evaluate")
     found = evaluate(model, mixture, metrics, batch_size, max_length)
     return dataclasses.replace(
         found,
@@ -88,11 +82,16 @@ def _columns(texts: Sequence[str]) -> list[str]:
     return [name for text in texts for name in text.split(",")]
 
 
-def _metrics(names: Sequence[str]) -> dict[str, Callable[..., float]]:
+def check_metrics(names: Sequence[str]) -> None:
+    """Raises for a name that `--metrics` does not take."""
     for name in names:
         if name not in METRICS:
             raise ValueError(
                 f"--metrics must be of {', '.join(METRICS)}. Received: {name!r}."
                 f"{hint(name, METRICS)}"
             )
-    return {name: METRICS[name] for name in names}
+
+
+def metrics_of(names: Iterable[str]) -> dict[str, Callable[..., float]]:
+    """Metrics by name."""
+    return {n: imported_late(f"keras_flix.evaluation.metrics:{n}") for n in names}

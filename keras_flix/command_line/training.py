@@ -1,8 +1,7 @@
-"""`train`: adapters, their scores by feature value and a model card, from a file."""
+"""Trains adapters on examples, scores them, and writes them with a model card."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -13,11 +12,11 @@ import keras
 from keras_flix.callbacks.backup import BackupAndRestore
 from keras_flix.command_line.adapting import adapt
 from keras_flix.command_line.bases import check_template, load_writer
-from keras_flix.command_line.configuration import configuration, write_config
-from keras_flix.command_line.data_files import digest
+from keras_flix.command_line.configuration import write_config
+from keras_flix.command_line.next_steps import after_training
 from keras_flix.command_line.options import ADAPTERS
-from keras_flix.command_line.output import Answer, on_stderr, say
-from keras_flix.command_line.parts import Parts, read_parts
+from keras_flix.command_line.output import Answer, say
+from keras_flix.command_line.parts import Parts
 from keras_flix.command_line.run_folder import (
     CARD,
     SCORES,
@@ -32,33 +31,31 @@ from keras_flix.files.adapter_file import read_adapters
 from keras_flix.files.model_card import adapter_card
 from keras_flix.files.saving import save_adapters
 from keras_flix.files.weight_digests import base_fingerprint
-from keras_flix.mixtures.sampling import DrawnBatches
+from keras_flix.mixtures.drawn_batches import DrawnBatches
 from keras_flix.models.adapted.text_lengths import needed_length
 from keras_flix.models.recommended import RECOMMENDED
 from keras_flix.version import __version__
 
 
-def train(arguments: argparse.Namespace) -> Answer:
-    """Trains adapters, scores them, and writes them with a card."""
-    settings = configuration(arguments)
-    folder = RunFolder(Path(settings["output"]), arguments.overwrite)
-    kept = {n: v for n, v in settings.items() if n not in ("data", "output")}
-    begun = {**kept, "backend": keras.config.backend()}
-    folder.check(begun)
-    parts, schema = read_parts(settings)
-    begun["examples"] = digest(parts.train, parts.validation, parts.held_out)
-    folder.check(begun)
-    with on_stderr():
-        return _train(settings, folder, begun, parts, schema)
-
-
-def _train(
+def carry_out(
     settings: dict[str, Any],
     folder: RunFolder,
     begun: dict[str, Any],
     parts: Parts,
     schema: FeatureSchema,
 ) -> Answer:
+    """Trains, goes on with what was stopped, scores and writes.
+
+    Args:
+        settings: By name, of all options.
+        folder: Where to write.
+        begun: What a training must have begun with to go on here, as far as it is
+            known by now.
+        parts: The examples.
+        schema: Their features.
+    """
+    begun = {**begun, "backend": keras.config.backend()}
+    folder.check(begun)
     counts = ", ".join(f"{n:,} {name}" for name, n in parts.counts.items())
     say(f"examples: {counts.replace('_', ' ')}")
     say(f"loading {settings['preset']}")
@@ -103,6 +100,7 @@ def _train(
         blocks.append(f"without a training example: {', '.join(data['untrained'])}")
     for name, one in scores.items():
         blocks += score_blocks(one, name.replace("_", " "))
+    blocks.append(after_training(folder.path, schema))
     return Answer(data, blocks)
 
 

@@ -16,13 +16,12 @@ from keras_flix.features.host_values import host_value
 from keras_flix.features.input_entries import encode_inputs
 from keras_flix.mixtures.dataset import Dataset
 from keras_flix.mixtures.mixture import Mixture
+from keras_flix.mixtures.named_columns import PROMPTS, RESPONSES
 from keras_flix.mixtures.tables import entries_of
 from keras_flix.models.adapted import prompts
 from keras_flix.models.adapted.adaptation import adaptation_of, is_adapted
 from keras_flix.models.adapted.cut_texts import prompts_counted
 from keras_flix.models.adapted.own_inputs import check_texts
-
-PROMPTS, RESPONSES = "prompts", "responses"
 
 
 def evaluate(

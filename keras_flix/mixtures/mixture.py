@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 
 from keras_flix._utils.displayed import Displayed, Rows, count, shown
+from keras_flix._utils.imported_late import imported_late
 from keras_flix.features.columns import described, is_table
 from keras_flix.features.dropout import FeatureDropout
 from keras_flix.features.feature import Feature
@@ -24,9 +24,12 @@ from keras_flix.mixtures.dataset import (
 )
 from keras_flix.mixtures.from_tables import FromTables
 from keras_flix.mixtures.not_an_array import NotAnArray
-from keras_flix.mixtures.sampling import Batch, DrawnBatches, draw_places
+from keras_flix.mixtures.sampling import Batch, draw_places
 from keras_flix.mixtures.splits import Splits
 from keras_flix.mixtures.tables import datasets_of
+
+if TYPE_CHECKING:
+    import keras
 
 __all__ = ["Dataset", "Mixture"]
 
@@ -286,7 +289,9 @@ class Mixture(FromTables, Splits, NotAnArray, Displayed):
         def draw(seeds: np.random.SeedSequence, count: int) -> np.ndarray:
             return draw_places(self.sizes, self.probabilities, count, seeds)
 
-        return DrawnBatches(draw, self.take, batch_size, steps, seed, labels)
+        # Files are read, and told what is wrong with them, without Keras.
+        drawn = imported_late("keras_flix.mixtures.drawn_batches:DrawnBatches")
+        return drawn(draw, self.take, batch_size, steps, seed, labels)
 
     def inputs(self) -> Batch:
         """All examples once, in order, as a dict as of `sample`."""

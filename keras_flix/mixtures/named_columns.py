@@ -40,6 +40,8 @@ CONSTRUCTORS = {
 """By form of a table, the constructor of `Mixture` that reads it."""
 
 
+PROMPTS, RESPONSES = "prompts", "responses"
+"""What the columns of prompts and responses are called in a mixture."""
 ARGUMENTS = "features=, prompt= and response="
 """What names columns, as errors say it."""
 
@@ -84,7 +86,7 @@ class Names:
     @functools.cached_property
     def stored(self) -> dict[str, str]:
         """By name in the table, the name in the mixture."""
-        texts = {self.prompt: "prompts", self.response: "responses"}
+        texts = {self.prompt: PROMPTS, self.response: RESPONSES}
         return {name: texts.get(name, name) for name in self._named}
 
     def check(self, found: Sequence[str], place: str = "", note: str = "") -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_flix._utils.imported_late import imported_late
 from keras_flix._utils.near_names import hint
 from keras_flix.features.columns import as_columns
-from keras_flix.features.host_values import host_value
 from keras_flix.features.missing import is_missing, whole_numbers
 from keras_flix.mixtures.dataset import Dataset
 
@@ -79,7 +79,7 @@ def _row_count(own: Mapping[str, Any], features: Sequence[str]) -> int:
 
 def entries_of(name: str, column: Any, count: int) -> list[Any]:
     """One hashable entry per row, from a column or from what holds for all rows."""
-    column = host_value(column)
+    column = _on_host(column)
     if column is None or isinstance(column, str):
         return [column] * count
     values = column.tolist() if isinstance(column, np.ndarray) else list(column)
@@ -104,8 +104,15 @@ def _hashable(name: str, value: Any) -> Any:
     return None if is_missing(value) else value
 
 
+def _on_host(column: Any) -> Any:
+    """A column as numpy or Python data; only who has a tensor needs Keras for that."""
+    if column is None or isinstance(column, (str, list, tuple, np.ndarray)):
+        return column
+    return imported_late("keras_flix.features.host_values:host_value")(column)
+
+
 def _taken(column: Any, rows: list[int]) -> Any:
     if isinstance(column, (list, tuple)):
         return [column[row] for row in rows]
-    column = host_value(column)
+    column = _on_host(column)
     return column[rows] if isinstance(column, np.ndarray) and column.ndim else column

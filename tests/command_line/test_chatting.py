@@ -9,7 +9,7 @@ import keras_hub
 import pytest
 from helpers.runs import PRESET, write_adapters
 
-from keras_flix.command_line import answering, chatting
+from keras_flix.command_line import answering, bases, chatting
 from keras_flix.command_line.main import main
 
 if keras.config.backend() != "torch":
@@ -108,7 +108,7 @@ def test_a_line_that_cannot_be_answered_does_not_end_the_chat(
 def test_features_are_checked_before_the_base_is_loaded(
     adapted, capsys, monkeypatch, features, message
 ):
-    monkeypatch.setattr(answering, "load_writer", lambda *_: 1 / 0)
+    monkeypatch.setattr(bases, "load_writer", lambda *_: 1 / 0)
     arguments = (adapted[1], "--preset", PRESET, "--features", *features)
     code, out, err = chat(capsys, monkeypatch, [PROMPT], *arguments)
     assert (code, out, len(err)) == (2, [], 1) and message in err[0]

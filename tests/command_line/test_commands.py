@@ -1,6 +1,8 @@
 """The command `keras-flix`: answers, exit codes and one-line errors."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -308,7 +310,11 @@ def test_values_and_what_a_server_is_asked(capsys, tmp_path):
     values = tmp_path / "values"
     out = ("--output", str(values))
     code, text, _ = run(capsys, "export", path, *base, *out, "--values")
-    assert (code, text) == (0, f"exported all values into {values}\n")
+    asked = f"keras-flix request {values} --features task=qa"
+    assert (code, text) == (
+        0,
+        f"exported all values into {values}\n\nnext:\n  {asked}\n",
+    )
     features = ("--features", "task=qa")
     asked = answer(capsys, "request", str(values), *features)
     assert asked == keras_flix.serving.read_index(values).request({"task": "qa"})
@@ -323,7 +329,7 @@ def test_values_and_what_a_server_is_asked(capsys, tmp_path):
         assert code == 2 and err.startswith(f"keras-flix: {message}")
 
 
-def test_gguf(capsys, tmp_path):
+def test_gguf(capsys, tmp_path, monkeypatch):
     from helpers.llama_cpp import Server, assert_same, make_task
 
     task = make_task("GPT2", num_layers=1)
@@ -339,7 +345,20 @@ def test_gguf(capsys, tmp_path):
     keras_flix.export_base(task, tmp_path / "same.gguf", context_length=20)
     assert file.read_bytes() == (tmp_path / "same.gguf").read_bytes()
     out = ("--output", str(values), "--values", "--format", "gguf")
-    answer(capsys, "export", path, *base, *out)
+    code, text, _ = run(capsys, "export", path, *base, *out)
+    assert code == 0 and text.startswith(
+        f"exported all values into {values}\n\nnext:\n"
+    )
+    # What it says to type next can be typed, also what a shell fills in.
+    monkeypatch.chdir(tmp_path)
+    typed = re.findall(r"keras-flix ([^)\n]+)", text)
+    first, second, third = [run(capsys, *shlex.split(words)) for words in typed]
+    assert first == (0, "exported the base into base.gguf\n", "")
+    assert second[0] == 0 and second[1].startswith("--lora-scaled ")
+    assert json.loads(third[1])["lora"] == [
+        {"id": 0, "scale": 1},
+        {"id": 3, "scale": 1},
+    ]
     blend = ("--features", "task=", "language=sw:0.5,yo:0.25")
     asked = answer(capsys, "request", str(values), *blend)
     assert asked["lora"] == [{"id": 4, "scale": 0.5}, {"id": 5, "scale": 0.25}]

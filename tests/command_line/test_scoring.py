@@ -1,5 +1,6 @@
 """`evaluate`: scores of adapters by feature value, as the library gives them."""
 
+import importlib
 import json
 
 import keras
@@ -8,7 +9,7 @@ import pytest
 from helpers.runs import LANGUAGES, PRESET, examples, write_adapters, write_lines
 
 import keras_flix
-from keras_flix.command_line import answering, scoring
+from keras_flix.command_line import bases, scoring
 from keras_flix.command_line.configuration import write_config
 from keras_flix.command_line.data_files import wrapped
 from keras_flix.command_line.main import main
@@ -66,7 +67,7 @@ def test_a_folder_of_a_training_says_how_it_was_trained(adapted, capsys, monkeyp
     assert (code, json.loads(out)["count"]) == (0, 4)
     assert "answering 4 prompts" in err
     # What is typed wins.
-    monkeypatch.setattr(answering, "load_writer", lambda preset, dtype: 1 / 0)
+    monkeypatch.setattr(bases, "load_writer", lambda preset, dtype: 1 / 0)
     code, _, err = run(capsys, str(folder), data, "--preset", "another")
     assert code == 2 and "loading another" in err
 
@@ -90,7 +91,7 @@ def test_unknown_values_and_bases_are_refused_at_once(
     adapted, tmp_path, capsys, monkeypatch
 ):
     _, file, data, _ = adapted
-    monkeypatch.setattr(answering, "load_writer", lambda *_: 1 / 0)
+    monkeypatch.setattr(bases, "load_writer", lambda *_: 1 / 0)
     rows = [{**row, "language": "sw"} for row in examples(1)]
     unknown = write_lines(tmp_path / "unknown.jsonl", rows)
     code, _, err = run(capsys, file, unknown, "--preset", PRESET)
@@ -111,12 +112,17 @@ def test_the_end_of_a_turn_is_not_scored(monkeypatch):
         texts = asked[0]["responses"]
         return Scores({"task": ["month"] * 3}, said, texts, metrics)
 
-    monkeypatch.setattr(scoring, "evaluate", answer)
+    module = importlib.import_module("keras_flix.evaluation.evaluate")
+    monkeypatch.setattr(module, "evaluate", answer)
     responses = ["März", "May", ["Juni", "June"]]
     rows = [{"task": "month", "prompt": " ? ", "response": x} for x in responses]
     mixture = wrapped(Mixture.from_records(rows, features=["task"]), template)
     found = scoring.scored(
-        None, mixture, template, metrics=scoring.METRICS, batch_size=4
+        None,
+        mixture,
+        template,
+        metrics=scoring.metrics_of(scoring.METRICS),
+        batch_size=4,
     )
     turn = "<start_of_turn>user\n?<end_of_turn>\n<start_of_turn>model\n"
     assert asked[0]["prompts"] == [turn] * 3

@@ -101,7 +101,12 @@ def test_the_weights_are_those_of_the_library(trained):
 
 def test_it_is_one_fit_to_the_last_step(tmp_path, capsys):
     assert main(command(tmp_path, "--score-examples", "0")) == 0
-    lines = capsys.readouterr().err.splitlines()
+    out, err = capsys.readouterr()
+    features = f"task={TASKS[0]} language={LANGUAGES[0]}"
+    assert out.endswith(
+        f"\nnext: keras-flix chat {tmp_path / 'out'} --features {features}\n"
+    )
+    lines = err.splitlines()
     epochs = [line for line in lines if line.startswith("Epoch ")]
     assert epochs == ["Epoch 1/3", "Epoch 2/3", "Epoch 3/3"]
     steps = [line.split(" ")[0] for line in lines if " - loss: " in line]

@@ -60,6 +60,28 @@ def test_the_command_line_needs_no_keras_for_files(arguments):
     assert seconds < 1.0
 
 
+def test_what_is_wrong_is_told_without_keras(tmp_path):
+    adapters = str(GUIDES / "cldr_adapters.flix.safetensors")
+    examples = str(GUIDES / "cldr_examples.jsonl")
+    base = ["--preset", str(GUIDES / "cldr_gemma")]
+    new = ["--output", str(tmp_path / "new")]
+    other = ["--features", "task=full_date", "language=xx"]
+    wrong = [
+        ["train", examples, *base, *new, "--prompt", "promt"],
+        ["train", examples, *base, *new, "--hold-out", "language=xx"],
+        ["evaluate", adapters, examples, *base, "--features", "languages"],
+        ["chat", adapters, *base, *other],
+        ["merge", adapters, *base, *new, *other],
+        ["export", adapters, *base, *new, *other],
+    ]
+    code = (
+        "import sys, json; from keras_flix.command_line.main import main\n"
+        "for arguments in json.loads(sys.argv[1]):\n    assert main(arguments) == 2\n"
+    )
+    heavy, _ = json.loads(python(code + REPORT, json.dumps(wrong)))
+    assert heavy == []
+
+
 def test_requests_need_no_keras(tmp_path):
     adapter = {"feature": "task", "value": "qa", "always": False, "scale": 1.0}
     index = {

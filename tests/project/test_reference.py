@@ -25,9 +25,51 @@ def public_names():
             yield f"keras_flix.{name}"
 
 
+def directive_of(name):
+    """The directive that shows a name: its own one, or that of its module."""
+    place, _, last = name.rpartition(".")
+    # What is called like the module that it is in has another name there.
+    places = (f"{name}.{last}", name, place)
+    return next((one for one in places if one in DIRECTIVES), None)
+
+
+def written_out(module):
+    """The names of `__all__`, if it is written out, as the site's builder reads it."""
+    for node in ast.parse(inspect.getsource(module)).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == "__all__":
+            if isinstance(node.value, ast.List):
+                return ast.literal_eval(node.value)
+    return []
+
+
 @pytest.mark.parametrize("name", public_names())
 def test_everything_public_is_in_the_reference(name):
-    assert name in DIRECTIVES or name.rpartition(".")[0] in DIRECTIVES
+    place, _, last = name.rpartition(".")
+    directive = directive_of(name)
+    assert directive is not None
+    if directive == place:
+        assert last in written_out(importlib.import_module(place))
+
+
+def test_methods_that_users_need_are_in_the_reference_if_inherited():
+    for name in public_names():
+        place, _, last = name.rpartition(".")
+        cls = getattr(importlib.import_module(place), last)
+        if not inspect.isclass(cls):
+            continue
+        block = TEXT.partition(f"::: {name}\n")[2].partition("\n\n")[0]
+        listed = set(re.findall(r"^ +- (\w+)$", block, re.MULTILINE))
+        bases = [one for one in cls.__mro__[1:] if "keras_flix." in one.__module__]
+        inherited = {
+            own: value
+            for base in bases
+            for own, value in vars(base).items()
+            if own not in vars(cls) and not own.startswith("_")
+        }
+        assert listed <= inherited.keys()
+        # Those that have an example.
+        shown = {n for n, v in inherited.items() if ">>>" in str(inspect.getdoc(v))}
+        assert shown <= listed, name
 
 
 def documented(module):

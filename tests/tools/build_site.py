@@ -61,7 +61,8 @@ def sources() -> dict[str, str]:
     }
     for path in output.splitlines():
         if path.endswith((".md", ".png", ".svg", ".css")):
-            place = path.removeprefix("guides/").replace("README.md", "index.md")
+            # No index: a section's first index is where its tab leads.
+            place = path.removeprefix("guides/").replace("/README.md", ".md")
             found.setdefault(path, place)
         elif path.endswith(".ipynb"):
             found[path] = path.removeprefix("guides/").replace(".ipynb", ".md")
@@ -88,13 +89,13 @@ def notebook(path: Path, folder: Path) -> str:
 
 def opened(text: str, path: str, address: str) -> str:
     """A notebook's page with the ways to open it, below its title."""
-    place = urllib.parse.urlsplit(address)
+    # The badge is a picture of another place, which the site has none of.
+    text = re.sub(f"^{repository.BADGES}\n\n", "", text, flags=re.MULTILINE)
     if not address:
         return text
     ways = [f"[The notebook]({address}/blob/main/{path})"]
-    if place.netloc == "github.com":
-        colab = f"https://colab.research.google.com/github{place.path}/blob/main/{path}"
-        ways.insert(0, f"[Open in Colab]({colab})")
+    if link := repository.colab(address, path):
+        ways.insert(0, f"[Open in Colab]({link})")
     title, _, rest = text.partition("\n\n")
     return f"{title}\n\n{' · '.join(ways)}\n\n{rest}"
 
