@@ -11,13 +11,12 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from keras_flix._utils.imported_late import imported_late
 from keras_flix._utils.near_names import hint
 from keras_flix.command_line.options import OF_FEATURES
 from keras_flix.features.dropout import FeatureDropout
 from keras_flix.features.feature import Feature
 from keras_flix.features.schema import FeatureSchema
-from keras_flix.models.enable import enable_flix
-from keras_flix.models.growing.set_learning_rates import set_learning_rates
 from keras_flix.models.recommended import RECOMMENDED
 
 NOT_SETTINGS = ("model", "features")
@@ -27,6 +26,7 @@ data and `with_settings` say."""
 
 def adapt(model: Any, schema: FeatureSchema, settings: Mapping[str, Any]) -> None:
     """Adapts a base as the settings say."""
+    enable_flix = imported_late("keras_flix.models.enable:enable_flix")
     names = [n for n in inspect.signature(enable_flix).parameters if n in settings]
     arguments = {name: settings[name] for name in names if name not in NOT_SETTINGS}
     # Those by feature are in the schema.
@@ -36,7 +36,8 @@ def adapt(model: Any, schema: FeatureSchema, settings: Mapping[str, Any]) -> Non
         arguments["targets"] = None
     enable_flix(model, schema, **arguments)
     if settings["learning_rates"] is not None:
-        set_learning_rates(model, **settings["learning_rates"])
+        place = "keras_flix.models.growing.set_learning_rates:set_learning_rates"
+        imported_late(place)(model, **settings["learning_rates"])
 
 
 def with_settings(
