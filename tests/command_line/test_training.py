@@ -240,7 +240,7 @@ def test_values_that_are_only_held_out_are_told(tmp_path):
         **{"features": ["task", "language"], "prompt": "prompt"},
         **{"response": "response", "temperature": 2.0, "shared": True, "rank": 4},
         **{"hold_out": ["language=en"], "validation_split": 0.0},
-        **{"template": "gemma", "seed": 0},
+        **{"template": "gemma", "seed": 0, "feature_settings": None},
     }
     parts, schema = read_parts(settings)
     assert parts.untrained() == ["language=en"]
