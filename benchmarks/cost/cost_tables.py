@@ -157,6 +157,23 @@ def many_values() -> str:
     return table([*head, "100,000 / 2, predict"], rows) if rows else ""
 
 
+def many_tables() -> str:
+    """What a step of LazyAdam costs over one of Adam, with very many small tables."""
+    rows = [
+        [
+            BACKENDS[result["environment"]["backend"]],
+            f"{result['tables']}",
+            found["what"],
+            f"{found['milliseconds']['adam']:.1f}",
+            ratio(found, "ratio", VALUES_GOAL),
+        ]
+        for result in load("many_tables_*")
+        for found in result["cases"].values()
+    ]
+    head = ["Backend", "Tables", "Model", "Step of Adam, ms", "`LazyAdam` / Adam"]
+    return table(head, rows) if rows else ""
+
+
 def many_users() -> str:
     """What an update of one user's adapter costs, mixed in one run and one by one."""
     rows: list[list[str]] = []
@@ -282,8 +299,9 @@ def serving() -> str:
 def environments() -> str:
     """One line per result on what it was measured with."""
     lines = []
-    names = ("train_step_*", "values_*", "many_values_*", "many_users_*")
-    names += ("options_*", "footprint_*", "generation_*", "kernels_*", "serving_*")
+    names = ("train_step_*", "values_*", "many_values_*", "many_tables_*")
+    names += ("many_users_*", "options_*", "footprint_*", "generation_*", "kernels_*")
+    names += ("serving_*",)
     for result in (r for name in names for r in load(name)):
         header = result["environment"]
         versions = ", ".join(f"{k} {v}" for k, v in header["versions"].items())
@@ -302,6 +320,7 @@ TABLES = {
     "generation": generation,
     "kernels": kernels,
     "many_values": many_values,
+    "many_tables": many_tables,
     "many_users": many_users,
     "options": options,
     "serving": serving,

@@ -70,12 +70,14 @@ def adapted(
     return model, inputs, np.zeros((batch, length, width), "float32")
 
 
-def timed(call: Callable[[], Any]) -> Callable[[], tuple[float, ...]]:
-    """CPU seconds of `CALLS` calls."""
+def timed(
+    call: Callable[[], Any], calls: int = CALLS
+) -> Callable[[], tuple[float, ...]]:
+    """CPU seconds of so many calls."""
 
     def seconds() -> tuple[float, ...]:
         start = time.process_time()
-        for _ in range(CALLS):
+        for _ in range(calls):
             call()
         return (time.process_time() - start,)
 

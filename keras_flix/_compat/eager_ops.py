@@ -34,7 +34,17 @@ if keras.config.backend() == "torch":
         return x.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
 
     def any_nonzero(x: Tensor) -> Tensor:
-        return (x.reshape(len(x), -1) != 0).any(1).reshape(-1, *[1] * (x.ndim - 1))
+        flat = x.reshape(len(x), -1)
+        if x.device.type == "cpu":
+            # `any` takes seven times as long there: half of what a step computes of
+            # rows that were looked up.
+            found = flat.abs().sum(1) != 0
+        else:
+            found = (flat != 0).any(1)
+        return found.reshape(-1, *[1] * (x.ndim - 1))
+
+    def where_rows(rows: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return torch.where(rows, x, y)
 
     def assign_parts(
         held: Sequence[keras.Variable], rows: Tensor, lengths: Sequence[int]
@@ -133,3 +143,10 @@ else:
         """Whether each row has a number other than zero: `(rows, 1, ...)`."""
         axes = list(range(1, len(x.shape)))
         return ops.any(ops.not_equal(x, 0), axis=axes, keepdims=True)
+
+    def where_rows(rows: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """`where` of whole rows, by bools of shape `(rows, 1, ...)`."""
+        if keras.config.backend() != "tensorflow":
+            return ops.where(rows, x, y)
+        # Copies rows, where `tf.where` broadcasts the condition to all numbers.
+        return tf.raw_ops.Select(condition=tf.reshape(rows, [-1]), x=x, y=y)

@@ -346,4 +346,4 @@ class LazyRows(Mixin):
         new = self.new_rows(gradient, rate, *old, step=step)
         if eager_ops.known_to_be_all(active):
             return new
-        return [eager_ops.where(active, n, o) for n, o in zip(new, old)]
+        return [eager_ops.where_rows(active, n, o) for n, o in zip(new, old)]

@@ -80,6 +80,9 @@ def _sums(values: Tensor, first: Tensor) -> Tensor:
         sums.index_add_(0, first, values)
         return sums[first]
     sums = ops.segment_sum(values, first, num_segments=ops.shape(values)[0])
+    if keras.config.backend() == "tensorflow":
+        # `ops.take` looks for negative places, too.
+        return tf.gather(sums, first)
     return ops.take(sums, first, axis=0)
 
 
