@@ -182,6 +182,10 @@ figure.savefig(OUTPUT / "standin.png", dpi=110)
 # points on held-out pairs, and four times the rank is better at half of the rate only.
 # Seeds of one setting differ by up to 0.2 nats, so a recipe needs several to show.
 #
+# On a real base, SmolLM2-135M-Instruct with twelve tasks of real words in 24 languages,
+# two seeds say the same: FLix is ahead on seen pairs and level on held-out ones
+# ([the evidence](evidence.md)).
+#
 # ## What a more diverse mixture costs, and languages that the base lacks
 
 # %%
