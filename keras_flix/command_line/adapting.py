@@ -13,6 +13,7 @@ from typing import Any
 
 from keras_flix._utils.imported_late import imported_late
 from keras_flix._utils.near_names import hint
+from keras_flix.command_line.combinations import typed_value
 from keras_flix.command_line.options import OF_FEATURES
 from keras_flix.features.dropout import FeatureDropout
 from keras_flix.features.feature import Feature
@@ -36,8 +37,14 @@ def adapt(model: Any, schema: FeatureSchema, settings: Mapping[str, Any]) -> Non
         arguments["targets"] = None
     enable_flix(model, schema, **arguments)
     if settings["learning_rates"] is not None:
+        rates = dict(settings["learning_rates"])
+        if isinstance(rates.get("factors"), dict):
+            rates["factors"] = {
+                name: _by_value(schema[name] if name in schema else None, own)
+                for name, own in rates["factors"].items()
+            }
         place = "keras_flix.models.growing.set_learning_rates:set_learning_rates"
-        imported_late(place)(model, **settings["learning_rates"])
+        imported_late(place)(model, **rates)
 
 
 def with_settings(
@@ -79,4 +86,13 @@ def _with_settings(feature: Feature, own: Mapping[str, Any]) -> Feature:
                 f"{feature.name!r}. Correct it."
             )
         own["dropout"] = FeatureDropout(**dropout)
+    if "rank" in own:
+        own["rank"] = _by_value(feature, own["rank"])
     return dataclasses.replace(feature, **own)
+
+
+def _by_value(feature: Feature | None, setting: Any) -> Any:
+    """A setting by value, whose keys are texts in JSON, integers too."""
+    if not isinstance(setting, dict):
+        return setting
+    return {typed_value(feature, text): one for text, one in setting.items()}

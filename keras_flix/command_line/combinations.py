@@ -94,7 +94,7 @@ def _is_value(pieces: Sequence[str], feature: Feature | None) -> bool:
     if feature is None:
         return False
     text = ",".join(pieces)
-    return any(_value(feature, x) in feature.values for x in _with_weight(text))
+    return any(typed_value(feature, x) in feature.values for x in _with_weight(text))
 
 
 def _with_weight(text: str) -> list[str]:
@@ -123,8 +123,8 @@ def _entry(feature: Feature | None, text: str) -> Any:
     if blend is not None:
         return blend
     if feature is not None and feature.multiple:
-        return [_value(feature, x) for x in _parts(text, feature) if x]
-    return _value(feature, text) if text else None
+        return [typed_value(feature, x) for x in _parts(text, feature) if x]
+    return typed_value(feature, text) if text else None
 
 
 def _blend(feature: Feature, text: str) -> dict[str | int, float] | None:
@@ -137,12 +137,13 @@ def _blend(feature: Feature, text: str) -> dict[str | int, float] | None:
         if not mark:
             return None
         with contextlib.suppress(ValueError):
-            blend[_value(feature, value)] = float(weight)
+            blend[typed_value(feature, value)] = float(weight)
             continue
         return None
     return blend
 
 
-def _value(feature: Feature | None, text: str) -> str | int:
+def typed_value(feature: Feature | None, text: str) -> str | int:
+    """What a text says of a feature's value: an integer where its values are such."""
     is_number = feature is not None and isinstance(feature.values[0], int)
     return int(text) if is_number and text.lstrip("-").isdecimal() else text

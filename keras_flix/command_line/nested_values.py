@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 
@@ -15,7 +15,11 @@ def read(text: str) -> Any:
     (8, 'sqrt', {'query': 8}, '.*_0/query')
     """
     try:
-        return json.loads(text, parse_constant=lambda name: name)
+        return json.loads(
+            text, parse_constant=lambda name: name, object_pairs_hook=once_each
+        )
+    except RepeatedKeyError:
+        raise
     except ValueError:
         if text[:1] in ("{", "["):
             raise ValueError("JSON where it begins with { or [") from None
@@ -70,12 +74,26 @@ def of_node(node: Any) -> Any:
     null; all else is text, so that `no` is a word.
     """
     if node.id == "mapping":
-        return {str(of_scalar_text(k)): of_node(v) for k, v in node.value}
+        return once_each((of_scalar_text(k), of_node(v)) for k, v in node.value)
     if node.id == "sequence":
         return [of_node(one) for one in node.value]
     if node.style is not None:
         return node.value
     return None if node.tag.endswith(":null") else read(node.value)
+
+
+class RepeatedKeyError(ValueError):
+    """Says that a mapping has a key twice, of which one would be lost."""
+
+
+def once_each(entries: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of these entries; raises if two have the same key."""
+    found: dict[str, Any] = {}
+    for key, value in entries:
+        if key in found:
+            raise RepeatedKeyError(f"a mapping that has {key!r} once")
+        found[key] = value
+    return found
 
 
 def of_scalar_text(node: Any) -> str:

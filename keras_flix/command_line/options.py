@@ -137,10 +137,13 @@ def _targets(texts: Sequence[str]) -> str | list[str]:
     return list(texts)
 
 
-def _expert_rank(texts: Sequence[str]) -> int | dict[str, int]:
-    if len(texts) == 1 and texts[0].startswith("{"):
-        entries = nested("JSON", lambda value: isinstance(value, dict))(texts)
-        texts = [f"{name}={rank}" for name, rank in entries.items()]
+def _rank_or_json(texts: Sequence[str]) -> int | dict[str, int]:
+    """As `_rank`; or JSON of a number, of texts as they are typed, or of a mapping."""
+    if len(texts) == 1 and texts[0][:1] in ("{", "[", '"'):
+        value = nested("a rank", lambda value: True)(texts)
+        if isinstance(value, dict):
+            value = [f"{name}={rank}" for name, rank in value.items()]
+        texts = [str(one) for one in (value if isinstance(value, list) else [value])]
     return _rank(texts)
 
 
@@ -212,7 +215,7 @@ _OPTIONS = (
     ),
     Option(
         "expert_rank",
-        _expert_rank,
+        _rank_or_json,
         "the rank there, also by feature: task=2",
         metavar="RANK",
         many=True,

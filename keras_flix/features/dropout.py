@@ -43,6 +43,13 @@ class FeatureDropout:
                 "Pass 0.0 for none."
             )
         object.__setattr__(self, "rate", float(rate))
+        for name in ("rescale", "per_batch"):
+            # As a text, such as "no" out of a file, each of them would be true.
+            if getattr(self, name) not in (True, False):
+                raise ValueError(
+                    f"`{name}` of a dropout must be true or false. Received: {name}="
+                    f"{getattr(self, name)!r}. Write one of them, without quotes."
+                )
 
     @property
     def weight(self) -> float:

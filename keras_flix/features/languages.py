@@ -39,9 +39,10 @@ def language_distances(
 
     Glottolog's tree comes with the package `qwanqwa` (its software is under Apache 2.0,
     its data under CC BY-SA 4.0); which language a macrolanguage such as `"zh"` stands
-    for, from CLDR with the package `babel`. The extra `languages` installs both; the
-    extra `typology` also `lang2vec` (CC BY-SA 4.0), which has URIEL's features, of
-    which only that data is read. The first call takes seconds.
+    for there, from CLDR with the package `babel`. (URIEL has rows of macrolanguages,
+    which are near the language's own and not the same.) The extra `languages` installs
+    both; the extra `typology` also `lang2vec` (CC BY-SA 4.0), which has URIEL's
+    features, of which only that data is read. The first call takes seconds.
 
     Args:
         new: A language, or several: BCP 47 (`"sw"`, `"pt-BR"`), ISO 639-3, Glottocodes.

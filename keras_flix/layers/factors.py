@@ -155,6 +155,9 @@ def of_each_expert(
         `(values * experts, d_in, rank)` and `(values * experts, rank, d_out)`.
     """
     count, d_in, d_out = len(a), a.shape[1], b.shape[2]
-    a = a.reshape(count, d_in, -1, experts).transpose(0, 3, 1, 2)
-    b = b.reshape(count, -1, experts, d_out).transpose(0, 2, 1, 3)
-    return a.reshape(-1, *a.shape[2:]), b.reshape(-1, *b.shape[2:])
+    # Not -1, which could be any number where the rank is 0.
+    rank = a.shape[2] // experts
+    a = a.reshape(count, d_in, rank, experts).transpose(0, 3, 1, 2)
+    b = b.reshape(count, rank, experts, d_out).transpose(0, 2, 1, 3)
+    every = count * experts
+    return a.reshape(every, d_in, rank), b.reshape(every, rank, d_out)

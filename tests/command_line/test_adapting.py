@@ -94,6 +94,19 @@ def test_defaults_and_the_words_of_options():
     assert any("token_embedding" in v.path for v in model.trainable_variables)
 
 
+def test_values_that_are_integers():
+    """The keys of a mapping are texts, in JSON as in YAML."""
+    schema = with_settings(
+        keras_flix.FeatureSchema({"user": [7, -12]}),
+        {"user": {"rank": {"7": 3, "*": 1}}},
+    )
+    rates = {"factors": {"user": {"-12": 0.5}}}
+    model = make_backbone(num_layers=1)
+    adapt(model, schema, {**DEFAULTS, "learning_rates": rates})
+    assert keras_flix.schema_of(model)["user"].ranks == (3, 1)
+    assert model._adaptation.rates.factors == {"user": {-12: 0.5}}
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -102,6 +115,10 @@ def test_defaults_and_the_words_of_options():
         ({"task": 8}, "must be a mapping from some of rank.*Received: task: 8. Corr"),
         ({"task": {"dropout": {"rescale": 1}}}, "a mapping from `rate` and some of"),
         ({"task": {"scale": "cube"}}, "cube"),
+        (
+            {"task": {"dropout": {"rate": 0.5, "per_batch": "no"}}},
+            "`per_batch` of a dropout must be true or false. Received: per_batch='no'.",
+        ),
     ],
 )
 def test_what_is_wrong_of_a_feature_is_told(settings, message):

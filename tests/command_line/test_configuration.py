@@ -134,6 +134,14 @@ learning_rates:
     found = settings(*GIVEN, "--config", one)
     assert (found["train"], found["trainable_tokens"]) == (["head"], ["7"])
     assert found["expert_rank"] == 3
+    for typed in (
+        "task=2,language=1",
+        "[task=2, language=1]",
+        "{task: 2, language: 1}",
+    ):
+        path = config(tmp_path, f"expert_rank: {typed}")
+        found = settings(*GIVEN, "--config", path)
+        assert found["expert_rank"] == {"task": 2, "language": 1}
     assert settings(*GIVEN, "--trainable-tokens", '"7"')["trainable_tokens"] == ["7"]
 
 
@@ -181,6 +189,11 @@ def test_what_is_written_is_read_again(tmp_path):
             "`layer_ranks` must be a mapping from layers to ranks, such",
         ),
         ("layer_ranks: {[1]: 8}", "must be a mapping whose keys are texts. Received"),
+        (
+            "layer_ranks: {q: 8, q: 4}",
+            "must be a mapping that has 'q' once. Received: .*1",
+        ),
+        ("expert_rank: {task: {qa: 1}}", "`expert_rank` must be a positive whole"),
         ("rows: batch", "`rows` must be a mapping from layers to orders of rows"),
         ("train: [{a: b}]", "`train` must be names of layers or regexes."),
         ("trainable_tokens: [1.5]", "`trainable_tokens` must be ids or names of"),
@@ -213,6 +226,8 @@ def test_what_is_missing_is_told(tmp_path):
         settings(*GIVEN, "--batch-size", "0")
     with pytest.raises(ValueError, match="and JSON where it begins with { or \\[. Rec"):
         settings(*GIVEN, "--layer-ranks", "{query: 8}")
+    with pytest.raises(ValueError, match="a mapping that has 'q' once. Received: --la"):
+        settings(*GIVEN, "--layer-ranks", '{"q": 8, "q": 4}')
     assert read_config(config(tmp_path, "# nothing\n")) == {}
 
 

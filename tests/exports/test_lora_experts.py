@@ -19,6 +19,7 @@ from helpers.hugging_face import (
 from helpers.loras import (
     CAUSAL_LM,
     COMBINATION,
+    NONE,
     assert_same,
     generator,
     needs_torch,
@@ -86,6 +87,10 @@ def test_transformers_computes_the_same(
 def test_blends_and_all_combinations(bases, tmp_path):
     base = bases("Qwen3Moe", CAUSAL_LM)
     model = make("Qwen3Moe", base, "each", rank=1)
+    keras_flix.export_lora(model, NONE, tmp_path / "none")
+    theirs = with_lora(load(base, CAUSAL_LM), tmp_path / "none")
+    ours = keras_outputs(model, **NONE)
+    np.testing.assert_allclose(torch_outputs(theirs), ours, atol=1e-4)
     blend = {"task": "qa", "language": {"en": 0.25, "sw": 0.5}}
     keras_flix.export_lora(model, blend, tmp_path / "blend")
     assert_same(model, base, CAUSAL_LM, tmp_path / "blend", blend)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_flix.layers import factors
-from keras_flix.layers.factors import Factors
+from keras_flix.layers.factors import Factors, of_each_expert
 
 SCALES = [2.0, 0.5, 1.0, 3.0]
 
@@ -55,3 +55,16 @@ def test_a_table_that_is_not_finite_is_broken_alone():
     products = found.products()
     np.testing.assert_allclose(products[::2, ::2], whole.products()[::2, ::2])
     assert np.isnan(products[[1, 3]]).all() and np.isnan(products[:, [1, 3]]).all()
+
+
+@pytest.mark.parametrize("rank", [2, 0])
+def test_factors_of_each_expert(rank):
+    """Of rank 0, too: those of a combination none of whose values is active."""
+    a, b = np.ones((4, 7, rank, 3)), np.ones((4, rank, 3, 5))
+    a, b = a * np.arange(1, 4), b * np.array([1, 10, 100])[:, None]
+    each = of_each_expert(a.reshape(4, 7, -1), b.reshape(4, -1, 5), experts=3)
+    assert each[0].shape == (12, 7, rank) and each[1].shape == (12, rank, 5)
+    updates = np.array([1, 20, 300] * 4)[:, None, None] * rank
+    np.testing.assert_array_equal(
+        each[0] @ each[1], np.broadcast_to(updates, (12, 7, 5))
+    )
