@@ -7,6 +7,8 @@ import numbers
 from collections.abc import Mapping
 from typing import Any
 
+from keras_flix._utils.switches import checked_switch
+
 
 @dataclasses.dataclass(frozen=True)
 class FeatureDropout:
@@ -44,12 +46,7 @@ class FeatureDropout:
             )
         object.__setattr__(self, "rate", float(rate))
         for name in ("rescale", "per_batch"):
-            # As a text, such as "no" out of a file, each of them would be true.
-            if getattr(self, name) not in (True, False):
-                raise ValueError(
-                    f"`{name}` of a dropout must be true or false. Received: {name}="
-                    f"{getattr(self, name)!r}. Write one of them, without quotes."
-                )
+            object.__setattr__(self, name, checked_switch(name, getattr(self, name)))
 
     @property
     def weight(self) -> float:

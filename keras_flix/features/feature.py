@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_flix._utils.displayed import Displayed, Rows, cut, some
+from keras_flix._utils.switches import checked_switch
 from keras_flix.features.dropout import FeatureDropout, as_dropout
 from keras_flix.features.encoding import ABSENT, WEIGHT_UNIT, Encoder
 from keras_flix.features.missing import is_missing
@@ -94,6 +95,8 @@ class Feature(Displayed):
                 f"name={self.name!r}. Use '_' for other characters; values may be "
                 "any strings."
             )
+        for name in ("multiple", "always"):
+            object.__setattr__(self, name, checked_switch(name, getattr(self, name)))
         values = checked_values(self.name, self.values, self.always, self.multiple)
         object.__setattr__(self, "values", values)
         if self.rank is not None:

@@ -117,7 +117,7 @@ def test_values_that_are_integers():
         ({"task": {"scale": "cube"}}, "cube"),
         (
             {"task": {"dropout": {"rate": 0.5, "per_batch": "no"}}},
-            "`per_batch` of a dropout must be true or false. Received: per_batch='no'.",
+            "`per_batch` must be true or false. Received: per_batch='no'.",
         ),
     ],
 )

@@ -216,6 +216,9 @@ def test_any_bytes_are_refused_or_read(tmp_path, saved, plain, load, record_faul
         database=None,
         suppress_health_check=list(hypothesis.HealthCheck),
     )
+    # A feature whose `multiple`, then whose `always` is null.
+    @hypothesis.example(b"\x02\x00\x01\x1f\x94\xe4")
+    @hypothesis.example(b"\x02\x00\x01\x1f\x94n")
     @hypothesis.given(strategies.binary(max_size=60))
     def run(data):
         nonlocal slowest
