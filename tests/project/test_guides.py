@@ -240,7 +240,7 @@ def test_serving_writes_what_peft_reads(tmp_path):
     if all(importlib.util.find_spec(name) for name in ("gguf", "xllamacpp")):
         # Its answers are those of the model, or the guide ends with an error.
         assert (
-            "\n29 files of " in text and "{'lora': [{'id': 0, 'scale': 1.0}, " in text
+            "\n30 files of " in text and "{'lora': [{'id': 0, 'scale': 1.0}, " in text
         )
 
 
