@@ -9,7 +9,7 @@ import sys
 import pytest
 from helpers.places import GUIDES, ROOT
 
-from benchmarks.quality import evidence_page
+from benchmarks.quality import evidence_page, recipe_tables
 from benchmarks.quality.smollm import real_tables
 
 pytestmark = pytest.mark.short("torch")
@@ -84,6 +84,44 @@ def test_the_lead_on_the_real_base_is_that_of_the_stored_results():
         place = columns.index(kind)
         assert flix[place] in said and lora[place] in said
         assert flix[columns.index(f"{kind}, minus `lora_12`")] in said
+
+
+def test_what_is_said_of_the_small_base_is_that_of_the_stored_results():
+    rows = [
+        [cell.strip() for cell in row.split("|")]
+        for row in recipe_tables.arms().splitlines()
+    ]
+    columns, flix, lora = rows[0], rows[3], rows[2]
+    assert (lora[1], flix[1]) == ("`lora`", "`flix_shared`")
+    said = " ".join((GUIDES / "evidence.md").read_text().split())
+    differences = []
+    for kind in ("seen", "few-shot", "held-out"):
+        apart = flix[columns.index(f"{kind}, minus `lora`")]
+        differences.append(apart.partition(" ")[0])
+        for found in (apart, flix[columns.index(kind)], lora[columns.index(kind)]):
+            assert found in said
+    assert "{}, {} and {}".format(*differences) in " ".join(README.split())
+    assert flix[columns.index("seeds")] == lora[columns.index("seeds")] == "3"
+
+
+def test_what_is_said_of_the_course_on_the_real_base_is_that_of_the_stored_results():
+    said = " ".join((GUIDES / "evidence.md").read_text().split())
+    lora, flix = (
+        [cell.strip() for cell in row.split("|")]
+        for row in real_tables.compute().splitlines()[2:]
+    )
+    assert f"after {flix[5]} of its {lora[5]} steps" in said
+    assert f"its step took {float(flix[3]) / float(lora[3]):.1f} times as long" in said
+    base, lora, flix = (
+        [cell.strip() for cell in row.split("|")]
+        for row in real_tables.outside().splitlines()[2:]
+    )
+    nats = [f"{float(row[4]):.0f}" for row in (flix, lora, base)]
+    assert (
+        "FLix has {} nats for the base's own answers (one seed), the LoRA {}, "
+        "the base itself {};".format(*nats)
+        in said
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
