@@ -66,18 +66,20 @@ class Hypernetwork(keras.layers.Layer):
     def call(self, pairs: Any) -> list[Any]:
         """The tables of `pairs`: int `(rows, 2)`, a task and a language."""
         known = [self.task(pairs[:, 0]), self.language(pairs[:, 1])]
+        hidden = {}
+        for block in {block for block, _ in self.places}:
+            where = self.block(ops.full_like(pairs[:, 0], block))
+            hidden[block] = self.inner(ops.concatenate([*known, where], axis=-1))
         tables = []
         for (block, kind), shape, first in zip(self.places, self.shapes, self.first):
-            where = self.block(ops.full_like(pairs[:, 0], block))
-            hidden = self.inner(ops.concatenate([*known, where], axis=-1))
-            rows = self.heads[kind](hidden)
+            rows = self.heads[kind](hidden[block])
             tables.append(ops.reshape(rows, (-1, *shape)) + first)
         return tables
 
 
 def place_of(table: keras.Variable) -> tuple[int, str]:
     """The block that a table is in, and what is alike in all blocks."""
-    before, _, after = table.path.partition("decoder_block_")
+    _, _, after = table.path.partition("decoder_block_")
     block, _, kind = after.partition("/")
     if not after:
         raise ValueError(

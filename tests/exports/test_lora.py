@@ -228,9 +228,9 @@ def refused(directory, text, model, combination=COMBINATION, export=export_lora)
     assert sorted(directory.parent.iterdir()) == before
 
 
-@only_once
-def test_other_families_are_refused_by_name(tmp_path):
-    opt = keras_hub.models.OPTBackbone(
+def small(backbone):
+    """A backbone of one layer."""
+    return backbone(
         vocabulary_size=40,
         num_layers=1,
         num_heads=2,
@@ -238,6 +238,17 @@ def test_other_families_are_refused_by_name(tmp_path):
         intermediate_dim=24,
         max_sequence_length=16,
     )
+
+
+def masked_lm():
+    """With a head and a pooler that PEFT has no place for."""
+    bert = small(keras_hub.models.BertBackbone)
+    return keras_hub.models.BertMaskedLM(bert, preprocessor=None)
+
+
+@only_once
+def test_other_families_are_refused_by_name(tmp_path):
+    opt = small(keras_hub.models.OPTBackbone)
     keras_flix.enable_flix(opt, FEATURES)
     text = (
         "'DistilBertBackbone', 'BartBackbone']. Received: a OPTBackbone: KerasHub "
@@ -256,15 +267,7 @@ def test_plain_models_are_refused(tmp_path):
 
 @only_once
 def test_layers_without_a_counterpart_are_refused(tmp_path):
-    bert = keras_hub.models.BertBackbone(
-        vocabulary_size=40,
-        num_layers=1,
-        num_heads=2,
-        hidden_dim=16,
-        intermediate_dim=24,
-        max_sequence_length=16,
-    )
-    task = keras_hub.models.BertMaskedLM(bert, preprocessor=None)
+    task = masked_lm()
     keras_flix.enable_flix(task, FEATURES, targets=["query", "intermediate_dense"])
     text = "Every adapted layer must have a counterpart in Hugging Face transformers."
     refused(tmp_path / "lora", text + " Received: ['mlm_head/", task)
@@ -297,15 +300,7 @@ def values_of(model, combination, directory):
 
 @only_once
 def test_a_feature_in_layers_alone_that_peft_does_not_have_has_a_rank(tmp_path):
-    bert = keras_hub.models.BertBackbone(
-        vocabulary_size=40,
-        num_layers=1,
-        num_heads=2,
-        hidden_dim=16,
-        intermediate_dim=24,
-        max_sequence_length=16,
-    )
-    task = keras_hub.models.BertMaskedLM(bert, preprocessor=None)
+    task = masked_lm()
     # A masked LM does not read its pooler.
     pooler = Feature("genre", ["news"], targets=["pooled_dense"])
     keras_flix.enable_flix(

@@ -145,8 +145,8 @@ def compute() -> str:
         steps, seconds, paces = [], [], []
         for seed in common:
             found = results[seed]
-            whole = found["trial"].get("steps", Trial(arm, 0.0).steps)
-            pace = found["processor_seconds"]["train"] / whole
+            steps_of_all = Trial.from_config(found["trial"]).steps
+            pace = found["processor_seconds"]["train"] / steps_of_all
             step = step_at(found["curve"], baseline[seed]["curve"][-1]["nats"])
             paces.append(pace)
             if step is not None:
