@@ -1,5 +1,6 @@
 """The command `keras-flix`: answers, exit codes and one-line errors."""
 
+import io
 import json
 import re
 import shlex
@@ -517,26 +518,15 @@ def test_as_a_program():
     assert result.stdout.strip() == f"keras-flix {keras_flix.__version__}"
 
 
-def program(*arguments, **options):
+def program(*arguments):
     command = [sys.executable, "-m", "keras_flix", *map(str, arguments)]
     return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
-def ended(process, lines=""):
-    out, err = process.communicate(lines)
-    assert process.returncode == 0, err
-    return out
-
-
 @pytest.mark.slow
-def test_from_a_file_to_a_chat(tmp_path, capsys):
+def test_from_a_file_to_a_chat(tmp_path, capsys, monkeypatch):
     """Killed by the system and started again, then evaluated and asked."""
     data = write_lines(tmp_path / "data.jsonl")
     # Many short rounds, of which the kill meets some.
@@ -553,9 +543,9 @@ def test_from_a_file_to_a_chat(tmp_path, capsys):
     process.communicate()
     left = [path.name for path in folder.iterdir()]
     assert left == ["unfinished"]
-    resumed = program(*train, "--output", folder, "--json")
-    out, err = resumed.communicate()
-    assert resumed.returncode == 0 and "going on where it was stopped" in err
+    # What follows needs no process of its own, each of which imports Keras.
+    code, out, err = run(capsys, *train, "--output", str(folder), "--json")
+    assert code == 0 and "going on where it was stopped" in err
     assert json.loads(out)["steps"] == 20
     # As one that nobody stopped.
     assert main([*train, "--output", str(tmp_path / "whole")]) == 0
@@ -565,10 +555,16 @@ def test_from_a_file_to_a_chat(tmp_path, capsys):
     )
     for name, table in expected.items():
         np.testing.assert_array_equal(found[name], table, err_msg=name)
-    scores = json.loads(ended(program("evaluate", folder, data, "--json")))
+    capsys.readouterr()
+    code, out, err = run(capsys, "evaluate", str(folder), data, "--json")
+    assert code == 0, err
+    scores = json.loads(out)
     assert scores["count"] == 12 and scores["by"]["task"].keys() == {"month", "weekday"}
-    start = ("chat", folder, "--features", "task=month,language=de", "--json")
+    start = ("chat", str(folder), "--features", "task=month,language=de", "--json")
     lines = "2024-03-05 2 = \n/features language=en\n2024-03-05 2 = \n/quit\n"
-    answers = [json.loads(x) for x in ended(program(*start), lines).splitlines()]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    code, out, err = run(capsys, *start)
+    assert code == 0, err
+    answers = [json.loads(line) for line in out.splitlines()]
     assert [one["features"]["language"] for one in answers] == ["de", "en"]
     assert all(one["answer"] for one in answers)

@@ -1,6 +1,7 @@
 """The shape of the code: layers of modules, imports, private access, sizes."""
 
 import ast
+import functools
 import graphlib
 import json
 import os
@@ -85,6 +86,7 @@ def imported(node):
     return []
 
 
+@functools.cache
 def imports(name):
     """All imports of a module: at its top level, and those further inside."""
     top = [m for node in TREES[name].body for m in imported(node)]
@@ -103,30 +105,51 @@ def room_of(name, floors, house="keras_flix"):
     raise AssertionError(f"{name} is in no room of {house}")
 
 
-def check_floors(name, *house):
-    room, floor = room_of(name, *house)
-    for other in {m for m in sum(imports(name), []) if m in SOURCES} - {"keras_flix"}:
-        if not house[1:] or other.startswith(f"{house[1]}."):
-            other_room, below = room_of(other, *house)
-            assert other_room == room or below < floor, f"{name} imports {other}"
+def packages(modules):
+    return {module.partition(".")[0] for module in modules}
 
 
-@pytest.mark.parametrize("name", sorted(set(SOURCES) - API))
-def test_rooms_import_downwards_only(name):
-    check_floors(name, FLOORS)
+def offences(found, names=SOURCES):
+    """What `found` has against each of some modules, where that is anything.
+
+    One test asks all modules: to hand out a test for each costs more than to ask.
+    """
+    return {name: offence for name in names if (offence := found(name))}
 
 
-@pytest.mark.parametrize("name", [n for n in SOURCES if "flix.models." in n])
-def test_rooms_of_models_import_downwards_only(name):
-    check_floors(name, IN_MODELS, "keras_flix.models")
+def upwards(floors, house="keras_flix"):
+    """Finds what a module imports from a floor that is not below its own."""
+
+    def found(name):
+        room, floor = room_of(name, floors, house)
+        wrong = []
+        for other in {m for m in sum(imports(name), []) if m in SOURCES}:
+            if other.startswith(f"{house}."):
+                other_room, below = room_of(other, floors, house)
+                if other_room != room and below >= floor:
+                    wrong.append(other)
+        return wrong
+
+    return found
 
 
-@pytest.mark.parametrize("name", sorted(set(SOURCES) - API))
-def test_nothing_imports_the_api(name):
-    top, inner = imports(name)
-    assert not {m for m in top + inner if m in API - {"keras_flix"}}
-    # Of the package itself only what is inside of it.
-    assert "keras_flix" not in top
+def test_rooms_import_downwards_only():
+    assert offences(upwards(FLOORS), set(SOURCES) - API) == {}
+
+
+def test_rooms_of_models_import_downwards_only():
+    names = [name for name in SOURCES if "flix.models." in name]
+    assert offences(upwards(IN_MODELS, "keras_flix.models"), names) == {}
+
+
+def test_nothing_imports_the_api():
+    def found(name):
+        top, inner = imports(name)
+        # Of the package itself only what is inside of it.
+        whole = {"keras_flix"} & set(top)
+        return whole | {m for m in top + inner if m in API - {"keras_flix"}}
+
+    assert offences(found, set(SOURCES) - API) == {}
 
 
 def test_modules_import_each_other_in_no_circle():
@@ -138,23 +161,29 @@ def test_modules_import_each_other_in_no_circle():
     assert set(graphlib.TopologicalSorter(graph).static_order()) >= set(graph)
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_no_function_imports_the_package(name):
+def test_no_function_imports_the_package():
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-    inner = [
-        module
-        for function in ast.walk(TREES[name])
-        if isinstance(function, functions)
-        for node in ast.walk(function)
-        for module in imported(node)
-    ]
-    assert [m for m in inner if m.partition(".")[0] == "keras_flix"] == []
+
+    def found(name):
+        return [
+            module
+            for function in ast.walk(TREES[name])
+            if isinstance(function, functions)
+            for node in ast.walk(function)
+            for module in imported(node)
+            if module.partition(".")[0] == "keras_flix"
+        ]
+
+    assert offences(found) == {}
 
 
-@pytest.mark.parametrize("name", [n for n in SOURCES if "._utils" in n])
-def test_small_helpers_know_no_keras(name):
-    top, inner = imports(name)
-    assert not {m.partition(".")[0] for m in top + inner} & {"keras", "keras_hub"}
+def test_small_helpers_know_no_keras():
+    def found(name):
+        return packages(sum(imports(name), [])) & {"keras", "keras_hub"}
+
+    names = [name for name in SOURCES if "._utils" in name]
+    assert names
+    assert offences(found, names) == {}
 
 
 @pytest.mark.parametrize(
@@ -169,16 +198,17 @@ def test_small_helpers_know_no_keras(name):
 )
 def test_vocabularies_and_equations_need_no_backend(name):
     top, inner = imports(f"keras_flix.{name}")
-    used = {m.partition(".")[0] for m in top + inner}
+    used = packages(top + inner)
     assert used <= {"__future__", "keras_flix", "numpy"} | set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_backends_are_imported_by_few_and_on_use(name):
-    top, inner = imports(name)
-    assert not {m.partition(".")[0] for m in top} & set(BACKENDS)
-    if name.removeprefix("keras_flix.") not in IMPORT_BACKENDS:
-        assert not {m.partition(".")[0] for m in inner} & set(BACKENDS)
+def test_backends_are_imported_by_few_and_on_use():
+    def found(name):
+        top, inner = imports(name)
+        few = name.removeprefix("keras_flix.") in IMPORT_BACKENDS
+        return packages(top if few else top + inner) & set(BACKENDS)
+
+    assert offences(found) == {}
 
 
 @pytest.mark.slow
@@ -215,30 +245,31 @@ def own_private_names():
     return {name for name in names if name.startswith("_")}
 
 
-@pytest.mark.parametrize("name", [n for n in SOURCES if not n.startswith(COMPAT)])
-def test_private_keras_is_used_in_one_module(name):
+def test_private_keras_is_used_in_one_module():
     own = own_private_names()
-    private = [
-        f"line {node.lineno}: .{node.attr}"
-        for node in ast.walk(TREES[name])
-        if isinstance(node, ast.Attribute)
-        and node.attr.startswith("_")
-        and not node.attr.startswith("__")
-        and node.attr not in own
-    ]
-    assert private == []
-    assert ".src" not in SOURCES[name].read_text()
+
+    def found(name):
+        private = [
+            f"line {node.lineno}: .{node.attr}"
+            for node in ast.walk(TREES[name])
+            if isinstance(node, ast.Attribute)
+            and node.attr.startswith("_")
+            and not node.attr.startswith("__")
+            and node.attr not in own
+        ]
+        return private + [".src"] * (".src" in SOURCES[name].read_text())
+
+    names = [name for name in SOURCES if not name.startswith(COMPAT)]
+    assert offences(found, names) == {}
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_files_are_short(name):
-    assert len(SOURCES[name].read_text().splitlines()) <= 350
+def test_files_are_short():
+    lengths = {n: len(path.read_text().splitlines()) for n, path in SOURCES.items()}
+    assert offences(lambda name: lengths[name] * (lengths[name] > 350)) == {}
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_modules_say_what_they_are(name):
-    if name != "keras_flix.version":
-        assert ast.get_docstring(TREES[name])
+def test_modules_say_what_they_are():
+    assert offences(lambda name: not ast.get_docstring(TREES[name])) == {}
 
 
 def test_exports_exist_and_are_sorted():
