@@ -9,6 +9,8 @@ from keras import ops
 import keras_flix
 from keras_flix import _compat
 
+everywhere = pytest.mark.short("jax", "tensorflow", "torch")
+"""Of tests of what every backend writes in its own way."""
 LANGUAGES = [f"l{i}" for i in range(40)]
 TASKS = ["qa", "parse", "list"]
 FEATURES = [
@@ -109,6 +111,7 @@ def written(monkeypatch):
     return shapes
 
 
+@everywhere
 def test_where_all_values_occur_it_is_the_eager_optimizer(pair):
     features = {"language": LANGUAGES[:3], "task": TASKS}
     batches = 3 * [{"language": ["l0", "l1", "l2", "l0"], "task": [*TASKS, "qa"]}]
@@ -121,6 +124,7 @@ def test_where_all_values_occur_it_is_the_eager_optimizer(pair):
     )
 
 
+@everywhere
 def test_values_that_do_not_occur_stay_with_their_moments(pair):
     model = train(make_model(), pair()[0], BATCHES[:1])
     before = state(model)
@@ -132,6 +136,7 @@ def test_values_that_do_not_occur_stay_with_their_moments(pair):
             assert np.abs(new[[0, 3, 8]] - old[[0, 3, 8]]).max(axis=(1, 2)).all()
 
 
+@everywhere
 def test_rows_and_dense_gradients_give_the_same(pair, written):
     adam = isinstance(pair()[0], keras.optimizers.Adam)
     batches = BATCHES if adam else WEIGHTED

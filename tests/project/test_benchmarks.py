@@ -129,6 +129,7 @@ def test_counted_flops_are_those_of_the_formula_for_any_number_of_values():
 
 
 @pytest.mark.slow
+@pytest.mark.short()
 @on_torch
 def test_two_checkouts_step_in_turns(tmp_path):
     options = ["--serve", "--warm-up=1", *TINY.as_arguments()]

@@ -82,9 +82,9 @@ def test_what_depends_on_no_backend_runs_on_one():
     plain = item("mixtures/test_mixture.py")
     file = item("files/test_hub.py")
     kept = item("mixtures/test_mixture.py", short=("jax", "torch"))
-    model = item("models/test_optimizers.py")
-    elsewhere = item("models/test_optimizers.py", short=("torch",))
-    in_full = item("models/test_optimizers.py", short=())
+    model = item("models/adapted/test_train_step.py")
+    elsewhere = item("models/adapted/test_train_step.py", short=("torch",))
+    in_full = item("models/adapted/test_train_step.py", short=())
     items = [plain, file, kept, model, elsewhere, in_full]
     assert short_form.left_out(items, "torch", TESTS) == {in_full}
     found = short_form.left_out(items, "jax", TESTS)

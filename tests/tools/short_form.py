@@ -62,6 +62,7 @@ SHARED = (
     "families/test_two_towers.py",
     "faults/test_fault_numerics.py",
     "faults/test_fault_reports.py",
+    "faults/test_fault_threads.py",
     "features/test_dropout.py",
     "features/test_missing.py",
     "features/test_scaling.py",
@@ -94,6 +95,8 @@ SHARED = (
     "models/growing",
     "models/test_disable.py",
     "models/test_enable.py",
+    "models/test_layer_ranks.py",
+    "models/test_optimizers.py",
     "models/test_places.py",
     "models/test_restore.py",
     "models/test_share.py",
@@ -101,7 +104,10 @@ SHARED = (
     "models/test_trainable_tokens.py",
     "models/test_whole_layers.py",
 )
-"""Of modules that compute by Keras alone: what these do is the same on each backend."""
+"""Of modules that compute by Keras alone: what these do is the same on each backend.
+
+What is not, in such a file, names its backends by `@pytest.mark.short`.
+"""
 
 
 def names_files(arguments: Iterable[str]) -> bool:
