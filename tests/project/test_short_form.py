@@ -60,11 +60,11 @@ class Item(SimpleNamespace):
         return self.marks.get(name)
 
 
-def item(file, name="test_a", params=None, **marks):
+def item(file, name="test_a", params=None, group=None, **marks):
     return Item(
         path=TESTS / file,
         name=name,
-        originalname=name,
+        originalname=group or name,
         callspec=SimpleNamespace(params=params or {}),
         marks={
             key: SimpleNamespace(
@@ -140,6 +140,21 @@ def test_backends_share_the_tests_of_what_asks_for_no_backend():
     half = items[::2]
     again = set(half) - short_form.left_out(half, "jax", TESTS)
     assert again == run[0] & set(half)
+
+
+def test_of_many_cases_each_backend_runs_a_third():
+    items = [
+        item("models/growing/test_blend.py", f"test[{i}]", {"a": i}, group="test")
+        for i in range(300)
+    ]
+    run = [set(items) - short_form.left_out(items, b, TESTS) for b in short_form.OTHERS]
+    assert not run[0] & run[1]
+    assert all(80 < len(chosen) < 120 for chosen in run)
+    # Not even of few cases are all left to PyTorch.
+    for i in range(0, 300, 3):
+        few = items[i : i + 3]
+        out = [short_form.left_out(few, b, TESTS) for b in short_form.OTHERS]
+        assert out[0] & out[1] < set(few)
 
 
 def test_modules_with_a_way_of_their_own_per_backend_are_not_shared():

@@ -9,8 +9,8 @@ TensorFlow, where compilation takes most of the time, it leaves out
 - cases of tests marked `@pytest.mark.pairs`: a backend runs every value of every
   parameter, and each with as many others as that leaves room for. PyTorch runs all
   cases, so that all pairs of backends, families and options are run,
-- half of the tests of modules that ask for no backend (`SHARED`): JAX runs one half,
-  TensorFlow the other.
+- tests of modules that ask for no backend (`SHARED`): JAX runs one half, TensorFlow the
+  other. Of more than two cases of one test, each of them runs a third.
 
 Whoever names a file gets all of its tests.
 """
@@ -152,6 +152,7 @@ def left_out(items: list[pytest.Item], backend: str, tests: Path) -> set[pytest.
     """Which tests of a run the short form leaves out on a backend."""
     found: set[pytest.Item] = set()
     groups: dict[object, list[pytest.Item]] = {}
+    shared: dict[object, list[pytest.Item]] = {}
     for item in items:
         short = item.get_closest_marker("short")
         pairs = item.get_closest_marker("pairs")
@@ -165,10 +166,12 @@ def left_out(items: list[pytest.Item], backend: str, tests: Path) -> set[pytest.
         elif pairs is not None:
             group = pairs.args or (item.path, item.originalname)
             groups.setdefault(group, []).append(item)
-        elif _is_in(item, tests, SHARED) and _runs_on(item) != backend:
-            found.add(item)
+        elif _is_in(item, tests, SHARED):
+            shared.setdefault((item.path, item.originalname), []).append(item)
     for cases in groups.values():
         found |= set(cases) - _share(cases, backend)
+    for cases in shared.values():
+        found |= {case for case in cases if _runs_on(case, cases) != backend}
     return found
 
 
@@ -178,10 +181,20 @@ def _is_in(item: pytest.Item, tests: Path, chosen: Sequence[str]) -> bool:
     return not places.isdisjoint(chosen)
 
 
-def _runs_on(item: pytest.Item) -> str:
-    """The one of `OTHERS` that runs a shared test: the same whatever else is added."""
+def _runs_on(item: pytest.Item, cases: Sequence[pytest.Item]) -> str:
+    """Where one of the cases of a shared test runs, whatever else is added."""
+    several = (ALL_PAIRS, *OTHERS) if len(cases) > 2 else OTHERS
+    if several[_number(item) % len(several)] in OTHERS:
+        return several[_number(item) % len(several)]
+    # One that nothing else has a share of is not left to PyTorch alone.
+    alone = all(_number(case) % len(several) == 0 for case in cases)
+    return OTHERS[_number(item) % 2] if alone and item is cases[0] else ALL_PAIRS
+
+
+def _number(item: pytest.Item) -> int:
+    """One that a test keeps."""
     place = f"{item.path.name}::{item.name}"
-    return OTHERS[hashlib.blake2b(place.encode(), digest_size=1).digest()[0] % 2]
+    return hashlib.blake2b(place.encode(), digest_size=1).digest()[0]
 
 
 def _share(items: list[pytest.Item], backend: str) -> set[pytest.Item]:
