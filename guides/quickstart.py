@@ -142,7 +142,7 @@ summary = keras_flix.flix_summary(gemma)
 # machine that was busy with other work: on two free cores, a step takes 0.15 s.)
 
 # %%
-STEPS, BATCH_SIZE, LEARNING_RATE = 300, 32, 6e-3
+STEPS, BATCH_SIZE, LEARNING_RATE = 100, 32, 6e-3
 print({name: column for name, column in train.sample(3).items()})
 
 schedule = keras.optimizers.schedules.CosineDecay(
@@ -157,9 +157,9 @@ gemma.compile(
     weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
     sampler="greedy",
 )
-# One line for each hundred steps.
-batches = train.batches(BATCH_SIZE, steps=100)
-history = gemma.fit(batches, epochs=STEPS // 100, verbose=2)
+# One line for every 25 steps.
+batches = train.batches(BATCH_SIZE, steps=25)
+history = gemma.fit(batches, epochs=STEPS // 25, verbose=2)
 
 # %% [markdown]
 # ## How good is it?

@@ -52,6 +52,7 @@ def chat(capsys, monkeypatch, lines, *arguments):
     return code, captured.out.splitlines(), captured.err.splitlines()
 
 
+@pytest.mark.slow
 def test_features_switch_within_a_session(adapted, capsys, monkeypatch):
     model, file = adapted
     lines = [

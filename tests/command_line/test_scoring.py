@@ -46,6 +46,7 @@ def run(capsys, *arguments):
     return code, captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_library(adapted, capsys):
     model, file, data, _ = adapted
     common = (file, data, "--preset", PRESET, *ENOUGH, "--batch-size", "4")
@@ -59,6 +60,7 @@ def test_scores_are_those_of_the_library(adapted, capsys):
     assert ["de", "4", "100.0", "100.0"] in lines and ["by", "task"] in lines
 
 
+@pytest.mark.slow
 def test_a_folder_of_a_training_says_how_it_was_trained(adapted, capsys, monkeypatch):
     _, _, data, folder = adapted
     settings = {"preset": PRESET, "prompt": "prompt", "sequence_length": 24}
@@ -130,6 +132,7 @@ def test_the_end_of_a_turn_is_not_scored(monkeypatch):
     assert found.predictions == ("März", "May", "June")
 
 
+@pytest.mark.slow
 def test_examples_without_a_value_are_scored(adapted, tmp_path, capsys):
     _, file, _, _ = adapted
     rows = [{**row, "language": None} for row in examples(1)[:1]]

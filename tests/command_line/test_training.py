@@ -180,6 +180,7 @@ def test_what_is_there_stays_unless_told(trained, capsys, monkeypatch):
     assert {path: path.read_bytes() for path in (trained / "out").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_overwrite_begins_anew_where_something_changed(trained, tmp_path, capsys):
     folder = tmp_path / "out"
     (folder / "unfinished").mkdir(parents=True)
