@@ -9,7 +9,7 @@ from mutants import ROOMS
 EQUIVALENT = "equivalent: "
 """Begins why a mutant survived that no test could kill, as it changes nothing."""
 KILLED = ("the nearest tests", "others of the room", "all others", "tests added")
-COLUMNS = ("room", "faults", "equivalent", *KILLED, "killed of the others")
+COLUMNS = ("room", "faults", "equivalent", *KILLED, "killed, but for equivalent ones")
 
 
 def report(results: dict) -> str:
