@@ -60,7 +60,7 @@ def numpy_update(x, ids, arrays=None, names=("task", "language", "shared")):
     arrays = arrays or make_tables()
     rows = []
     for example in range(len(x)):
-        kernel = np.zeros((D_IN, D_OUT))
+        kernel = np.zeros((x.shape[-1], D_OUT))
         for name in names:
             entry = ids[name][example] if name in ids else 0
             for value in np.atleast_1d(entry):
@@ -95,6 +95,15 @@ def test_formula(ids, names):
         numpy_update(X, ids, names=names),
         rtol=2e-5,
         atol=2e-5,
+    )
+
+
+def test_several_values_of_a_layer_with_one_input():
+    # An entry of A is one number, however many there are of it.
+    arrays = {"task": [random(3, 1, 1), random(3, 1, D_OUT, seed=1)]}
+    args = X[..., :1], {"task": SEVERAL["task"]}, arrays, ("task",)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(update(*args)), numpy_update(*args), rtol=2e-5, atol=2e-5
     )
 
 

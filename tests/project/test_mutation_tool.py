@@ -4,6 +4,7 @@ import ast
 import builtins
 import collections
 import importlib
+import json
 from pathlib import Path
 
 import pytest
@@ -118,10 +119,15 @@ def test_the_statement_that_has_to_be_reached():
 
 
 @pytest.fixture
-def entered(monkeypatch):
-    """As the tool has it, which runs as a script."""
+def part(monkeypatch):
+    """Imports a part of the tool as it does itself, which runs as a script."""
     monkeypatch.syspath_prepend(ROOT / "tests" / "tools")
-    return importlib.import_module("entered")
+    return importlib.import_module
+
+
+@pytest.fixture
+def entered(part):
+    return part("entered")
 
 
 def test_what_a_statement_tells(entered, monkeypatch):
@@ -185,3 +191,32 @@ def test_a_seed_draws_the_same():
     first, again, other = (draw(ROOT, 18, seed) for seed in (0, 0, 1))
     assert first == again
     assert {m.id for m in first} != {m.id for m in other}
+
+
+def test_equivalent_mutants_need_not_be_killed(part):
+    def mutant(stage=None, **more):
+        by = stage and {"stage": stage, "test": "t", **more.pop("by", {})}
+        shown = {"id": "a/files/b.py:1:0:call", "room": "files", "diff": "f(a | b)"}
+        return {**shown, "killed_by": by, "survived": ["near"], **more}
+
+    mutants = [
+        *(mutant("near"), mutant("room"), mutant("rooms"), mutant("fast")),
+        *(mutant("room", by={"added": True}), mutant()),
+        *(mutant(why="equivalent: the same"), mutant(survived=[])),
+    ]
+    lines = part("mutation_report").report({"mutants": mutants}).splitlines()
+    assert "| files | 7 | 1 | 1 | 1 | 2 | 1 | 5 (83%) |" in lines
+    assert lines[-2:] == [
+        "| `b.py` | `f(a \\| b)` |  |",
+        "| `b.py` | `f(a \\| b)` | equivalent: the same |",
+    ]
+
+
+def test_the_stored_run_is_whole_and_shown(part):
+    path = ROOT / "benchmarks" / "results" / "mutation.json"
+    results = json.loads(path.read_text())
+    assert len(results["mutants"]) == results["count"]
+    for mutant in results["mutants"]:
+        assert mutant["killed_by"] or mutant["why"], mutant["id"]
+    guide = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
+    assert part("mutation_report").report(results) in guide

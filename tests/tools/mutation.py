@@ -45,7 +45,7 @@ os.environ.update(ENVIRONMENT)
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-from mutants import ROOMS  # noqa: E402
+from mutation_report import report  # noqa: E402
 from mutation_session import Session  # noqa: E402
 
 STAGES = ("near", "room", "rooms", "fast", "full")
@@ -55,27 +55,6 @@ PRELOADED = (
     *("scipy.stats", "transformers.models.auto.modeling_auto"),
 )
 """What tests import, but for the package; what is not installed is left out."""
-
-
-def report(results: dict) -> str:
-    """The score by room, and the survivors, as Markdown."""
-    # Those that were run.
-    mutants = [m for m in results["mutants"] if m["survived"] or m["killed_by"]]
-    lines = ["| room | mutants | killed by the room's tests | killed by all |"]
-    lines.append("| --- | --- | --- | --- |")
-    for room in [*ROOMS, "all"]:
-        mine = [m for m in mutants if room in ("all", m["room"])]
-        killed = [m["killed_by"]["stage"] for m in mine if m["killed_by"]]
-        in_room = killed.count("near") + killed.count("room")
-        counts = (len(mine), in_room, len(killed))
-        share = f"{len(killed) / max(len(mine), 1):.0%}"
-        lines.append("| {} | {} | {} | {} ({}) |".format(room, *counts, share))
-    lines += ["", "| survivor | change | why |", "| --- | --- | --- |"]
-    for m in mutants:
-        if m["survived"] and not m["killed_by"]:
-            change = m["diff"].replace("|", "\\|")
-            lines.append(f"| `{m['id']}` | `{change}` | {m.get('why', '')} |")
-    return "\n".join(lines) + "\n"
 
 
 def preload() -> None:
