@@ -42,7 +42,7 @@ METHOD = (
     "order; medians of the rounds' ratios, with their quartiles. `step` is "
     "`train_on_batch` under LazyAdam, `predict` is `predict_on_batch`."
 )
-CALLS = 20
+CALLS = 5
 
 
 def adapted(
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--length", type=int, default=16)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=41)
     parser.add_argument("--label", help="part of the result file's name")
     parser.add_argument("--output", type=pathlib.Path, help="result file")
     options = parser.parse_args()

@@ -108,6 +108,9 @@ def summed_together(gradients: Sequence[RowGradient]) -> tuple[list[Tensor], Ten
         count = count + ops.shape(own)[0]
     at = eager_ops.concatenate(places, 0)
     sums = eager_ops.sums(flat, at, count)
+    if keras.config.backend() == "tensorflow":
+        # How many rows there are is known as the graph runs.
+        return rows, tf.gather(sums, at)
     return rows, sums if once else take_rows(sums, at)
 
 
