@@ -73,13 +73,12 @@ if keras.config.backend() == "torch":
     ) -> None:
         parts = values.split([len(at) for at in rows])
         size = values.shape[1]
-        # Copied number by number there: of as many bytes as go at once.
-        wide = torch.complex128 if values.device.type == "cpu" else None
-        if wide and size * values.itemsize % wide.itemsize:
-            wide = None
+        # CPUs copy number by number: of as many bytes as go at once.
+        wide, at_once = torch.complex128, 16 // values.itemsize
+        is_wide = values.device.type == "cpu" and size % at_once == 0
         for table, at, value in zip(tables, rows, parts):
             flat = table.view(-1, size)
-            if wide:
+            if is_wide and table.storage_offset() % at_once == 0:
                 flat, value = flat.view(wide), value.view(wide)
             flat.index_copy_(0, at, value)
 
