@@ -105,7 +105,7 @@ if keras.config.backend() == "torch":
         kept = [at[part] for at, part in zip(rows, parts)]
         return kept, values[keep], active[keep]
 
-    def sums(values: Tensor, places: Tensor, count: int) -> Tensor:
+    def sums(values: Tensor, places: Tensor, count: Any) -> Tensor:
         # Keras' operation would cost more than the sum does.
         return values.new_zeros(count, values.shape[1]).index_add_(0, places, values)
 

@@ -94,8 +94,9 @@ def summed_together(gradients: Sequence[RowGradient]) -> tuple[list[Tensor], Ten
     )
     held = [held_at(one.rows) for one in gradients]
     by_key = {key: one.rows for key, one in zip(held, gradients)}
-    distinct = {key: eager_ops.distinct(rows) for key, rows in by_key.items()}
-    once = None not in distinct.values()
+    known = {key: eager_ops.distinct(rows) for key, rows in by_key.items()}
+    distinct = {key: one for key, one in known.items() if one is not None}
+    once = len(distinct) == len(by_key)
     if not once:
         distinct = {k: (rows, first_place(rows, rows)[0]) for k, rows in by_key.items()}
     rows = [distinct[key][0] for key in held]
