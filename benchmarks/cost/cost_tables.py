@@ -146,15 +146,15 @@ def many_values() -> str:
         if environment.get("accelerator"):
             label += f", {environment['accelerator']}"
         for found in result["cases"].values():
+            few, many = found.get("counts", result["counts"])
             cells = [
                 ratio({"": found[name]["ratio"]}, "", VALUES_GOAL)
                 for name in ("step", "predict")
             ]
-            few = str(result["counts"][0])
-            cells.insert(0, f"{found['step']['milliseconds'][few]:.1f}")
-            rows.append([label, found["what"], *cells])
-    head = ["Backend", "Batch and model", "Step of 2 values, ms", "100,000 / 2, step"]
-    return table([*head, "100,000 / 2, predict"], rows) if rows else ""
+            first = f"{found['step']['milliseconds'][str(few)]:.1f}"
+            rows.append([label, found["what"], f"{many:,} / {few}", first, *cells])
+    head = ["Backend", "Batch and model", "Values", "Step of the few, ms"]
+    return table([*head, "many / few, step", "predict"], rows) if rows else ""
 
 
 def many_tables() -> str:

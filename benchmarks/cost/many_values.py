@@ -1,7 +1,9 @@
 """Times what a step and a prediction cost with 2 and with 100,000 values.
 
-The model is small, so what the host does for each batch is much of the time. Run from
-the repository's root, once per backend:
+The model is small, so what the host does for each batch is much of the time. A batch of
+32 examples has 2 values in the one, and 32 in the other. So two cases hold the number
+of values in the batch: 32 in both models (which takes 64 values to be drawn from, not
+2), and 2 in both. Run from the repository's root, once per backend:
 
     OMP_NUM_THREADS=1 KERAS_BACKEND=jax taskset -c 0 \\
         python -m benchmarks.cost.many_values
@@ -31,6 +33,8 @@ CASES: dict[str, str] = {
     "one_trains": "`set_trainable` of one value",
     "half_trains": "`set_trainable` of every other value",
     "half_trains_alpha": "the same, with an alpha",
+    "all_differ": "ids, 32 values in both batches",
+    "two_occur": "ids, 2 values in both batches",
 }
 METHOD = (
     "CPU time of one call with many values over that with few, both models in one "
@@ -38,7 +42,7 @@ METHOD = (
     "order; medians of the rounds' ratios, with their quartiles. `step` is "
     "`train_on_batch` under LazyAdam, `predict` is `predict_on_batch`."
 )
-CALLS = 20
+CALLS = 5
 
 
 def adapted(
@@ -65,6 +69,10 @@ def adapted(
     model.compile(keras_flix.LazyAdam(1e-3), "mse")
     random = np.random.default_rng(0)
     ids = random.integers(0, count, batch).astype("int32")
+    if case == "all_differ":
+        ids = random.permutation(count)[:batch].astype("int32")
+    elif case == "two_occur":
+        ids = np.where(np.arange(batch) % 2, 0, count - 1).astype("int32")
     inputs = {"x": random.normal(size=(batch, length, width)).astype("float32")}
     inputs["user"] = ids if case != "strings" else [users[i] for i in ids]
     return model, inputs, np.zeros((batch, length, width), "float32")
@@ -86,6 +94,8 @@ def timed(
 
 def measure(case: str, counts: list[int], rounds: int, sizes: dict[str, int]) -> Any:
     """Ratios and milliseconds of one case."""
+    if case == "all_differ":
+        counts = [max(counts[0], 2 * sizes["batch"]), counts[1]]
     calls: dict[str, dict[str, Callable[[], Any]]] = {"step": {}, "predict": {}}
     for count in counts:
         model, inputs, y = adapted(count, case, **sizes)
@@ -93,7 +103,7 @@ def measure(case: str, counts: list[int], rounds: int, sizes: dict[str, int]) ->
             x, y
         )
         calls["predict"][str(count)] = lambda m=model, x=inputs: m.predict_on_batch(x)
-    result: dict[str, Any] = {"what": CASES[case]}
+    result: dict[str, Any] = {"what": CASES[case], "counts": counts}
     few, many = map(str, counts)
     for name, by_count in calls.items():
         for call in by_count.values():
@@ -120,7 +130,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--length", type=int, default=16)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=41)
     parser.add_argument("--label", help="part of the result file's name")
     parser.add_argument("--output", type=pathlib.Path, help="result file")
     options = parser.parse_args()

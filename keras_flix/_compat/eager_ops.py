@@ -58,27 +58,56 @@ if keras.config.backend() == "torch":
         size: int,
         known: Sequence[Tensor | None] = (),
     ) -> Tensor:
-        found = [
-            (torch.index_select(one, 0, at) if there is None else there).view(-1, size)
-            for one, at, there in itertools.zip_longest(tables, rows, known)
-        ]
-        return torch.cat(found)
+        lengths = [len(at) for at in rows]
+        together = tables[0].new_empty(sum(lengths), size)
+        parts = together.split(lengths)
+        for one, at, part, there in itertools.zip_longest(tables, rows, parts, known):
+            if there is None:
+                torch.index_select(one.view(-1, size), 0, at, out=part)
+            else:
+                part.copy_(there.view(-1, size))
+        return together
 
     def write_rows_together(
         tables: Sequence[Tensor], rows: Sequence[Tensor], values: Tensor
     ) -> None:
         parts = values.split([len(at) for at in rows])
+        size = values.shape[1]
+        # CPUs copy number by number: of as many bytes as go at once.
+        wide, at_once = torch.complex128, 16 // values.itemsize
+        is_wide = values.device.type == "cpu" and size % at_once == 0
         for table, at, value in zip(tables, rows, parts):
-            table.index_copy_(0, at, value.view(-1, *table.shape[1:]))
+            flat = table.view(-1, size)
+            if is_wide and table.storage_offset() % at_once == 0:
+                flat, value = flat.view(wide), value.view(wide)
+            flat.index_copy_(0, at, value)
 
     def known_to_be_all(x: Tensor) -> bool:
         # An accelerator would have to be waited for.
         return x.device.type == "cpu" and bool(x.all())
 
-    def known_to_differ(parts: Sequence[Tensor]) -> bool:
-        return all(
-            x.device.type == "cpu" and len(set(x.tolist())) == len(x) for x in parts
-        )
+    def distinct(rows: Tensor) -> tuple[Tensor, Tensor] | None:
+        if rows.device.type != "cpu":
+            return None
+        first: dict[int, int] = {}
+        places = [first.setdefault(row, len(first)) for row in rows.tolist()]
+        once = rows if len(first) == len(rows) else torch.tensor(list(first))
+        return once, torch.tensor(places)
+
+    def without_zeros(
+        rows: Sequence[Tensor], values: Tensor
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        active = any_nonzero(values)
+        if known_to_be_all(active) or values.device.type != "cpu":
+            return list(rows), values, active
+        keep = active.reshape(-1)
+        parts = keep.split([len(at) for at in rows])
+        kept = [at[part] for at, part in zip(rows, parts)]
+        return kept, values[keep], active[keep]
+
+    def sums(values: Tensor, places: Tensor, count: Any) -> Tensor:
+        # Keras' operation would cost more than the sum does.
+        return values.new_zeros(count, values.shape[1]).index_add_(0, places, values)
 
     def no_gradient() -> Any:
         return torch.no_grad()
@@ -131,9 +160,25 @@ else:
         """Whether all are true, where that is known at no cost."""
         return False
 
-    def known_to_differ(parts: Sequence[Tensor]) -> bool:
-        """Whether the numbers in each differ, where that is known at no cost."""
-        return False
+    def distinct(rows: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Rows, each once, and where each stands there, if that costs nothing."""
+        return None
+
+    def without_zeros(
+        rows: Sequence[Tensor], values: Tensor
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Rows of several tables, less those whose values are all zero.
+
+        As far as that costs nothing to know.
+
+        Returns:
+            Rows; values, one table after the other; which of them are not zero.
+        """
+        return list(rows), values, any_nonzero(values)
+
+    def sums(values: Tensor, places: Tensor, count: Any) -> Tensor:
+        """The sum of all rows of a matrix that have the same place."""
+        return ops.segment_sum(values, places, num_segments=count)
 
     def take(values: np.ndarray, rows: Tensor) -> Tensor:
         """Rows of what is known ahead."""

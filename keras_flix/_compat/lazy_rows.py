@@ -221,9 +221,8 @@ class LazyRows(Mixin):
         for given, variable in zip(grads, variables):
             index = self._get_variable_index(variable)
             table = self._trainable_variables[index]
-            key, gradient = None, None
-            if given is not None and getattr(table, "has_rows_of_values", False):
-                key, gradient = _alike(given, table)
+            has_rows = given is not None and getattr(table, "has_rows_of_values", False)
+            key, gradient = _alike(given, table) if has_rows else (None, None)
             if key is None:
                 left.append((given, variable))
                 continue
@@ -240,10 +239,8 @@ class LazyRows(Mixin):
                     part.own.decayed(self, variable, rate)
             with eager_ops.no_gradient():
                 parts = [part for part, *_ in group]
-                if isinstance(parts[0].gradient, RowGradient):
-                    self._update_rows(parts, rate)
-                else:
-                    self._update_whole(parts, rate)
+                by_rows = isinstance(parts[0].gradient, RowGradient)
+                (self._update_rows if by_rows else self._update_whole)(parts, rate)
         return [g for g, _ in left], [v for _, v in left]
 
     def _update_whole(self, parts: Sequence[_Part], rate: Tensor) -> None:
@@ -266,12 +263,14 @@ class LazyRows(Mixin):
 
     def _update_rows(self, parts: Sequence[_Part], rate: Tensor) -> None:
         """Updates rows of tables, all of as many numbers in a row."""
-        rows = [one.gradient.rows for one in parts]
-        gradient = summed_together([one.gradient for one in parts])
+        summed = summed_together([one.gradient for one in parts])
+        rows, gradient, active = eager_ops.without_zeros(*summed)
+        if gradient.shape[0] == 0:
+            return
         # Keras' `value` costs more than the look-up of a row.
         lists = [[v.value for v in held] for held in zip(*(p.changed for p in parts))]
         # What the forward pass looked up is not looked up again.
-        known = [p.gradient.found_in(value) for p, value in zip(parts, lists[0])]
+        known = [p.gradient.found_in(*one) for p, *one in zip(parts, lists[0], rows)]
         old = [
             eager_ops.rows_together(held, rows, gradient.shape[1], () if i else known)
             for i, held in enumerate(lists)
@@ -281,8 +280,8 @@ class LazyRows(Mixin):
             own = [(one.own or Rate()).of_rows(at) for one, at in zip(parts, rows)]
             factors = eager_ops.concatenate(own, 0)
         own_rate = ops.cast(rate, gradient.dtype)
-        steps = steps_at(parts) if self._steps else None
-        new = self._where_active(gradient, own_rate, old, factors, steps)
+        steps = steps_at([p.steps for p in parts], rows) if self._steps else None
+        new = self._where_active(gradient, own_rate, old, factors, steps, active)
         for held, together in zip(lists, new):
             eager_ops.write_rows_together(held, rows, together)
 
@@ -321,13 +320,14 @@ class LazyRows(Mixin):
         old: Sequence[Any],
         factors: float | Tensor = 1.0,
         steps: Steps | None = None,
+        active: Tensor | None = None,
     ) -> list[Tensor]:
         """New rows; the old ones where the gradient is zero, or the rate's factor."""
         if keras.config.backend() == "torch":
             old = [getattr(one, "value", one) for one in old]
         else:
             old = [ops.convert_to_tensor(one) for one in old]
-        active = eager_ops.any_nonzero(gradient)
+        active = eager_ops.any_nonzero(gradient) if active is None else active
         step: Tensor = self.iterations + 1
         if steps is not None:
             step, allowed = steps.shaped(gradient)

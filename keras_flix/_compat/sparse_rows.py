@@ -38,9 +38,9 @@ class RowGradient:
     at_first: bool = False
     read: tuple[Tensor, int, Tensor] | None = None
 
-    def found_in(self, value: Tensor) -> Tensor | None:
-        """The rows of a variable's value, if it is as it was when they were read."""
-        if self.read is None:
+    def found_in(self, value: Tensor, rows: Tensor) -> Tensor | None:
+        """Rows of a variable's value, if they are these, and it is as it was then."""
+        if self.read is None or len(rows) != len(self.rows):
             return None
         held, version, found = self.read
         # PyTorch counts every change, whoever makes it.
@@ -60,54 +60,59 @@ class RowGradient:
 
     def summed(self) -> RowGradient:
         """The same with the sum wherever a row comes several times."""
-        first = _first_among_themselves(self.rows)
         if self.at_first:
+            first = first_place(self.rows, self.rows)[0]
             return RowGradient(self.rows, ops.take(self.values, first, axis=0))
-        return RowGradient(self.rows, _sums(self.values, first))
-
-    def held_at(self) -> Any:
-        """What is the same for gradients of the same rows, while all of them exist."""
-        if keras.config.backend() == "torch":
-            return self.rows.data_ptr(), len(self.rows), self.rows.stride()
-        return id(self.rows)
+        (rows,), values = summed_together([self])
+        return RowGradient(
+            rows, eager_ops.reshape(values, (-1, *self.values.shape[1:]))
+        )
 
 
-def _sums(values: Tensor, first: Tensor) -> Tensor:
-    """The sum of all entries that stand first at the same place, for each of them."""
+def held_at(rows: Tensor) -> Any:
+    """What is the same for tensors of the same rows, while all of them exist."""
     if keras.config.backend() == "torch":
-        # Each operation of Keras would cost more than the sum does.
-        sums = values.new_zeros(values.shape)
-        sums.index_add_(0, first, values)
-        return sums[first]
-    sums = ops.segment_sum(values, first, num_segments=ops.shape(values)[0])
-    if keras.config.backend() == "tensorflow":
-        # `ops.take` looks for negative places, too.
-        return tf.gather(sums, first)
-    return ops.take(sums, first, axis=0)
+        return rows.data_ptr(), len(rows), rows.stride()
+    return id(rows)
 
 
-def summed_together(gradients: Sequence[RowGradient]) -> Tensor:
-    """The values of `summed` of several, each row flat, one after the other.
+def summed_together(gradients: Sequence[RowGradient]) -> tuple[list[Tensor], Tensor]:
+    """Several gradients, each with the sum wherever a row comes several times.
 
     Their rows have as many numbers in all of them.
+
+    Returns:
+        The rows of each: once, where that is known at no cost; else as often as they
+        come. And the values of all, each row flat, one after the other.
     """
-    flat = [
-        eager_ops.reshape(one.values, (-1, math.prod(one.values.shape[1:])))
-        for one in gradients
-    ]
-    if eager_ops.known_to_differ(
-        list({g.held_at(): g.rows for g in gradients}.values())
-    ):
-        return eager_ops.concatenate(flat, 0)
-    first: dict[Any, Tensor] = {}
-    places, start = [], 0
-    for one in gradients:
-        key = one.held_at()
-        if key not in first:
-            first[key] = _first_among_themselves(one.rows)
-        places.append(first[key] + start)
-        start = start + ops.shape(one.rows)[0]
-    return _sums(eager_ops.concatenate(flat, 0), eager_ops.concatenate(places, 0))
+    flat = eager_ops.concatenate(
+        [
+            eager_ops.reshape(one.values, (-1, math.prod(one.values.shape[1:])))
+            for one in gradients
+        ],
+        0,
+    )
+    held = [held_at(one.rows) for one in gradients]
+    by_key = {key: one.rows for key, one in zip(held, gradients)}
+    known = {key: eager_ops.distinct(rows) for key, rows in by_key.items()}
+    distinct = {key: one for key, one in known.items() if one is not None}
+    once = len(distinct) == len(by_key)
+    if not once:
+        distinct = {k: (rows, first_place(rows, rows)[0]) for k, rows in by_key.items()}
+    rows = [distinct[key][0] for key in held]
+    if once and sum(map(len, rows)) == len(flat):
+        return rows, flat
+    places, count = [], 0
+    for key in held:
+        own, place = distinct[key]
+        places.append(place + count)
+        count = count + ops.shape(own)[0]
+    at = eager_ops.concatenate(places, 0)
+    sums = eager_ops.sums(flat, at, count)
+    if keras.config.backend() == "tensorflow":
+        # How many rows there are is known as the graph runs.
+        return rows, tf.gather(sums, at)
+    return rows, sums if once else take_rows(sums, at)
 
 
 def first_place(rows: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,13 +130,6 @@ def first_place(rows: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
         return same.int().argmax(1), same.any(1)
     same = ops.equal(rows[:, None], among[None])
     return ops.argmax(ops.cast(same, "int32"), axis=1), ops.any(same, axis=1)
-
-
-def _first_among_themselves(rows: Tensor) -> Tensor:
-    """Where each row stands first: `first_place`, less what is known."""
-    if keras.config.backend() == "torch":
-        return (rows[:, None] == rows).byte().argmax(1)
-    return first_place(rows, rows)[0]
 
 
 def take_rows(table: Tensor, rows: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from keras.src.utils.module_utils import tensorflow as tf
 from keras_flix._compat import eager_ops
 from keras_flix._compat.learning_rates import Rate
 from keras_flix._compat.optimizer_state import COUNTS
-from keras_flix._compat.sparse_rows import RowGradient
+from keras_flix._compat.sparse_rows import RowGradient, held_at
 
 Tensor = Any
 
@@ -60,19 +60,20 @@ class Steps(NamedTuple):
         return Steps(*(eager_ops.concatenate(one, 0) for one in zip(*known)))
 
 
-def steps_at(parts: Sequence[Any]) -> Steps | None:
-    """The steps of the rows of tables, one after the other.
+def steps_at(steps: Sequence[Any], rows: Sequence[Tensor]) -> Steps | None:
+    """The steps of rows of tables, one after the other.
 
     Args:
-        parts: Tables, with the `steps` of all their rows and the `gradient` of some.
+        steps: Those of all rows of each table.
+        rows: Which ones.
     """
     found: dict[Any, Steps] = {}
     keys = []
-    for one in parts:
+    for one, at in zip(steps, rows):
         # The same of all tables of a feature, in most models.
-        keys.append((id(one.steps), one.gradient.held_at()))
+        keys.append((id(one), held_at(at)))
         if keys[-1] not in found:
-            found[keys[-1]] = one.steps.at(one.gradient.rows)
+            found[keys[-1]] = one.at(at)
     return Steps.joined([found[key] for key in keys])
 
 

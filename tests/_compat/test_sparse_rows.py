@@ -3,10 +3,12 @@
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 import keras_flix
 from keras_flix._compat.sparse_rows import (
     RowGradient,
+    summed_together,
     take_apart,
     take_rows,
     take_with_row_gradient,
@@ -138,7 +140,43 @@ def test_what_was_read_is_known_until_it_changes():
     one = take_apart(variable, torch.tensor(ROWS))
     one.found.sum().backward()
     gradient = with_rows(None, [one], (4, 2))
-    assert torch.equal(gradient.found_in(variable.value), torch.ones(3, 1, 8))
-    assert gradient.found_in(table().value) is None
+    value, rows = variable.value, gradient.rows
+    assert torch.equal(gradient.found_in(value, rows), torch.ones(3, 1, 8))
+    assert gradient.found_in(table().value, rows) is None
+    # Those of a summed gradient are fewer.
+    assert gradient.found_in(value, rows[:2]) is None
     variable.assign(2 * np.ones((3, 4, 2)))
-    assert gradient.found_in(variable.value) is None
+    assert gradient.found_in(value, rows) is None
+
+
+@pytest.mark.parametrize("repeated", ["none", "one", "both"])
+def test_rows_of_several_gradients_are_summed(repeated):
+    """Exactly, in the order of the batch; on PyTorch's CPU each row is there once."""
+    batches = [[5, 0, 7], [2, 9, 1, 4]]
+    if repeated != "none":
+        batches[0] = [5, 0, 5]
+    if repeated == "both":
+        batches[1] = [2, 4, 4, 4]
+    generator = np.random.default_rng(0)
+    values = [generator.normal(size=(len(b), 2, 3)).astype("float32") for b in batches]
+    # The last is of the same rows as the first, and of another table.
+    values.append(generator.normal(size=(3, 3, 2)).astype("float32"))
+    tensors = [ops.convert_to_tensor(b, "int64") for b in batches]
+    gradients = [
+        RowGradient(rows, ops.convert_to_tensor(one))
+        for rows, one in zip([*tensors, tensors[0]], values)
+    ]
+    rows, sums = summed_together(gradients)
+    start = 0
+    for batch, given, found in zip([*batches, batches[0]], values, rows):
+        at = found.tolist() if keras.config.backend() == "torch" else np.array(found)
+        if keras.config.backend() == "torch":
+            assert at == list(dict.fromkeys(batch))
+        for place, row in enumerate(at):
+            expected = np.zeros(6, "float32")
+            for one, value in zip(batch, given):
+                expected += value.reshape(-1) * (one == row)
+            own = ops.convert_to_numpy(sums[start + place])
+            np.testing.assert_array_equal(own, expected)
+        start += len(at)
+    assert start == len(sums)

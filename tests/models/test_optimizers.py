@@ -142,7 +142,8 @@ def test_rows_and_dense_gradients_give_the_same(pair, written):
     batches = BATCHES if adam else WEIGHTED
     by_rows = train(make_model(), pair()[0], batches)
     count = len(written)
-    assert count and {shape[0] for shape in written} <= {4, 8, None}
+    # Of 40 values; on PyTorch's CPU, no more than there are different ones.
+    assert count and all(shape[0] in (None, *range(9)) for shape in written)
     dense = train(make_model(), pair(clipvalue=1e9)[0], batches)
     assert len(written) == count
     assert_equal(state(by_rows), state(dense))
@@ -195,7 +196,8 @@ def test_rows_of_tables_together_are_updated_as_each_alone(rated, written, monke
     rtol = 1e-6 if rated and keras.config.backend() == "tensorflow" else 0
     for one, other in zip(together, trained(), strict=True):
         np.testing.assert_allclose(one, other, rtol=rtol, atol=0.1 * rtol)
-    assert len(written) == 2 * count > 0
+    # Together, tables without a gradient are passed over on PyTorch.
+    assert len(written) >= 2 * count > 0
     assert not sizes
 
 

@@ -1,8 +1,12 @@
 """What the host does for a batch does not grow with values that are not in it."""
 
+import collections
+import gc
+import sys
 import time
 
 import keras
+import numpy as np
 import pytest
 
 import keras_flix
@@ -38,6 +42,67 @@ def test_a_step_and_a_prediction_cost_the_same_with_many_values(case):
         found = seconds(calls)
         # Far below what it was, far above what a busy machine makes of 1.
         assert found[20_000] < 2 * found[2], found
+
+
+def python_calls(call):
+    """The functions that a call calls, of Python and of C, and how often."""
+    count = collections.Counter()
+
+    def profile(frame, event, argument):
+        if event == "call":
+            count[frame.f_code.co_qualname] += 1
+        elif event == "c_call":
+            count[argument.__qualname__] += 1
+
+    gc.disable()
+    sys.setprofile(profile)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+        gc.enable()
+    return count
+
+
+def tensors_made(call):
+    """PyTorch's operations, each with the largest tensor that it makes."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    made = collections.Counter()
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            returns = function._schema.returns
+            new = any(one.alias_info is None for one in returns)
+            made[function.__name__, getattr(found, "numel", int)() if new else 0] += 1
+            return found
+
+    with Watched():
+        call()
+    return made
+
+
+@pytest.mark.parametrize("case", many_values.CASES)
+def test_a_step_and_a_prediction_do_the_same_with_many_values(case):
+    """Function by function and tensor by tensor: what a clock tells only roughly."""
+    done = {}
+    for count in (64, 16_000):
+        model, x, y = many_values.adapted(count, case, **SIZES)
+        if case == "strings":
+            x["user"] = [f"user_{i:06d}" for i in range(8)]
+        elif case != "two_occur":
+            x["user"] = np.arange(8, dtype="int32")
+        calls = (
+            lambda m=model, x=x, y=y: m.train_on_batch(x, y),
+            lambda m=model, x=x: m.predict_on_batch(x),
+        )
+        for call in 3 * calls:
+            call()
+        done[count] = [(python_calls(one), tensors_made(one)) for one in calls]
+    assert done[16_000] == done[64]
+    step, _ = done[64]
+    assert len(step[0]) > 100 and len(step[1]) > 20
 
 
 def test_lazy_adam_is_not_slower_than_adam_with_many_small_tables():
