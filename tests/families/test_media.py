@@ -1,4 +1,4 @@
-"""Models that read images or sound beside features: Gemma 3, and Gemma 4 and its kin."""
+"""Models that read images or sound beside features: Gemma 3, Gemma 4 and its kin."""
 
 import keras
 import keras_hub
