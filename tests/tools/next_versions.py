@@ -30,8 +30,8 @@ NEW = {
     ),
     "jax": ("tests/_compat", "tests/models", "-k", "processes or devices"),
 }
-"""Tests of what is new or another one there, slow ones too: backbones, quantization, and
-`keras.distribution`, which PyTorch carries out and JAX without `tf.data`."""
+"""Tests of what is new or made anew there, slow ones too: backbones, quantized bases,
+and `keras.distribution`."""
 KNOWN = Path(__file__).with_suffix(".toml")
 NOTHING_FAILED = 0
 
