@@ -78,10 +78,10 @@ def add_table(
 
 
 def kernel_shape(layer: keras.layers.Layer) -> tuple[int, ...]:
-    """Logical shape of a kernel; below 8 bits it is stored packed and flat."""
+    """Logical shape of a kernel; below 8 bits it is stored packed, or flat."""
     if isinstance(layer, keras.layers.Embedding):
         return layer.input_dim, layer.output_dim
-    if layer.quantization_mode not in ("int4", "gptq", "awq"):
+    if layer.quantization_mode in (None, "int8", "float8"):
         return tuple(layer._kernel.shape)
     input_shape = layer._build_shapes_dict["input_shape"]
     if isinstance(layer, keras.layers.Dense):

@@ -11,8 +11,10 @@ from keras import ops
 from keras_flix import _compat
 from keras_flix.features.tensor_ids import Tensor
 
-QUANTIZATION_MODES = ("int8", "int4", "gptq", "awq")
-"""Those whose kernels are constants, past which gradients flow to the inputs."""
+QUANTIZATION_MODES = ("int8", "int4", "ternary", "gptq", "awq")
+"""Those whose kernels are constants, past which gradients flow to the inputs.
+
+Keras has `"ternary"`, of `Dense` alone, from 3.16 on."""
 
 
 class QuantizedCall(_compat.Mixin):

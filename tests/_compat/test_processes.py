@@ -112,6 +112,13 @@ def test_data_parallel_trains_lazily_as_one_process(folder, found, alone):
     assert_same_file(folder / "lazy.flix.safetensors", model, exactly=False)
 
 
+@pytest.mark.skipif(ON_JAX, reason="There, it is to be adapted in the same scope.")
+def test_a_whole_model_trains_under_model_parallel_as_one_process(found, alone):
+    losses = alone.train_dense(alone.make_dense(keras.optimizers.SGD(0.1)))
+    for one in found:
+        np.testing.assert_allclose(one["whole"], losses, rtol=1e-5)
+
+
 @pytest.mark.skipif(ON_JAX, reason="JAX carries a `ModelParallel` out.")
 def test_model_parallel_is_refused(found):
     message = (

@@ -79,8 +79,12 @@ def tasks(name: str) -> dict[str, Callable[[Any], keras.Model]]:
 
 def embedder(name: str) -> dict[str, Callable[[Any], keras.Model]]:
     """One vector per text, of a `{name}Backbone`."""
-    cls = getattr(keras_hub.models, f"{name}TextEmbedder")
-    return {"text_embedder": lambda backbone: cls(backbone, preprocessor=None)}
+
+    def text_embedder(backbone: Any) -> keras.Model:
+        cls = getattr(keras_hub.models, f"{name}TextEmbedder")
+        return cls(backbone, preprocessor=None)
+
+    return {"text_embedder": text_embedder}
 
 
 def esm_tasks() -> dict[str, Callable[[Any], keras.Model]]:
@@ -218,13 +222,14 @@ FAMILIES = [
             embedding_dim=12,
             sliding_window_size=3,
             sliding_window_pattern=2,
+            hidden_size_per_layer_input=4,
         ),
         texts,
+        embedder("EmbeddingGemma2"),
         default=ATTENTION,
-        refused={
-            name: "which the model never calls"
-            for name in ("all-linear", "ffw_gating", "ffw_gating_2", "ffw_linear")
-        },
+        all_linear=frozenset({"ffw_gating", "ffw_gating_2", "ffw_linear"})
+        | {"per_layer_input_gate", "per_layer_up_proj", "per_layer_model_projection"}
+        | {"embedding_projection"},
     ),
 ]
 FAMILIES = [family for family in FAMILIES if has_backbone(family.name)]

@@ -43,38 +43,60 @@ def gemma3(**sizes: Any) -> keras.Model:
     )
 
 
+def gemma4_encoders(sound: bool = True) -> dict[str, Any]:
+    """What reads images as those of `gemma3`, and sound of two tokens."""
+    keras.utils.set_random_seed(0)
+    vision = keras_hub.models.Gemma4VisionEncoder(
+        image_size=16,
+        patch_size=4,
+        pool_size=2,
+        num_layers=1,
+        num_heads=2,
+        head_dim=4,
+        num_key_value_heads=2,
+        hidden_dim=8,
+        intermediate_dim=12,
+        output_dim=16,
+    )
+    if not sound:
+        return {"vision_encoder": vision}
+    audio = keras_hub.models.Gemma4AudioEncoder(
+        input_feat_size=8,
+        hidden_size=8,
+        num_heads=2,
+        num_layers=1,
+        chunk_size=2,
+        context_left=3,
+        context_right=0,
+        conv_kernel_size=3,
+        sscp_conv_channels=(4, 2),
+        output_proj_dims=8,
+        output_dim=16,
+    )
+    return {"vision_encoder": vision, "audio_encoder": audio}
+
+
 def gemma4(media: bool = True) -> keras.Model:
-    """Images as those of `gemma3`, and sound of two tokens; or neither."""
+    """Of images and sound, or of neither."""
     keras.utils.set_random_seed(0)
     encoders: dict[str, Any] = {}
     if media:
-        encoders["vision_encoder"] = keras_hub.models.Gemma4VisionEncoder(
-            image_size=16,
-            patch_size=4,
-            pool_size=2,
-            num_layers=1,
-            num_heads=2,
-            head_dim=4,
-            num_key_value_heads=2,
-            hidden_dim=8,
-            intermediate_dim=12,
-            output_dim=16,
-        )
-        encoders["audio_encoder"] = keras_hub.models.Gemma4AudioEncoder(
-            input_feat_size=8,
-            hidden_size=8,
-            num_heads=2,
-            num_layers=1,
-            chunk_size=2,
-            context_left=3,
-            context_right=0,
-            conv_kernel_size=3,
-            sscp_conv_channels=(4, 2),
-            output_proj_dims=8,
-            output_dim=16,
-        )
-        encoders["num_audio_tokens_per_clip"] = AUDIO_TOKENS
+        encoders = {**gemma4_encoders(), "num_audio_tokens_per_clip": AUDIO_TOKENS}
     return keras_hub.models.Gemma4Backbone(**SIZES, **encoders, layer_types=KINDS)
+
+
+def embedding_gemma2() -> keras.Model:
+    """An embedder of texts with images and sound, which KerasHub has from 0.33 on."""
+    return keras_hub.models.EmbeddingGemma2Backbone(
+        **SIZES, **gemma4_encoders(), layer_types=KINDS, embedding_dim=12
+    )
+
+
+def diffusion_gemma() -> keras.Model:
+    """It denoises texts with images, and KerasHub has it from 0.33 on."""
+    return keras_hub.models.DiffusionGemmaBackbone(
+        **SIZES, **gemma4_encoders(sound=False), layer_types=KINDS
+    )
 
 
 def texts(size: int) -> dict[str, np.ndarray]:
@@ -123,3 +145,18 @@ def gemma4_inputs(size: int) -> dict[str, np.ndarray]:
         "audio_mel": generator.normal(size=(size, 1, 8, 8)).astype("float32"),
         "audio_mel_mask": np.ones((size, 1, 8), "int32"),
     }
+
+
+def embedding_gemma2_inputs(size: int) -> dict[str, np.ndarray]:
+    """As Gemma 4's, but for what nothing is masked by."""
+    own = gemma4_inputs(size)
+    for name in ("position_ids", "vision_mask", "audio_mask"):
+        del own[name]
+    return own
+
+
+def diffusion_gemma_inputs(size: int) -> dict[str, np.ndarray]:
+    """As Gemma 4's, without sound."""
+    own = gemma4_inputs(size)
+    names = ("token_ids", "padding_mask", "position_ids", "vision_indices")
+    return {k: v for k, v in own.items() if k in names or k.startswith("pixel_")}

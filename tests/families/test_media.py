@@ -1,11 +1,11 @@
-"""Gemma 3 with images, and Gemma 4 with images and sound, beside features."""
+"""Models that read images or sound beside features: Gemma 3, Gemma 4 and its kin."""
 
 import keras
 import keras_hub
 import numpy as np
 import pytest
 from families import media
-from families.family import Family
+from families.family import Family, has_backbone
 from families.test_families import FEATURES, IDS, Adapted, check_mixed_batch
 from helpers.gemma import randomize, to_numpy, train_tokenizer
 from keras_hub.models import Gemma3CausalLM, Gemma4CausalLM
@@ -17,10 +17,21 @@ pytestmark = [pytest.mark.short("torch"), pytest.mark.slow]
 
 GEMMA3 = Family("Gemma3", media.gemma3, lambda size: media.gemma3_inputs(size, 2))
 GEMMA4 = Family("Gemma4", media.gemma4, media.gemma4_inputs)
+EMBEDDING_GEMMA2 = Family(
+    "EmbeddingGemma2", media.embedding_gemma2, media.embedding_gemma2_inputs
+)
+DIFFUSION_GEMMA = Family(
+    "DiffusionGemma", media.diffusion_gemma, media.diffusion_gemma_inputs
+)
 TASKS = {"Gemma3": Gemma3CausalLM, "Gemma4": Gemma4CausalLM}
 ENCODERS = {
     "Gemma3": ["query_proj", "value_proj"],
     "Gemma4": ["conformer_0_attention_attn_v_proj_dense", "vision_input_projection"],
+    "EmbeddingGemma2": [
+        "conformer_0_attention_attn_v_proj_dense",
+        "vision_input_projection",
+    ],
+    "DiffusionGemma": ["vision_input_projection"],
 }
 """Of what reads images and sound, next to the decoder's."""
 
@@ -31,9 +42,17 @@ def support(family, what):
 
 
 BOTH = [support(GEMMA3, "images"), support(GEMMA4, "images and sound")]
+NEXT = [
+    support(family, what)
+    for family, what in (
+        (EMBEDDING_GEMMA2, "images and sound"),
+        (DIFFUSION_GEMMA, "images"),
+    )
+    if has_backbone(family.name)
+]
 
 
-@pytest.mark.parametrize("family", BOTH)
+@pytest.mark.parametrize("family", [*BOTH, *NEXT])
 @pytest.mark.parametrize("where", ["all-linear", "encoders"])
 def test_mixed_batch_equals_single_examples_and_merged_models(family, where):
     names = [*ENCODERS[family.name], "query"]

@@ -17,6 +17,10 @@ if hasattr(keras.quantizers, "AWQConfig"):
     per_channel = keras.quantizers.Int4QuantizationConfig(block_size=-1)
     MODES["int4_per_channel"] = {"config": per_channel}
     CALIBRATED["awq"] = keras.quantizers.AWQConfig
+# From Keras 3.16 on. Of a Gemma, it quantizes half: not the kernels of einsums.
+TERNARY = {}
+if hasattr(keras.quantizers, "TernaryQuantizationConfig"):
+    TERNARY = {"ternary": {"mode": "ternary"}}
 X = {
     "token_ids": np.arange(20).reshape(4, 5).astype("int32"),
     "padding_mask": np.array([[1] * 5, [1] * 3 + [0] * 2] * 2, "int32"),
@@ -44,7 +48,7 @@ def quantized(mode):
         )
         model.quantize(mode, config=config)
     else:
-        model.quantize(**MODES[mode], filters=no_embeddings)
+        model.quantize(**{**MODES, **TERNARY}[mode], filters=no_embeddings)
     return model
 
 
@@ -57,7 +61,9 @@ def mark(mode):
     return pytest.param(mode, marks=[*marks, pytest.mark.slow])
 
 
-ALL_MODES = pytest.mark.parametrize("mode", [mark(m) for m in (*MODES, *CALIBRATED)])
+ALL_MODES = pytest.mark.parametrize(
+    "mode", [mark(m) for m in (*MODES, *TERNARY, *CALIBRATED)]
+)
 
 
 def weights(model):
@@ -101,7 +107,7 @@ def test_a_quantized_base(mode):
 
 
 @pytest.mark.pairs
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [*MODES, *TERNARY])
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_the_update_is_added_in_floating_point_before_the_activation(mode, activation):
     rng = np.random.default_rng(0)
@@ -110,7 +116,7 @@ def test_the_update_is_added_in_floating_point_before_the_activation(mode, activ
     layer = keras.layers.Dense(6, activation=activation, name="layer")
     model = keras.Model({"x": inputs}, layer(inputs))
     layer.bias.assign(rng.normal(size=6))
-    model.quantize(**MODES[mode])
+    model.quantize(**{**MODES, **TERNARY}[mode])
     layer.activation, own = None, layer.activation
     linear = to_numpy(layer(x))
     layer.activation = own

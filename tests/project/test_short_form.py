@@ -1,5 +1,6 @@
 """The short form of the tests keeps every pair, and every backend's share of them."""
 
+import importlib
 import itertools
 import re
 from types import SimpleNamespace
@@ -174,6 +175,15 @@ def test_a_named_file_is_run_whole():
     assert not short_form.names_files([folder])
     assert short_form.names_files([folder, file])
     assert short_form.names_files([f"{file}::test_a"])
+
+
+def test_core_tests_of_other_versions_are_shared_out_by_backend(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests" / "tools")
+    tool = importlib.import_module("next_versions")
+    monkeypatch.chdir(ROOT)
+    new = [chosen[: chosen.index("-k")] for chosen in tool.NEW.values()]
+    for folders in (tool.core_tests.CORE, *new):
+        assert folders and not short_form.names_files(folders)
 
 
 @pytest.mark.parametrize("place", [*short_form.NO_BACKEND, *short_form.SHARED])

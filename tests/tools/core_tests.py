@@ -15,12 +15,18 @@ import built_wheel
 
 ROOT = Path(__file__).parents[2]
 CORE = (
-    "tests/layers",
+    "tests/_compat",
+    "tests/callbacks",
     "tests/features",
+    "tests/files",
+    "tests/layers",
     "tests/models",
-    "tests/files/test_saving.py",
 )
-"""What depends on how Keras and KerasHub work inside."""
+"""What depends on how Keras and KerasHub work inside.
+
+Folders, not files: so PyTorch runs all of their tests, and JAX and TensorFlow share out
+those that ask for no backend (`short_form.py`).
+"""
 CHOSEN = "not slow and not guide"
 NEEDED = (
     "grain",

@@ -19,14 +19,19 @@ import known_failures
 NEXT = {"keras": "keras-nightly", "keras-hub": "keras-hub-nightly"}
 BACKENDS = ("torch", "jax", "tensorflow")
 NEEDED = ("jax", "tensorflow", "tensorflow-text")
-NEW = (
-    "tests/families",
-    "tests/_compat",
-    "-k",
-    "DiffusionGemma or EmbeddingGemma2 or ModernBert or every_backbone"
-    " or blocks_of_text or processes",
-)
-"""Tests of what only the next ones have, slow ones too: on PyTorch."""
+NEW = {
+    "torch": (
+        "tests/families",
+        "tests/_compat",
+        "tests/layers",
+        "-k",
+        "DiffusionGemma or EmbeddingGemma2 or ModernBert or every_backbone"
+        " or blocks_of_text or processes or quantized",
+    ),
+    "jax": ("tests/_compat", "tests/models", "-k", "processes or devices"),
+}
+"""Tests of what is new or made anew there, slow ones too: backbones, quantized bases,
+and `keras.distribution`."""
 KNOWN = Path(__file__).with_suffix(".toml")
 NOTHING_FAILED = 0
 
@@ -44,8 +49,8 @@ def main() -> int:
         for backend in options.backends:
             print(f"Core tests on {backend} with {shown}", flush=True)
             statuses[backend] = core_tests.run(python, backend, KNOWN)
-            if backend == "torch":
-                new = core_tests.run(python, backend, KNOWN, NEW)
+            if backend in NEW:
+                new = core_tests.run(python, backend, KNOWN, NEW[backend])
                 statuses[backend] = statuses[backend] or new
     failed = [name for name, status in statuses.items() if status != NOTHING_FAILED]
     for name in failed:

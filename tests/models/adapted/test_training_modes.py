@@ -59,9 +59,14 @@ def assert_equal(found, expected, atol=2e-6):
 
 @pytest.mark.support("Paths", "`steps_per_execution`")
 def test_steps_per_execution(expected):
-    if BACKEND == "torch":
+    try:
+        found = tables(fitted(steps_per_execution=2))
+    except ValueError as error:
+        # Until 3.16.
+        if "must be 1 with the PyTorch backend" not in str(error):
+            raise
         pytest.skip("Keras has no `steps_per_execution` on PyTorch, and says so.")
-    assert_equal(tables(fitted(steps_per_execution=2)), expected)
+    assert_equal(found, expected)
 
 
 @pytest.mark.support("Paths", "`run_eagerly`")

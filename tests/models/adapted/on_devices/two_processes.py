@@ -172,6 +172,17 @@ def model_parallel(rank, folder):
     return found
 
 
+def adapted_before_model_parallel(rank):
+    """Losses of a model that is whole in both processes, which share its batches."""
+    model = make_dense(keras.optimizers.SGD(0.1))
+    mesh = keras.distribution.DeviceMesh((2, 1), ("batch", "model"))
+    distribution = keras.distribution.ModelParallel(
+        layout_map=keras.distribution.LayoutMap(mesh), auto_shard_dataset=False
+    )
+    with distribution.scope():
+        return train_dense(model, rank)
+
+
 def refused_model_parallel():
     """What `enable_flix` says of a model in parts, where adapters cannot follow."""
     mesh = keras.distribution.DeviceMesh((1, 2), ("batch", "model"))
@@ -194,6 +205,7 @@ def main(folder, port, rank):
     if on_jax:
         found["model"] = model_parallel(rank, folder)
     else:
+        found["whole"] = adapted_before_model_parallel(rank)
         found["refused"] = refused_model_parallel()
     (folder / f"{rank}.json").write_text(json.dumps(found))
 
