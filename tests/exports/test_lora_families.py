@@ -29,6 +29,9 @@ from helpers.loras import (
 
 import keras_flix
 
+DAILY = ("Gemma", "Llama", "GPT2", "Bert")
+"""Families in the daily loop."""
+
 
 @pytest.mark.parametrize(
     "family, targets",
@@ -36,8 +39,11 @@ import keras_flix
         pytest.param(
             family,
             targets,
-            # One on every backend.
-            marks=() if (family, targets) == ("Gemma", "all-linear") else needs_torch,
+            marks=[
+                # One on every backend.
+                *[needs_torch] * ((family, targets) != ("Gemma", "all-linear")),
+                *[pytest.mark.slow] * (family not in DAILY),
+            ],
         )
         for family in CONFIGS
         for targets in (None, "all-linear")

@@ -46,6 +46,8 @@ GEMMA_3 = {
     "use_post_ffw_norm": True,
     "use_post_attention_norm": True,
 }
+DAILY = ("Gemma", "Llama", "Qwen3")
+"""Families in the daily loop."""
 # As many layers as it takes for one to see all positions.
 SLIDING = {"use_sliding_window_attention": True, "sliding_window_size": 3}
 OPTIONS = {
@@ -105,7 +107,12 @@ def adapt(model, **options):
 @pytest.mark.parametrize(
     "family, head",
     # Alone, that backbone is exported as a model that reads images.
-    [(f, h) for f in OPTIONS for h in (True, False) if h or f != "Qwen3_5"],
+    [
+        pytest.param(f, h, marks=[pytest.mark.slow] * (f not in DAILY))
+        for f in OPTIONS
+        for h in (True, False)
+        if h or f != "Qwen3_5"
+    ],
 )
 def test_transformers_computes_the_same(family, head, tmp_path):
     model = adapt(make(family, head))

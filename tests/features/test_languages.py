@@ -17,6 +17,7 @@ def weights(new="gl", known=KNOWN, **kwargs):
     return keras_flix.language_weights(new, known, **kwargs)
 
 
+@pytest.mark.slow
 def test_distances_are_those_of_glottologs_tree():
     """One test, as loading the tree takes seconds."""
     pytest.importorskip("qq", reason="qwanqwa is not installed (extra `languages`)")

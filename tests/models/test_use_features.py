@@ -274,7 +274,10 @@ def batches(kind, x):
 
 
 @pytest.mark.short("torch")
-@pytest.mark.parametrize("kind", ["tf.data", "generator", "grain"])
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param("tf.data", marks=pytest.mark.slow), "generator", "grain"],
+)
 def test_sources_are_read_with_the_features_of_the_call(kind):
     model, x = mlp(), rows()["x"]
     stated = {"task": "qa", "language": {"en": 0.5, "sw": 0.5}}

@@ -275,6 +275,7 @@ def test_times_and_dates():
     assert dates["1990-01-01"] == "1. tammikuuta 1990"
 
 
+@pytest.mark.slow
 def test_words_of_a_lexicon(monkeypatch, tmp_path):
     for package in ("simplemma", "wordfreq", "pyphen"):
         pytest.importorskip(package, reason="the lexicon is read from it")

@@ -119,7 +119,7 @@ SOURCES = [
 ON_TORCH = pytest.mark.short("torch")
 TASK_SOURCES = [
     as_arrays,
-    pytest.param(as_tf, marks=needs_tf),
+    pytest.param(as_tf, marks=[needs_tf, pytest.mark.slow]),
     # KerasHub's preprocessing makes one data set of all of them.
     *(
         pytest.param(source, marks=[pytest.mark.slow, ON_TORCH])

@@ -169,7 +169,7 @@ def trained(make_gemma, runs, **kwargs):
 
 @pytest.mark.short("torch")
 @pytest.mark.eager
-@pytest.mark.parametrize("grain", [True, False])
+@pytest.mark.parametrize("grain", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_fit_shuffles_lists_anew_in_every_epoch(make_gemma, monkeypatch, grain):
     from keras_hub.src.utils import pipeline_model
 
