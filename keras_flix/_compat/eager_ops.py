@@ -86,19 +86,23 @@ if keras.config.backend() == "torch":
         # An accelerator would have to be waited for.
         return x.device.type == "cpu" and bool(x.all())
 
+    def numbers_are_known(x: Tensor) -> bool:
+        # An accelerator would have to be waited for, a trace would be of these alone.
+        return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
     def distinct(rows: Tensor) -> tuple[Tensor, Tensor] | None:
-        if rows.device.type != "cpu":
+        if not numbers_are_known(rows):
             return None
         first: dict[int, int] = {}
         places = [first.setdefault(row, len(first)) for row in rows.tolist()]
-        once = rows if len(first) == len(rows) else torch.tensor(list(first))
-        return once, torch.tensor(places)
+        once = rows if len(first) == len(rows) else rows.new_tensor(list(first))
+        return once, rows.new_tensor(places, dtype=torch.int64)
 
     def without_zeros(
         rows: Sequence[Tensor], values: Tensor
     ) -> tuple[list[Tensor], Tensor, Tensor]:
         active = any_nonzero(values)
-        if known_to_be_all(active) or values.device.type != "cpu":
+        if not numbers_are_known(values) or known_to_be_all(active):
             return list(rows), values, active
         keep = active.reshape(-1)
         parts = keep.split([len(at) for at in rows])

@@ -127,7 +127,7 @@ def first_place(rows: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
     """
     if keras.config.backend() == "torch":
         same = rows[:, None] == among[None]
-        return same.int().argmax(1), same.any(1)
+        return same.byte().argmax(1), same.any(1)
     same = ops.equal(rows[:, None], among[None])
     return ops.argmax(ops.cast(same, "int32"), axis=1), ops.any(same, axis=1)
 

@@ -196,11 +196,11 @@ def plain_inputs(model, own):
     return own if isinstance(model.input, (dict, list)) else next(iter(own.values()))
 
 
-def difference(found, expected):
-    """Per example, how far outputs are apart, relative to their size."""
+def difference(found, expected, whole=None):
+    """Per example, how far outputs are apart, relative to those of the whole batch."""
     apart = [
-        np.abs(a - b).reshape(len(a), -1).max(axis=1) / np.abs(b).max()
-        for a, b in zip(found, expected, strict=True)
+        np.abs(a - b).reshape(len(a), -1).max(axis=1) / np.abs(x).max()
+        for a, b, x in zip(found, expected, whole or expected, strict=True)
     ]
     return np.max(apart, axis=0)
 
@@ -214,7 +214,7 @@ def check_mixed_batch(adapted, alone=True, examples=ALL_EXAMPLES):
     effect = difference(mixed, adapted.base_outputs())
     assert (effect > 5e-3).all(), effect
     chosen = [x[examples] for x in mixed]
-    error = difference(chosen, adapted.merged_outputs(examples))
+    error = difference(chosen, adapted.merged_outputs(examples), mixed)
     assert (error < TOLERANCE * np.maximum(effect[examples], 1)).all(), error
     if not alone:
         return

@@ -149,6 +149,7 @@ def test_rows_and_dense_gradients_give_the_same(pair, written):
     assert_equal(state(by_rows), state(dense))
 
 
+@everywhere
 def test_small_tables_together_are_updated_as_each_alone(pair, monkeypatch):
     together = train(make_model(), pair()[0], WEIGHTED)
     monkeypatch.setattr(f"{_compat.LazyRows.__module__}.SMALL", 0)
@@ -196,8 +197,11 @@ def test_rows_of_tables_together_are_updated_as_each_alone(rated, written, monke
     rtol = 1e-6 if rated and keras.config.backend() == "tensorflow" else 0
     for one, other in zip(together, trained(), strict=True):
         np.testing.assert_allclose(one, other, rtol=rtol, atol=0.1 * rtol)
-    # Together, tables without a gradient are passed over on PyTorch.
-    assert len(written) >= 2 * count > 0
+    if keras.config.backend() == "torch":
+        # Together, tables without a gradient are passed over.
+        assert len(written) >= 2 * count > 0
+    else:
+        assert len(written) == 2 * count > 0
     assert not sizes
 
 
@@ -364,6 +368,7 @@ def test_in_half_precision(dtype, written):
         np.testing.assert_allclose(to_numpy(one), to_numpy(other), atol=1e-4)
 
 
+@everywhere
 def test_frozen_values_stay(written):
     model = make_model()
     model = keras_flix.set_trainable(model, {"language": ["l3"]})

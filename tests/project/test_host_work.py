@@ -65,7 +65,7 @@ def python_calls(call):
 
 
 def tensors_made(call):
-    """PyTorch's operations, each with the largest tensor that it makes."""
+    """PyTorch's operations, and the sizes of new tensors; not what is done in place."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     made = collections.Counter()
@@ -85,7 +85,7 @@ def tensors_made(call):
 
 @pytest.mark.parametrize("case", many_values.CASES)
 def test_a_step_and_a_prediction_do_the_same_with_many_values(case):
-    """Function by function and tensor by tensor: what a clock tells only roughly."""
+    """As many calls, operations and numbers made anew: none of them by value."""
     done = {}
     for count in (64, 16_000):
         model, x, y = many_values.adapted(count, case, **SIZES)

@@ -182,7 +182,7 @@ def _is_in(item: pytest.Item, tests: Path, chosen: Sequence[str]) -> bool:
 
 
 def _runs_on(item: pytest.Item, cases: Sequence[pytest.Item]) -> str:
-    """Where one of the cases of a shared test runs, whatever else is added."""
+    """Where a case of a shared test runs: by its name, and by how many there are."""
     several = (ALL_PAIRS, *OTHERS) if len(cases) > 2 else OTHERS
     if several[_number(item) % len(several)] in OTHERS:
         return several[_number(item) % len(several)]
