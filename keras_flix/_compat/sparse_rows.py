@@ -64,9 +64,8 @@ class RowGradient:
             first = first_place(self.rows, self.rows)[0]
             return RowGradient(self.rows, ops.take(self.values, first, axis=0))
         (rows,), values = summed_together([self])
-        return RowGradient(
-            rows, eager_ops.reshape(values, (-1, *self.values.shape[1:]))
-        )
+        shape = (-1, *_row_shape(self.values))
+        return RowGradient(rows, eager_ops.reshape(values, shape))
 
 
 def held_at(rows: Tensor) -> Any:
@@ -87,7 +86,7 @@ def summed_together(gradients: Sequence[RowGradient]) -> tuple[list[Tensor], Ten
     """
     flat = eager_ops.concatenate(
         [
-            eager_ops.reshape(one.values, (-1, math.prod(one.values.shape[1:])))
+            eager_ops.reshape(one.values, (-1, math.prod(_row_shape(one.values))))
             for one in gradients
         ],
         0,
@@ -113,6 +112,13 @@ def summed_together(gradients: Sequence[RowGradient]) -> tuple[list[Tensor], Ten
         # How many rows there are is known as the graph runs.
         return rows, tf.gather(sums, at)
     return rows, sums if once else take_rows(sums, at)
+
+
+def _row_shape(values: Tensor) -> Sequence[Any]:
+    """The shape of a row, of which replicas of TensorFlow know the rank alone."""
+    if keras.config.backend() == "tensorflow":
+        return ops.shape(values)[1:]
+    return values.shape[1:]
 
 
 def first_place(rows: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
