@@ -55,6 +55,7 @@ def test_distances_are_those_of_glottologs_tree():
             weights(new, known_)
 
 
+@pytest.mark.slow
 def test_typological_distances_are_cosines_of_uriels_features():
     """One test, as loading languages takes seconds."""
     pytest.importorskip("qq", reason="qwanqwa is not installed (extra `typology`)")

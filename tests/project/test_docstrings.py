@@ -30,7 +30,14 @@ def examples(name):
     return [test for test in found if test.examples]
 
 
-@pytest.mark.parametrize("name", MODULES)
+# The examples of one module read the trees of all languages.
+SLOW = "keras_flix.features.languages"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(m, marks=[pytest.mark.slow] * (m == SLOW)) for m in MODULES],
+)
 def test_examples_run(name):
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     reports = []

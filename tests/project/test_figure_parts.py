@@ -30,6 +30,7 @@ def test_every_arm_has_a_name_for_readers():
     assert "LoRA, rank 6" in names
 
 
+@pytest.mark.slow
 def test_a_table_for_readers_has_none_of_the_own_words():
     text = figure_parts.readable(evidence_tables.table(SIZE, "headline"))
     assert not {"`", "|"} & set(text)

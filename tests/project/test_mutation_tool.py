@@ -178,6 +178,7 @@ def test_all_rooms_are_drawn_from(drawn):
     assert min(by_room.values()) >= 15
 
 
+@pytest.mark.slow
 def test_drawn_mutants_are_other_programs(drawn):
     for mutant in drawn:
         before = (ROOT / mutant.path).read_bytes()

@@ -137,6 +137,7 @@ def test_training_shows_no_number_date_or_place_that_a_test_asks_for(mix):
     assert len(prompts) == len(set(prompts))
 
 
+@pytest.mark.slow
 def test_the_seed_alone_decides(mix):
     again = build(seed=0, examples=12, tasks=SMALL, languages=8)
     assert again == mix

@@ -71,6 +71,7 @@ def test_texts_with_garbled_tokens_are_refused(model, monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.eager
 def test_the_first_batch_is_compared(model, monkeypatch):
     cls = type(model.preprocessor.tokenizer)
