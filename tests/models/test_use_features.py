@@ -288,7 +288,9 @@ def test_sources_are_read_with_the_features_of_the_call(kind):
 
 
 @pytest.mark.short("torch")
-@pytest.mark.parametrize("kind", ["tf.data", "grain"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("tf.data", marks=pytest.mark.slow), "grain"]
+)
 def test_texts_of_sources(gemma, kind):
     data = batches(kind, np.array(PROMPTS))
     with use_features(gemma, **STATED):

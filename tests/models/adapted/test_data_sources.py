@@ -273,6 +273,7 @@ def test_a_real_token_with_the_padding_id_is_no_padding(make_gemma):
     assert int(np.sum(to_numpy(x["padding_mask"]))) == length
 
 
+@pytest.mark.slow
 @pytest.mark.eager
 def test_classifier_takes_text():
     import keras_hub
