@@ -82,13 +82,12 @@ if keras.config.backend() == "torch":
                 flat, value = flat.view(wide), value.view(wide)
             flat.index_copy_(0, at, value)
 
-    def known_to_be_all(x: Tensor) -> bool:
-        # An accelerator would have to be waited for.
-        return x.device.type == "cpu" and bool(x.all())
-
     def numbers_are_known(x: Tensor) -> bool:
         # An accelerator would have to be waited for, a trace would be of these alone.
         return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+    def known_to_be_all(x: Tensor) -> bool:
+        return numbers_are_known(x) and bool(x.all())
 
     def distinct(rows: Tensor) -> tuple[Tensor, Tensor] | None:
         if not numbers_are_known(rows):
@@ -102,7 +101,7 @@ if keras.config.backend() == "torch":
         rows: Sequence[Tensor], values: Tensor
     ) -> tuple[list[Tensor], Tensor, Tensor]:
         active = any_nonzero(values)
-        if not numbers_are_known(values) or known_to_be_all(active):
+        if not numbers_are_known(values) or bool(active.all()):
             return list(rows), values, active
         keep = active.reshape(-1)
         parts = keep.split([len(at) for at in rows])

@@ -183,12 +183,12 @@ def _is_in(item: pytest.Item, tests: Path, chosen: Sequence[str]) -> bool:
 
 def _runs_on(item: pytest.Item, cases: Sequence[pytest.Item]) -> str:
     """Where a case of a shared test runs: by its name, and by how many there are."""
-    several = (ALL_PAIRS, *OTHERS) if len(cases) > 2 else OTHERS
-    if several[_number(item) % len(several)] in OTHERS:
-        return several[_number(item) % len(several)]
-    # One that nothing else has a share of is not left to PyTorch alone.
-    alone = all(_number(case) % len(several) == 0 for case in cases)
-    return OTHERS[_number(item) % 2] if alone and item is cases[0] else ALL_PAIRS
+    if len(cases) <= 2:
+        return OTHERS[_number(item) % 2]
+    # A test is not left to PyTorch with all of its cases.
+    if item is cases[0] and all(_number(case) % 3 == 0 for case in cases):
+        return OTHERS[_number(item) % 2]
+    return (ALL_PAIRS, *OTHERS)[_number(item) % 3]
 
 
 def _number(item: pytest.Item) -> int:
