@@ -116,8 +116,9 @@ def _before_updates(
                 output_gradients=[given for _, given in pairs],
                 unconnected_gradients=tf.UnconnectedGradients.ZERO,
             )
-            # Those of frozen kernels would be computed for nothing.
-            frozen = {id(v.value) for v in layer.non_trainable_variables}
+            # Those of frozen kernels would be computed for nothing. By each one's flag:
+            # that of a layer of the base is off, whatever trains inside of it.
+            frozen = {id(v.value) for v in layer.variables if not v.trainable}
             needed = [x.dtype.is_floating for x in tensors]
             needed += [id(v) not in frozen for v in variables]
             kept = iter(_kept_together([g for g, own in zip(found, needed) if own]))
