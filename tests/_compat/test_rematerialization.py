@@ -82,6 +82,19 @@ def test_no_update_comes_before_what_is_computed_again(mode, monkeypatch):
 
 
 @needs_tensorflow
+def test_no_update_comes_before_in_a_gemma_either(make_gemma):
+    """Its blocks are layers of a base that does not train, with tables inside."""
+    with keras.RematScope(mode="full"):
+        model = make_gemma(preprocessor=False)
+    keras_flix.enable_flix(model, {"language": ["en", "sw"]}, rank=2, seed=0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss=loss)
+    tokens = np.ones((2, 4), "int32")
+    rows = {"token_ids": tokens, "padding_mask": tokens, "language": ["en", "sw"]}
+    assert not not_in_order(optimized(lambda: model.train_on_batch(rows, tokens)))
+
+
+@needs_tensorflow
 def test_gradients_of_frozen_kernels_are_not_computed(monkeypatch):
     def products(graph):
         return sum(n.op in ("MatMul", "BatchMatMulV2") for n in graph.node)
