@@ -36,7 +36,8 @@ TRAINED = tuple(code for code in cldr_mix.LANGUAGES if code not in LANGUAGES)
 OWN_RATE, OWN_STEPS = 1e-2, 10
 TEST, NEAREST = 3, 3
 ZERO = ("absent", "mean", "nearest", "weighted", "nearest 3", "to rank", "factors")
-STARTS = ("fresh", "nearest", "weighted")
+TYPOLOGY = ("typology nearest", "typology", "typology nearest 3")
+STARTS = ("fresh", "nearest", "weighted", "typology nearest", "typology")
 OWN = "8 examples, "
 METHOD = (
     "Exact match in % and nats per answer of new languages that adapters never met, "
@@ -44,7 +45,8 @@ METHOD = (
     "no language; `mean` of all that were trained; `nearest` by Glottolog's tree; "
     "`weighted`: `language_weights` of all related, the exact sum; `nearest 3`: of "
     "three; `to rank`: `weighted` at the rank of a value, as `add_values` starts it; "
-    "`factors`: `weighted` averages of A and of B. With one example of each task: an "
+    "`factors`: `weighted` averages of A and of B; `typology`: `weighted` by URIEL's "
+    "features, and its nearest. With one example of each task: an "
     "update of its own with that start, all else frozen, 10 steps of all examples, at "
     "the rate that was the better one for languages with few examples (`few_shot`)."
 )
@@ -115,6 +117,10 @@ def starts() -> dict[str, dict[str, dict[str, float]]]:
         "nearest": weights(LANGUAGES, TRAINED, nearest=1),
         "weighted": weights(LANGUAGES, TRAINED),
         f"nearest {NEAREST}": weights(LANGUAGES, TRAINED, nearest=NEAREST),
+        **{
+            name: weights(LANGUAGES, TRAINED, nearest=nearest, kind="typology")
+            for name, nearest in zip(TYPOLOGY, (1, None, NEAREST))
+        },
     }
 
 
@@ -132,8 +138,16 @@ def average_factors(model: Any, weights: Mapping[str, Mapping[str, float]]) -> N
         variable.assign(table)
 
 
-def measure(seed: int) -> Iterator[dict[str, Any]]:
-    """Exact match and nats by start and cell, after each start that was scored."""
+def measure(
+    seed: int, stored: Mapping[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Exact match and nats by start and cell, after each start that was scored.
+
+    Args:
+        seed: Of training.
+        stored: What was measured with this seed. It holds if the model that is trained
+            now answers as that one did, and is measured again if not.
+    """
     model = trained(seed)
     test, few = new_examples("test", TEST), new_examples("train", 1)
     result: dict[str, Any] = {}
@@ -149,10 +163,16 @@ def measure(seed: int) -> Iterator[dict[str, Any]]:
         return result
 
     own, weights = test["language"], starts()
-    yield score("absent", [None] * len(own))
+    score("absent", [None] * len(own))
+    if stored and stored["absent"] == result["absent"]:
+        result |= stored
+    yield result
     for name, rows in weights.items():
-        yield score(name, [rows[code] for code in own])
+        if name not in result:
+            yield score(name, [rows[code] for code in own])
     for name in STARTS:
+        if rows_of(name) <= result.keys():
+            continue
         add(model, weights.get(name), seed)
         if name == "weighted":
             yield score("to rank", own)
@@ -162,6 +182,12 @@ def measure(seed: int) -> Iterator[dict[str, Any]]:
             average_factors(model, weights[name])
             yield score("factors", own)
         keras_flix.remove_values(model, "language", LANGUAGES)
+
+
+def rows_of(start: str) -> set[str]:
+    """What is measured of new languages that were added with a start."""
+    besides = {"to rank", "factors"} if start == "weighted" else set()
+    return {f"{OWN}{start}", *besides}
 
 
 def answered(model: Any, examples: Any, entries: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -185,7 +211,7 @@ def train_own(model: Any, few: dict[str, Any]) -> None:
     keras_flix.set_trainable(model, None)
 
 
-ROWS = (*ZERO, *(f"{OWN}{name}" for name in STARTS))
+ROWS = (*ZERO, *TYPOLOGY, *(f"{OWN}{name}" for name in STARTS))
 
 
 def table(seeds: Mapping[str, Any]) -> str:
@@ -243,9 +269,10 @@ def main() -> None:
     seeds = json.loads(path.read_text())["seeds"] if path.exists() else {}
     for seed in range(options.seeds):
         # A run that was stopped begins with the first seed that is not whole.
-        if set(ROWS) <= seeds.get(str(seed), {}).keys():
+        stored = seeds.get(str(seed), {})
+        if set(ROWS) <= stored.keys():
             continue
-        for found in measure(seed):
+        for found in measure(seed, stored):
             seeds[str(seed)] = found
             write_result(path, {"method": METHOD, "seeds": seeds})
     print(table(seeds))
