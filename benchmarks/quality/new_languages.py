@@ -64,6 +64,13 @@ def trained(seed: int) -> keras_hub.models.GemmaCausalLM:
         keras_flix.Feature("shared", always=True),
     ]
     keras_flix.enable_flix(model, features, rank=RANK, targets="all-linear", seed=seed)
+    examples = training_examples(seed)
+    fit(model, examples, examples["language"], RATE, STEPS, BATCH)
+    return model
+
+
+def training_examples(seed: int) -> dict[str, Any]:
+    """What is trained on, in this order."""
     counts = {"seen": 20, "few_shot": 3}
     cells = {
         (task, language): counts[kind]
@@ -72,9 +79,7 @@ def trained(seed: int) -> keras_hub.models.GemmaCausalLM:
         if (kind := cldr_mix.kind_of(task, language)) in counts
     }
     mixture = Mixture(cldr_mix.datasets(cells, "train", BASE), temperature=2.0)
-    examples = mixture.sample(STEPS * BATCH, seed=seed)
-    fit(model, examples, examples["language"], RATE, STEPS, BATCH)
-    return model
+    return mixture.sample(STEPS * BATCH, seed=seed)
 
 
 def fit(
@@ -216,19 +221,39 @@ ROWS = (*ZERO, *TYPOLOGY, *(f"{OWN}{name}" for name in STARTS))
 
 def table(seeds: Mapping[str, Any]) -> str:
     """Means over cells and seeds, and differences from the first start, as Markdown."""
+    rows = []
+    for row in ROWS:
+        few = row.startswith(OWN)
+        labels = ("8" if few else "none", row.removeprefix(OWN))
+        rows.append((labels, row, f"{OWN}fresh" if few else "absent"))
+    return table_of(seeds, ("examples", "start"), "the first", rows)
+
+
+def table_of(
+    seeds: Mapping[str, Any],
+    labels: Sequence[str],
+    minus: str,
+    rows: Sequence[tuple[Sequence[str], str, str]],
+) -> str:
+    """A table of some rows.
+
+    Args:
+        seeds: What was measured, by seed and row.
+        labels: The heads of columns that name the rows.
+        minus: What is subtracted.
+        rows: Of each, its labels, its name, and that of the row that is subtracted.
+    """
     head = [
         f"{what}, {group}"
         for group in NEW
-        for what in ("exact match", "nats", "nats, minus the first")
+        for what in ("exact match", "nats", f"nats, minus {minus}")
     ]
     lines = [
-        "| examples | start | " + " | ".join(head) + " |",
-        "| --- |" + " --- |" * (1 + len(head)),
+        "| " + " | ".join([*labels, *head]) + " |",
+        "|" + " --- |" * (len(labels) + len(head)),
     ]
-    for row in ROWS:
-        few = row.startswith(OWN)
-        first = f"{OWN}fresh" if few else "absent"
-        cells = ["8" if few else "none", row.removeprefix(OWN)]
+    for own, row, first in rows:
+        cells = list(own)
         for codes in NEW.values():
             nats = by_seed(seeds, row, "nats", codes)
             to_first = compare(nats, by_seed(seeds, first, "nats", codes))
