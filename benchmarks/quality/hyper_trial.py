@@ -30,16 +30,23 @@ class Hypernetwork(keras.layers.Layer):
     Args:
         tables: The variables that it makes, `(pairs, ...)`.
         tasks, languages: How many there are.
+        language: A layer that gives their embeddings by id; `None` for free ones.
     """
 
     def __init__(
-        self, tables: list[keras.Variable], tasks: int, languages: int
+        self,
+        tables: list[keras.Variable],
+        tasks: int,
+        languages: int,
+        language: keras.layers.Layer | None = None,
     ) -> None:
         super().__init__()
         self.places = [place_of(table) for table in tables]
         blocks = 1 + max(block for block, _ in self.places)
         self.task = keras.layers.Embedding(tasks, EMBEDDING, "normal")
-        self.language = keras.layers.Embedding(languages, EMBEDDING, "normal")
+        self.language = language or keras.layers.Embedding(
+            languages, EMBEDDING, "normal"
+        )
         self.block = keras.layers.Embedding(blocks, EMBEDDING, "normal")
         self.inner = keras.layers.Dense(HIDDEN, activation="gelu")
         self.shapes = [tuple(table.shape[1:]) for table in tables]
@@ -51,7 +58,7 @@ class Hypernetwork(keras.layers.Layer):
                 self.heads[kind] = keras.layers.Dense(
                     int(np.prod(shape)), use_bias=False, kernel_initializer="zeros"
                 )
-            value = np.array(table.value)[0]
+            value = ops.convert_to_numpy(table)[0]
             first = self.add_weight(shape=shape, initializer="zeros")
             first.assign(value)
             self.first.append(first)
@@ -65,11 +72,15 @@ class Hypernetwork(keras.layers.Layer):
 
     def call(self, pairs: Any) -> list[Any]:
         """The tables of `pairs`: int `(rows, 2)`, a task and a language."""
-        known = [self.task(pairs[:, 0]), self.language(pairs[:, 1])]
+        return self.made(self.task(pairs[:, 0]), self.language(pairs[:, 1]))
+
+    def made(self, tasks: Any, languages: Any) -> list[Any]:
+        """The tables of pairs by their embeddings, `(rows, EMBEDDING)` each."""
         hidden = {}
         for block in {block for block, _ in self.places}:
-            where = self.block(ops.full_like(pairs[:, 0], block))
-            hidden[block] = self.inner(ops.concatenate([*known, where], axis=-1))
+            where = ops.broadcast_to(self.block(ops.array([block])), ops.shape(tasks))
+            known = ops.concatenate([tasks, languages, where], axis=-1)
+            hidden[block] = self.inner(known)
         tables = []
         for (block, kind), shape, first in zip(self.places, self.shapes, self.first):
             rows = self.heads[kind](hidden[block])
@@ -89,21 +100,60 @@ def place_of(table: keras.Variable) -> tuple[int, str]:
     return int(block), kind
 
 
+class Projection(keras.layers.Layer):
+    """Embeddings that are a linear map of features, so that a new id has one, too.
+
+    Args:
+        features: `(ids, features)`, of mean 0.
+    """
+
+    def __init__(self, features: np.ndarray) -> None:
+        super().__init__()
+        # Adam then moves an embedding about as far in a step as it does a free one.
+        self.scale = 1.0 / np.abs(features).sum(axis=1).mean()
+        self.features = (self.scale * features).astype("float32")
+        size = np.sqrt((self.features**2).sum(axis=1).mean())
+        self.dense = keras.layers.Dense(
+            EMBEDDING,
+            use_bias=False,
+            # As large as a free one at first.
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.05 / size),
+        )
+
+    def build(self, input_shape: Any) -> None:
+        self.dense.build((None, self.features.shape[1]))
+
+    def call(self, ids: Any) -> Any:
+        return self.dense(ops.take(ops.array(self.features), ids, axis=0))
+
+    def of(self, features: np.ndarray) -> Any:
+        """Embeddings of others, by features of theirs."""
+        return self.dense(ops.array((self.scale * features).astype("float32")))
+
+
 class Hyper(keras.Model):
     """The frozen base, with the adapters that a hypernetwork makes.
 
     Args:
         adapted: The model, its only feature the pair.
         pairs: Int `(pairs, 2)`: task and language of every value of that feature.
+        language: As `Hypernetwork` takes it.
     """
 
-    def __init__(self, adapted: Any, pairs: np.ndarray) -> None:
+    def __init__(
+        self,
+        adapted: Any,
+        pairs: np.ndarray,
+        language: keras.layers.Layer | None = None,
+    ) -> None:
         super().__init__()
         # Hidden from Keras, for which its variables would train and be saved.
         self._adapted = lambda: adapted
         self.pairs = pairs
         tasks, languages = (int(count) + 1 for count in pairs.max(axis=0))
-        self.network = Hypernetwork(adapted.trainable_variables, tasks, languages)
+        self.network = Hypernetwork(
+            adapted.trainable_variables, tasks, languages, language
+        )
         self.network.build(None)
 
     def build(self, input_shape: Any) -> None:

@@ -36,7 +36,8 @@ TRAINED = tuple(code for code in cldr_mix.LANGUAGES if code not in LANGUAGES)
 OWN_RATE, OWN_STEPS = 1e-2, 10
 TEST, NEAREST = 3, 3
 ZERO = ("absent", "mean", "nearest", "weighted", "nearest 3", "to rank", "factors")
-STARTS = ("fresh", "nearest", "weighted")
+TYPOLOGY = ("typology nearest", "typology", "typology nearest 3")
+STARTS = ("fresh", "nearest", "weighted", "typology nearest", "typology")
 OWN = "8 examples, "
 METHOD = (
     "Exact match in % and nats per answer of new languages that adapters never met, "
@@ -44,7 +45,8 @@ METHOD = (
     "no language; `mean` of all that were trained; `nearest` by Glottolog's tree; "
     "`weighted`: `language_weights` of all related, the exact sum; `nearest 3`: of "
     "three; `to rank`: `weighted` at the rank of a value, as `add_values` starts it; "
-    "`factors`: `weighted` averages of A and of B. With one example of each task: an "
+    "`factors`: `weighted` averages of A and of B; `typology`: `weighted` by URIEL's "
+    "features, and its nearest. With one example of each task: an "
     "update of its own with that start, all else frozen, 10 steps of all examples, at "
     "the rate that was the better one for languages with few examples (`few_shot`)."
 )
@@ -62,6 +64,13 @@ def trained(seed: int) -> keras_hub.models.GemmaCausalLM:
         keras_flix.Feature("shared", always=True),
     ]
     keras_flix.enable_flix(model, features, rank=RANK, targets="all-linear", seed=seed)
+    examples = training_examples(seed)
+    fit(model, examples, examples["language"], RATE, STEPS, BATCH)
+    return model
+
+
+def training_examples(seed: int) -> dict[str, Any]:
+    """What is trained on, in this order."""
     counts = {"seen": 20, "few_shot": 3}
     cells = {
         (task, language): counts[kind]
@@ -70,9 +79,7 @@ def trained(seed: int) -> keras_hub.models.GemmaCausalLM:
         if (kind := cldr_mix.kind_of(task, language)) in counts
     }
     mixture = Mixture(cldr_mix.datasets(cells, "train", BASE), temperature=2.0)
-    examples = mixture.sample(STEPS * BATCH, seed=seed)
-    fit(model, examples, examples["language"], RATE, STEPS, BATCH)
-    return model
+    return mixture.sample(STEPS * BATCH, seed=seed)
 
 
 def fit(
@@ -115,6 +122,10 @@ def starts() -> dict[str, dict[str, dict[str, float]]]:
         "nearest": weights(LANGUAGES, TRAINED, nearest=1),
         "weighted": weights(LANGUAGES, TRAINED),
         f"nearest {NEAREST}": weights(LANGUAGES, TRAINED, nearest=NEAREST),
+        **{
+            name: weights(LANGUAGES, TRAINED, nearest=nearest, kind="typology")
+            for name, nearest in zip(TYPOLOGY, (1, None, NEAREST))
+        },
     }
 
 
@@ -132,8 +143,16 @@ def average_factors(model: Any, weights: Mapping[str, Mapping[str, float]]) -> N
         variable.assign(table)
 
 
-def measure(seed: int) -> Iterator[dict[str, Any]]:
-    """Exact match and nats by start and cell, after each start that was scored."""
+def measure(
+    seed: int, stored: Mapping[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Exact match and nats by start and cell, after each start that was scored.
+
+    Args:
+        seed: Of training.
+        stored: What was measured with this seed. It holds if the model that is trained
+            now answers as that one did, and is measured again if not.
+    """
     model = trained(seed)
     test, few = new_examples("test", TEST), new_examples("train", 1)
     result: dict[str, Any] = {}
@@ -149,10 +168,16 @@ def measure(seed: int) -> Iterator[dict[str, Any]]:
         return result
 
     own, weights = test["language"], starts()
-    yield score("absent", [None] * len(own))
+    score("absent", [None] * len(own))
+    if stored and stored["absent"] == result["absent"]:
+        result |= stored
+    yield result
     for name, rows in weights.items():
-        yield score(name, [rows[code] for code in own])
+        if name not in result:
+            yield score(name, [rows[code] for code in own])
     for name in STARTS:
+        if rows_of(name) <= result.keys():
+            continue
         add(model, weights.get(name), seed)
         if name == "weighted":
             yield score("to rank", own)
@@ -162,6 +187,12 @@ def measure(seed: int) -> Iterator[dict[str, Any]]:
             average_factors(model, weights[name])
             yield score("factors", own)
         keras_flix.remove_values(model, "language", LANGUAGES)
+
+
+def rows_of(start: str) -> set[str]:
+    """What is measured of new languages that were added with a start."""
+    besides = {"to rank", "factors"} if start == "weighted" else set()
+    return {f"{OWN}{start}", *besides}
 
 
 def answered(model: Any, examples: Any, entries: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -185,24 +216,44 @@ def train_own(model: Any, few: dict[str, Any]) -> None:
     keras_flix.set_trainable(model, None)
 
 
-ROWS = (*ZERO, *(f"{OWN}{name}" for name in STARTS))
+ROWS = (*ZERO, *TYPOLOGY, *(f"{OWN}{name}" for name in STARTS))
 
 
 def table(seeds: Mapping[str, Any]) -> str:
     """Means over cells and seeds, and differences from the first start, as Markdown."""
+    rows = []
+    for row in ROWS:
+        few = row.startswith(OWN)
+        labels = ("8" if few else "none", row.removeprefix(OWN))
+        rows.append((labels, row, f"{OWN}fresh" if few else "absent"))
+    return table_of(seeds, ("examples", "start"), "the first", rows)
+
+
+def table_of(
+    seeds: Mapping[str, Any],
+    labels: Sequence[str],
+    minus: str,
+    rows: Sequence[tuple[Sequence[str], str, str]],
+) -> str:
+    """A table of some rows.
+
+    Args:
+        seeds: What was measured, by seed and row.
+        labels: The heads of columns that name the rows.
+        minus: What is subtracted.
+        rows: Of each, its labels, its name, and that of the row that is subtracted.
+    """
     head = [
         f"{what}, {group}"
         for group in NEW
-        for what in ("exact match", "nats", "nats, minus the first")
+        for what in ("exact match", "nats", f"nats, minus {minus}")
     ]
     lines = [
-        "| examples | start | " + " | ".join(head) + " |",
-        "| --- |" + " --- |" * (1 + len(head)),
+        "| " + " | ".join([*labels, *head]) + " |",
+        "|" + " --- |" * (len(labels) + len(head)),
     ]
-    for row in ROWS:
-        few = row.startswith(OWN)
-        first = f"{OWN}fresh" if few else "absent"
-        cells = ["8" if few else "none", row.removeprefix(OWN)]
+    for own, row, first in rows:
+        cells = list(own)
         for codes in NEW.values():
             nats = by_seed(seeds, row, "nats", codes)
             to_first = compare(nats, by_seed(seeds, first, "nats", codes))
@@ -243,9 +294,10 @@ def main() -> None:
     seeds = json.loads(path.read_text())["seeds"] if path.exists() else {}
     for seed in range(options.seeds):
         # A run that was stopped begins with the first seed that is not whole.
-        if set(ROWS) <= seeds.get(str(seed), {}).keys():
+        stored = seeds.get(str(seed), {})
+        if set(ROWS) <= stored.keys():
             continue
-        for found in measure(seed):
+        for found in measure(seed, stored):
             seeds[str(seed)] = found
             write_result(path, {"method": METHOD, "seeds": seeds})
     print(table(seeds))

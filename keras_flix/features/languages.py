@@ -100,7 +100,9 @@ def language_weights(
     a new one sum to 1 (Accou and Poelman, arXiv 2601.16629). The result is an `init`
     of `add_values`; that of one language is an entry of a model's input, too, which
     needs no new value. Expect little: in our benchmarks no start was much better than
-    none, and `nearest=1` the best before training (`benchmarks/quality/README.md`).
+    none. Before training, `kind="typology", nearest=3` was the best where the base
+    knew the language, and `nearest=1` where it did not
+    (`benchmarks/quality/README.md`).
 
     Args:
         new: A language, or several, as for `language_distances`.
@@ -111,7 +113,8 @@ def language_weights(
         distances: Distances in `[0, 1]` of your own, by new and then by known value.
             They need neither languages nor an extra. `None`: `language_distances`.
         kind: By what languages are compared, as in `language_distances`. By typology
-            all share something, so without `nearest` all have a weight.
+            all share something, so without `nearest` all have a weight, and nearly
+            the same one.
 
     Returns:
         Weights by new and then by known value.

@@ -46,10 +46,12 @@ ONE_CORE = {
 def check(name: str, command: list[str], **environment: str) -> bool:
     """Runs one command and prints what it printed, once it is done."""
     start = time.monotonic()
+    # Else every process that a test starts compiles Keras and TensorFlow anew.
+    keep = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     result = subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**keep, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
