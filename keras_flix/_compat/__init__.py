@@ -81,6 +81,9 @@ from keras_flix._compat.processes import (
     to_host as to_host,
     written_once as written_once,
 )
+from keras_flix._compat.rematerialization import (
+    wrap_rematerialization as wrap_rematerialization,
+)
 from keras_flix._compat.sparse_rows import (
     RowGradient as RowGradient,
     Taken as Taken,
@@ -126,7 +129,6 @@ from keras_flix._compat.trainers import (
     source_kind as source_kind,
     tokenized_both_ways as tokenized_both_ways,
     track_torch_parameters as track_torch_parameters,
-    wrap_rematerialization as wrap_rematerialization,
 )
 from keras_flix._compat.value_counts import (
     NO_LIMIT as NO_LIMIT,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
-from keras import tree
 from keras.src.trainers import data_adapters
 from keras.src.trainers.data_adapters import py_dataset_adapter
 from keras.src.utils.module_utils import tensorflow as tf
@@ -156,48 +155,6 @@ def source_kind(x: Any) -> str:
 def cannot_read_data(error: ValueError) -> bool:
     """Whether Keras raised it for data of no form that it knows, all of it in words."""
     return str(error).startswith("Unrecognized data type: x=")
-
-
-def wrap_rematerialization(
-    layers: Iterable[keras.layers.Layer],
-    wrapper: Callable[[Callable[..., Any]], Callable[..., Any]],
-) -> None:
-    """Passes what rematerialized layers run, and run again, through `wrapper`."""
-
-    def wrap(layer: keras.layers.Layer) -> None:
-        original = layer.rematerialized_call
-
-        def rematerialized_call(call: Any, *args: Any, **kwargs: Any) -> Any:
-            call, tensors = _by_position(wrapper(call), args, kwargs)
-            rematerialized = original(call, *args, **kwargs)
-            return lambda *_, **__: rematerialized(*tensors)
-
-        object.__setattr__(layer, "rematerialized_call", rematerialized_call)
-
-    for layer in layers:
-        if layer._remat_mode is not None:
-            wrap(layer)
-
-
-def _by_position(
-    call: Callable[..., Any], args: Any, kwargs: Any
-) -> tuple[Callable[..., Any], list[Any]]:
-    """A call as a function of its tensors alone, and these.
-
-    TensorFlow's graphs cannot rematerialize a call that has keywords, and would
-    make a tensor of every other argument. From Keras 3.16 on, `rematerialized_call`
-    states `training` once more, when it runs what it was given: `kwargs` has it.
-    """
-    leaves = tree.flatten((args, kwargs))
-    is_tensor = [keras.ops.is_tensor(leaf) for leaf in leaves]
-
-    def positional(*tensors: Any, training: Any = None) -> Any:
-        given = iter(tensors)
-        filled = [next(given) if own else x for x, own in zip(leaves, is_tensor)]
-        own_args, own_kwargs = tree.pack_sequence_as((args, kwargs), filled)
-        return call(*own_args, **own_kwargs)
-
-    return positional, [x for x, own in zip(leaves, is_tensor) if own]
 
 
 def tokenized_both_ways(tokenizer: Any, texts: list[str]) -> tuple[Any, Any]:
