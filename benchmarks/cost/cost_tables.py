@@ -145,6 +145,8 @@ def many_values() -> str:
         label = BACKENDS[environment["backend"]]
         if environment.get("accelerator"):
             label += f", {environment['accelerator']}"
+        sizes = result["sizes"]
+        size = f"{sizes['width']} wide, {sizes['length']} long"
         for found in result["cases"].values():
             few, many = found.get("counts", result["counts"])
             cells = [
@@ -152,8 +154,9 @@ def many_values() -> str:
                 for name in ("step", "predict")
             ]
             first = f"{found['step']['milliseconds'][str(few)]:.1f}"
-            rows.append([label, found["what"], f"{many:,} / {few}", first, *cells])
-    head = ["Backend", "Batch and model", "Values", "Step of the few, ms"]
+            counts = f"{many:,} / {few}"
+            rows.append([label, size, found["what"], counts, first, *cells])
+    head = ["Backend", "Layers", "Batch and model", "Values", "Step of the few, ms"]
     return table([*head, "many / few, step", "predict"], rows) if rows else ""
 
 

@@ -38,6 +38,7 @@ class Arm:
         blocks: By axis, the transformer blocks that it adapts; all where left out.
         stop: Whether the weights are those of the tenth of training after which
             *held-out* validation examples were answered best, instead of the last.
+        one_a: Axes whose values share one trained `A`; each has its own `B`.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Arm:
     ema: float = 0.0
     blocks: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     stop: bool = False
+    one_a: list[str] = dataclasses.field(default_factory=list)
 
     def axes(self) -> list[str]:
         """The features that the data states."""

@@ -2,6 +2,7 @@
 
 python -m benchmarks.quality.recipe_search            # runs what is missing
 python -m benchmarks.quality.recipe_search --seeds 3  # more seeds of the finalists
+python -m benchmarks.quality.recipe_search --arms lora flix_shared task_shared
 """
 
 from __future__ import annotations
@@ -23,13 +24,17 @@ def main() -> None:
     """Runs what is missing, then prints the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=1, help="of the finalists")
-    parser.add_argument("--no-recipes", action="store_true")
+    parser.add_argument("--recipe-seeds", type=int, default=1, help="0: no recipes")
+    parser.add_argument(
+        "--arms", nargs="+", choices=recipes.RANKS, default=list(recipes.RANKS)
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--results", help="another folder of results")
     options = parser.parse_args()
     if options.results:
         store.use(options.results)
-    while trials := recipes.missing(options.seeds, not options.no_recipes):
+    limits = (options.seeds, options.recipe_seeds, options.arms)
+    while trials := recipes.missing(*limits):
         scheduler.run_all(trials[: options.workers], recipes.SIZE, options.workers)
     for table in recipe_tables.TABLES.values():
         print(table())

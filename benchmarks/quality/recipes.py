@@ -8,7 +8,8 @@ as those do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from benchmarks.quality import arm_search, store
@@ -103,14 +104,20 @@ def tuned(name: str, known: Known = known, by: str = SEEN) -> Setting | None:
     return arm_search.best_of(tried, score_of(name, known, by))
 
 
+OF_ALL_ARMS: dict[str, dict[str, Any]] = {
+    "B learns 4 times as fast": {"b_rate": 4.0},
+    "weight decay 0.1": {"decay": 0.1},
+    "average of weights": {"ema": 0.95},
+    "early stopping": {"stop": True},
+    "three times the steps": {"times": 3},
+}
+
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "task_shared": {
         "dropout 0.1": {"dropout": {"task": 0.1}},
         "dropout 0.3": {"dropout": {"task": 0.3}},
-        "B learns 4 times as fast": {"b_rate": 4.0},
-        "weight decay 0.1": {"decay": 0.1},
-        "average of weights": {"ema": 0.95},
-        "early stopping": {"stop": True},
+        "one `A` for all tasks": {"one_a": ["task"]},
+        **OF_ALL_ARMS,
     },
     "flix_shared": {
         "dropout 0.1": {"dropout": {"task": 0.1, "language": 0.1}},
@@ -123,13 +130,10 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "language in the outer blocks, task in the middle": {
             "blocks": {"language": [0, 2], "task": [1]}
         },
+        "one `A` for all tasks, one for all languages": {"one_a": ["task", "language"]},
+        **OF_ALL_ARMS,
     },
-    "lora": {
-        "B learns 4 times as fast": {"b_rate": 4.0},
-        "weight decay 0.1": {"decay": 0.1},
-        "average of weights": {"ema": 0.95},
-        "early stopping": {"stop": True},
-    },
+    "lora": {**OF_ALL_ARMS},
 }
 """By arm and name, what a recipe changes in the arm's best setting."""
 
@@ -138,38 +142,43 @@ def recipe_trial(name: str, recipe: str, setting: Setting, seed: int = 0) -> Tri
     """A recipe, tried with the best setting of its arm."""
     changes = dict(RECIPES[name][recipe])
     ranks = {axis: rank * setting.times for axis, rank in RANKS[name].items()}
+    times = changes.pop("times", 1)
     for axis in changes.pop("halved", ()):
         ranks[axis] //= 2
     for axis in changes.pop("doubled", ()):
         ranks[axis] *= 2
-    return trial_of(name, setting, seed, ranks=ranks, **changes)
+    trial = trial_of(name, setting, seed, ranks=ranks, **changes)
+    return dataclasses.replace(trial, steps=trial.steps * times)
 
 
-def missing(seeds: int = 1, recipes: bool = True) -> list[Trial]:
+def missing(
+    seeds: int = 1, recipe_seeds: int = 1, arms: Iterable[str] = RANKS
+) -> list[Trial]:
     """Trials that can run now: those of each search in turn, then seeds, then recipes.
 
     Args:
         seeds: Of the finalists.
-        recipes: Whether to try recipes, one seed each.
+        recipe_seeds: Of the recipes; 0 for none.
+        arms: Names of those that count.
     """
-    searches = {name: search(name) for name in RANKS}
+    searches = {name: search(name) for name in arms}
     wanted = [
         (len(tried), trial_of(name, tried[-1])) for name, tried in searches.items()
     ]
     # Searches take turns, so that a run that is stopped leaves equal budgets.
     found = [trial for _, trial in sorted(wanted, key=lambda pair: pair[0])]
-    best = {name: setting for name in RANKS if (setting := tuned(name))}
+    best = {name: setting for name in arms if (setting := tuned(name))}
     found += [
         trial_of(name, best[name], seed)
         for seed in range(1, seeds)
         for name in FINALISTS
         if name in best
     ]
-    if recipes:
-        found += [
-            recipe_trial(name, recipe, best[name])
-            for name, entries in RECIPES.items()
-            for recipe in entries
-            if name in best
-        ]
+    found += [
+        recipe_trial(name, recipe, best[name], seed)
+        for seed in range(recipe_seeds)
+        for name, entries in RECIPES.items()
+        for recipe in entries
+        if name in best
+    ]
     return [trial for trial in found if known(trial) is None]

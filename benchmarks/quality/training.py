@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from benchmarks.quality import evidence_arms
 
@@ -29,7 +30,13 @@ def optimizer(
         decay_steps=max(steps - warmup, 1),
     )
     arm = arm or evidence_arms.Arm("", {})
-    return RecipeAdam(learning_rate, course, arm.b_rate, arm.decay, arm.ema)
+    shared = shared_tables(arm)
+    return RecipeAdam(learning_rate, course, arm.b_rate, arm.decay, arm.ema, shared)
+
+
+def shared_tables(arm: evidence_arms.Arm) -> list[str]:
+    """Names of the tables of `A` whose values share one."""
+    return [f"flix_{axis}_a" for axis in arm.one_a]
 
 
 class RecipeAdam(keras.optimizers.Adam):
@@ -44,6 +51,7 @@ class RecipeAdam(keras.optimizers.Adam):
         b_rate: Factor of the learning rate of every `B`.
         decay: Weight decay.
         ema: Momentum of the average of weights.
+        shared: Names of variables whose rows all get the sum of their gradients.
     """
 
     def __init__(
@@ -53,6 +61,7 @@ class RecipeAdam(keras.optimizers.Adam):
         b_rate: float = 1.0,
         decay: float = 0.0,
         ema: float = 0.0,
+        shared: Sequence[str] = (),
     ) -> None:
         super().__init__(
             peak,
@@ -61,11 +70,14 @@ class RecipeAdam(keras.optimizers.Adam):
             use_ema=ema > 0,
             ema_momentum=ema or 0.99,
         )
-        self.course, self.b_rate = course, b_rate
+        self.course, self.b_rate, self.shared = course, b_rate, tuple(shared)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         factor = self.b_rate if variable.name.endswith("_b") else 1.0
         rate = learning_rate * self.course(self.iterations) * factor
+        if variable.name in self.shared:
+            total = ops.sum(gradient, axis=0, keepdims=True)
+            gradient = ops.broadcast_to(total, gradient.shape)
         super().update_step(gradient, variable, rate)
 
 

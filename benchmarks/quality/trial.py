@@ -99,6 +99,10 @@ def adapted(
     for variable in model.trainable_variables:
         if variable.name.endswith("_a") and trial.arm.initial != 1.0:
             variable.assign(variable * trial.arm.initial)
+        if variable.name in training.shared_tables(trial.arm):
+            # With the same gradient in every step, they stay the same.
+            first = np.array(variable)[:1]
+            variable.assign(np.broadcast_to(first, variable.shape))
     for axis, blocks in trial.arm.blocks.items():
         kept = tuple(f"decoder_block_{block}/" for block in blocks)
         for variable in model.trainable_variables:

@@ -116,6 +116,7 @@ def test_searches_take_turns(monkeypatch):
         counts[first.arm.name] += 1
         run(first)
         assert max(counts.values()) - min(counts.values()) <= 1
+    assert {trial.arm.name for trial in recipes.missing(arms=["lora"])} == {"lora"}
 
 
 @pytest.mark.short()
@@ -168,6 +169,41 @@ def test_a_recipe_without_options_is_plain_adam():
     np.testing.assert_allclose(values[0], values[1], rtol=1e-6)
     np.testing.assert_allclose(values[0][0], values[2][0], rtol=1e-6)
     np.testing.assert_allclose(values[2][1] - 1, 4 * (values[0][1] - 1), rtol=1e-4)
+
+
+def test_values_that_share_a_keep_one_and_learn_from_all_examples():
+    arm = evidence_arms.Arm("flix", {"task": 2}, one_a=["task"])
+    optimizer = training.optimizer(1e-2, 10, arm)
+    pair = [
+        keras.Variable(np.ones((3, 2), "float32"), name=f"flix_task_{part}")
+        for part in "ab"
+    ]
+    alone = keras.Variable(np.ones((1, 2), "float32"), name="flix_task_b")
+    alone_optimizer = training.optimizer(1e-2, 10)
+    optimizer.build(pair)
+    alone_optimizer.build([alone])
+    # Small, so that the norm of none is clipped.
+    for gradient in ([[0.1, 0], [0.2, -0.3], [0, 0]], [[0, 0], [0, 0.1], [0.2, 0]]):
+        gradient = np.array(gradient, "float32")
+        optimizer.apply([gradient] * 2, pair)
+        alone_optimizer.apply([gradient.sum(axis=0, keepdims=True)], [alone])
+    a, b = map(np.array, pair)
+    np.testing.assert_allclose(a, np.repeat(np.array(alone), 3, axis=0), rtol=1e-6)
+    assert not np.allclose(a[0], 1.0, atol=1e-3)
+    assert not np.allclose(b[0], b[1], atol=1e-3)
+
+
+def test_the_tables_of_a_shared_a_begin_alike():
+    arm = dataclasses.replace(plan.arms_of(SMOKE)["flix_shared"], one_a=["task"])
+    model, _ = trials.adapted(plan.trial_of(SMOKE, arm, 6e-3))
+    tables = [v for v in model.trainable_variables if v.name == "flix_task_a"]
+    others = [v for v in model.trainable_variables if v.name == "flix_language_a"]
+    assert tables and others
+    for table in map(np.array, tables):
+        assert np.abs(table).max() > 0
+        np.testing.assert_array_equal(table, np.broadcast_to(table[:1], table.shape))
+    for table in map(np.array, others):
+        assert not np.allclose(table[0], table[1])
 
 
 def test_an_axis_adapts_the_blocks_that_it_was_given():
