@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from keras_flix._utils.renamed import renamed_keyword
 from keras_flix.features.dropout import FeatureDropout
@@ -107,8 +108,7 @@ def add_values(
     adaptation = changeable(model, within_fit=True)
     known = checked_feature(adaptation.schema, feature)
     if init == TYPOLOGY and TYPOLOGY not in known.values:
-        names = list(Feature(feature, values).values)
-        init = language_weights(names, known.values, kind=TYPOLOGY, nearest=NEAREST)
+        init = _by_typology(Feature(feature, values).values, known.values)
     copied = None if isinstance(init, Mapping) else init
     grown = with_values(known, values, rank, copied)
     inits = inits_by_value(known, values, init)
@@ -125,6 +125,11 @@ def add_values(
     }
     resize(adaptation, schema, grown, range(len(known.values)), tables)
     return model
+
+
+def _by_typology(new: Any, known: Any) -> Any:
+    """Weights by new value; raises where one is no language."""
+    return language_weights(list(new), known, kind=TYPOLOGY, nearest=NEAREST)
 
 
 @renamed_keyword("axis", "feature")
