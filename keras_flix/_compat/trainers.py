@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -13,6 +15,8 @@ from keras.src.trainers.data_adapters import py_dataset_adapter
 from keras.src.utils.module_utils import tensorflow as tf
 
 _NUMBERING_LOCK = threading.Lock()
+_drafted_by: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+"""By model, a reference to the assistant that its compiled function drafts with."""
 DATA_FUNCTIONS = ("train_function", "test_function", "predict_function")
 
 
@@ -52,6 +56,30 @@ def reset_functions(model: keras.Model) -> dict[str, Any]:
     for name in old:
         setattr(model, name, None)
     return old
+
+
+@contextlib.contextmanager
+def drafting(model: keras.Model, assistant: keras.Model | None) -> Iterator[None]:
+    """Lets a model generate with an assistant, which is no part of it afterwards.
+
+    KerasHub makes it an attribute while it drafts, and what Keras has tracked once
+    stays among a model's layers: it would be trained, saved and merged with it. What it
+    has compiled for one assistant, KerasHub would take for the next one, too.
+    """
+    if assistant is None:
+        yield
+        return
+    last = _drafted_by.get(model)
+    if last is not None and last() is not assistant:
+        model._cached_spec_generate_fn = None
+    _drafted_by[model] = weakref.ref(assistant)
+    own = {id(layer) for layer in model._layers}
+    try:
+        yield
+    finally:
+        for layer in list(model._layers):
+            if id(layer) not in own:
+                model._tracker.untrack(layer)
 
 
 def reset_parameters(model: keras.Model) -> dict[str, Any]:

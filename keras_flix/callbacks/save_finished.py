@@ -47,7 +47,8 @@ class SaveFinished(keras.callbacks.Callback):
         directory: Where the files go, one per value, named after it. Made if need be.
         feature: Name of the feature whose values come to their ends.
         limits: As those of a feature in `limit_steps`; `None` leaves them as they are.
-            Values that join while `fit` runs get those that `limit_steps` gives them.
+            Values that join while `fit` runs get those that `limit_steps` gives them,
+            and where a `BackupAndRestore` goes on, all have those of its backup.
         monitor: The name of a score that a `FeatureScores` earlier in the list logs,
             such as `"exact_match"`; or a function of the model, called after each
             epoch, whose dict has scores by value. Values that it leaves out wait.
@@ -110,13 +111,18 @@ class SaveFinished(keras.callbacks.Callback):
         self._best: dict[Value, tuple[float, int]] = {}
         self._batches = 0
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def set_model(self, model: keras.Model) -> None:
+        super().set_model(model)
+        # Before any callback begins: limits that a backup restores then win, among
+        # them those of values that ended by their score.
         if self.limits is not None:
-            limit_steps(self.model, {self.feature: self.limits})
-            known = adaptation_of(self.model).schema[self.feature].values
+            limit_steps(model, {self.feature: self.limits})
+            known = adaptation_of(model).schema[self.feature].values
             # What ended by its score before rests on.
             if rest := dict.fromkeys(set(self.saved) & set(known), 0):
-                limit_steps(self.model, {self.feature: rest})
+                limit_steps(model, {self.feature: rest})
+
+    def on_train_begin(self, logs: Any = None) -> None:
         # Raises before an epoch of training, not after.
         self._save(reached_limits(self.model, self.feature))
 

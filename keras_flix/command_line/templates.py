@@ -27,6 +27,8 @@ class Template:
     'Nzuri.<end_of_turn>'
     >>> TEMPLATES["gemma"].answer("Nzuri.<end_of_turn>")
     'Nzuri.'
+    >>> TEMPLATES["gemma4"].prompt("Habari?")
+    '<|turn>user\nHabari?<turn|>\n<|turn>model\n'
     """
 
     before: str = ""
@@ -55,6 +57,7 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
             "<end_of_turn>\n<start_of_turn>model\n",
             "<end_of_turn>",
         ),
+        "gemma4": Template("<|turn>user\n", "<turn|>\n<|turn>model\n", "<turn|>"),
     }
 )
 """The templates, by name. Each line of a chat is a turn of its own, without history."""

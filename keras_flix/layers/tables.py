@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -84,12 +85,12 @@ class Tables:
         """Raises if the rows of saved tables mean something else."""
         own = self.stamp()
         if not np.array_equal(saved, own) and _meaning(saved) != _meaning(own):
+            expected, received = _around_difference(own, saved)
             raise ValueError(
                 f"The features in a weights file must match layer {path!r}. "
-                f"Expected: {own.tobytes().decode()}. Received: "
-                f"{np.asarray(saved).tobytes().decode(errors='replace')}. Load it "
-                "into a model adapted with the same features, values in the same "
-                "order."
+                f"Expected: {expected}. Received: {received}. Load it into a model "
+                "adapted with the same features, values in the same order."
+                f"{_joined_later(_meaning(own), _meaning(saved))}"
             )
 
     def trained(self) -> Mapping[str, np.ndarray]:
@@ -161,6 +162,44 @@ def _meaning(stamp: np.ndarray) -> Any:
         return [(one, dict(*own).get(one[0], alpha)) for one in features]
     except (LookupError, TypeError, ValueError):
         return None
+
+
+def _around_difference(*stamps: np.ndarray) -> list[str]:
+    """Two stamps' texts where they differ first: not thousands of values.
+
+    >>> own, saved = (np.frombuffer(x, "uint8") for x in (b'["en"]', b'["en", "sw"]'))
+    >>> _around_difference(own, saved)
+    ['["en"]', '["en", "sw"]']
+    """
+    texts = [np.asarray(one).tobytes().decode(errors="replace") for one in stamps]
+    at = len(os.path.commonprefix(texts))
+    start, end = max(at - AROUND, 0), at + AROUND
+    return [
+        "..." * (start > 0) + text[start:end] + "..." * (end < len(text))
+        for text in texts
+    ]
+
+
+AROUND = 200
+"""So many characters of a stamp are shown before a difference, and after it."""
+
+
+def _joined_later(own: Any, saved: Any) -> str:
+    """What to do about values that a saved feature has after those of one's own."""
+    try:
+        for ((name, values, *_), _), ((other, known, *_), _) in zip(own, saved):
+            count = len(values)
+            if name == other and len(known) > count and known[:count] == values:
+                some = ", ".join(map(repr, known[count : count + 3]))
+                return (
+                    f" If values joined later, add them first, in their order: "
+                    f"`add_values(model, {name!r}, [{some}"
+                    f"{', ...' * (len(known) > count + 3)}])`."
+                )
+    except (LookupError, TypeError, ValueError):
+        # What is damaged says nothing.
+        pass
+    return ""
 
 
 class Constant(keras.initializers.Initializer):

@@ -1,5 +1,6 @@
 """`SaveFinished`: values come to their ends one by one, and `fit` goes on."""
 
+import keras
 import numpy as np
 import pytest
 from helpers.gemma import to_numpy
@@ -7,7 +8,7 @@ from helpers.growing import DATA, Y, small
 from helpers.models import make_mlp
 
 import keras_flix
-from keras_flix.callbacks import SaveFinished
+from keras_flix.callbacks import BackupAndRestore, SaveFinished
 
 USERS = {"task": ["qa", "parse"], "user": ["Ann", "ann", "bob", "cat"]}
 
@@ -95,6 +96,42 @@ def test_what_ended_by_its_score_rests_in_later_fits(tmp_path):
     expected = {"Ann": 6, "ann": 6, "bob": 2, "cat": 0}
     assert keras_flix.step_counts(model, "user") == expected
     assert_saved(callback, model, ["bob"])
+
+
+class Stop(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 4:
+            raise InterruptedError
+
+
+@pytest.mark.short("torch")
+@pytest.mark.parametrize("first", ["save", "backup"])
+def test_what_is_done_rests_when_a_backup_goes_on(first, tmp_path):
+    """With the limits of the run that was ended, whichever callback begins first."""
+
+    def run(place, *more):
+        model = model_of()
+        options = {"limits": {"Ann": 2, "*": 9}, "monitor": lambda _: {"bob": 1.0}}
+        save = SaveFinished(place / "users", "user", **options)
+        backup = BackupAndRestore(place / "backup")
+        order = [save, backup] if first == "save" else [backup, save]
+        model.fit(
+            data(), Y, batch_size=6, epochs=7, shuffle=False, verbose=0,
+            callbacks=[*order, *more],
+        )  # fmt: skip
+        return model, save
+
+    whole, _ = run(tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        run(tmp_path / "killed", Stop())
+    resumed, saved = run(tmp_path / "killed")
+    counts = {"Ann": 2, "ann": 7, "bob": 2, "cat": 0}
+    assert keras_flix.step_counts(whole, "user") == counts
+    assert keras_flix.step_counts(resumed, "user") == counts
+    for one, other in zip(whole.trainable_variables, resumed.trainable_variables):
+        np.testing.assert_array_equal(to_numpy(one), to_numpy(other))
+    # Another callback saves anew what is done.
+    assert_saved(saved, resumed, ["Ann", "bob"])
 
 
 @pytest.mark.short("torch")

@@ -169,7 +169,7 @@ def test_what_is_written_is_read_again(tmp_path):
         ("learning_rate: .inf", "`learning_rate` must be a positive number."),
         ("dropout: 1", "`dropout` must be at least 0 and below 1."),
         ("shared: maybe", "`shared` must be true or false."),
-        ("template: gema", "`template` must be one of none, gemma."),
+        ("template: gema", "`template` must be one of none, gemma, gemma4."),
         ("features: [a, a]", "`features` must be different names of columns"),
         ("targets: [all-linear, query]", "`targets` must be attention, all-linear, or"),
         (

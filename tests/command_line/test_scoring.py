@@ -81,6 +81,7 @@ def test_a_folder_of_a_training_says_how_it_was_trained(adapted, capsys, monkeyp
         (["--features", "language"], "no entry 'task'"),
         (["--prompt", "promt"], "'promt'"),
         (["--template", "gemma"], "a tokenizer with the token '<end_of_turn>'"),
+        (["--template", "gemma4"], "a tokenizer with the token '<turn|>'"),
     ],
 )
 def test_what_does_not_fit_is_refused(adapted, capsys, more, message):

@@ -209,7 +209,7 @@ def test_overwrite_begins_anew_where_something_changed(trained, tmp_path, capsys
         (["--shared", "false", "--rank", "shared=3"], "'shared'"),
         (["--batch-size", "none"], "`batch_size` must be a positive whole number"),
         (["--output", "no/such"], "--output must be in an existing folder"),
-        (["--template", "alpaca"], "`template` must be one of none, gemma"),
+        (["--template", "alpaca"], "`template` must be one of none, gemma, gemma4"),
     ],
 )
 def test_bad_input_fails_before_the_base_is_loaded(

@@ -76,13 +76,15 @@ def gemma4_encoders(sound: bool = True) -> dict[str, Any]:
     return {"vision_encoder": vision, "audio_encoder": audio}
 
 
-def gemma4(media: bool = True) -> keras.Model:
+def gemma4(media: bool = True, **sizes: Any) -> keras.Model:
     """Of images and sound, or of neither."""
     keras.utils.set_random_seed(0)
     encoders: dict[str, Any] = {}
     if media:
         encoders = {**gemma4_encoders(), "num_audio_tokens_per_clip": AUDIO_TOKENS}
-    return keras_hub.models.Gemma4Backbone(**SIZES, **encoders, layer_types=KINDS)
+    return keras_hub.models.Gemma4Backbone(
+        **{**SIZES, **sizes}, **encoders, layer_types=KINDS
+    )
 
 
 def embedding_gemma2() -> keras.Model:

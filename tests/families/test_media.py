@@ -11,6 +11,7 @@ from helpers.gemma import randomize, to_numpy, train_tokenizer
 from keras_hub.models import Gemma3CausalLM, Gemma4CausalLM
 
 import keras_flix
+from keras_flix.command_line.templates import TEMPLATES
 
 # Nothing here depends on a backend that the families' own tests do not.
 pytestmark = [pytest.mark.short("torch"), pytest.mark.slow]
@@ -101,7 +102,7 @@ def test_generate_equals_merged_models(family):
         assert (generate(model) != mixed).any()
 
 
-def with_texts():
+def gemma3_texts():
     """A Gemma 3 that takes prompts and images."""
     tokens = "<start_of_turn>,<end_of_turn>,<start_of_image>,<end_of_image>,<img>"
     tokenizer = keras_hub.models.Gemma3Tokenizer(
@@ -115,33 +116,126 @@ def with_texts():
         num_vision_tokens_per_image=media.IMAGE_TOKENS,
     )
     backbone = media.gemma3(vocabulary_size=tokenizer.vocabulary_size())
-    model = Gemma3CausalLM(backbone=backbone, preprocessor=preprocessor)
+    return Gemma3CausalLM(backbone=backbone, preprocessor=preprocessor)
+
+
+def gemma4_texts():
+    """A Gemma 4 that takes prompts, images and sound."""
+    kinds = ("image", "audio", "video")
+    tokens = [f"<|{kind}>,<{kind}|>,<|{kind}|>" for kind in kinds]
+    proto = train_tokenizer(user_defined_symbols=",".join([*tokens, "<|turn>,<turn|>"]))
+    tokenizer = keras_hub.models.Gemma4Tokenizer(
+        proto=proto, has_vision_tokens=True, has_audio_tokens=True
+    )
+    preprocessor = keras_hub.models.Gemma4CausalLMPreprocessor(
+        tokenizer,
+        image_converter=keras_hub.layers.Gemma4ImageConverter(
+            patch_size=4, max_soft_tokens=media.IMAGE_TOKENS, pooling_kernel_size=2
+        ),
+        audio_converter=keras_hub.layers.Gemma4AudioConverter(
+            num_mels=8,
+            num_fft_bins=32,
+            stride=10,
+            frame_length=20,
+            sampling_rate=80,
+            max_audio_length=1,
+            max_frequency=40.0,
+        ),
+        sequence_length=32,
+        max_images_per_prompt=1,
+        num_vision_tokens_per_image=media.IMAGE_TOKENS,
+        num_audio_tokens_per_clip=media.AUDIO_TOKENS,
+        audio_input_feat_size=8,
+    )
+    backbone = media.gemma4(vocabulary_size=tokenizer.vocabulary_size())
+    return Gemma4CausalLM(backbone=backbone, preprocessor=preprocessor)
+
+
+def adapted_texts(make):
+    model = make()
     keras_flix.enable_flix(model, FEATURES, rank=2, seed=0)
     model.compile(sampler="greedy", optimizer=keras.optimizers.SGD(0.0))
     return randomize(model, scale=0.8)
 
 
-@pytest.mark.support("Tasks", "Gemma 3: prompts with images")
-def test_prompts_with_images():
-    model = with_texts()
-    images = np.random.default_rng(0).uniform(0, 255, (2, 16, 16, 3)).astype("float32")
-    own = {
-        "prompts": ["the quick <start_of_image>", "dog <start_of_image>"],
-        "images": list(images),
-    }
-    features = {"task": ["qa", None], "language": ["sw", "yo"]}
-    mixed = model.generate({**own, **features}, max_length=24)
+def check_generation(model, own, features):
+    """A mixed batch answers as merged models do, and as with stated features."""
+    mixed = model.generate({**own, **features}, max_length=28)
     for i in range(2):
         combination = {name: values[i] for name, values in features.items()}
         merged = keras_flix.merge_features(model, combination)
         merged.compile(sampler="greedy")
-        one = {"prompts": own["prompts"][i], "images": images[i]}
-        assert merged.generate(dict(one), max_length=24) == mixed[i]
+        one = {name: column[i] for name, column in own.items()}
+        assert merged.generate(dict(one), max_length=28) == mixed[i]
         with keras_flix.use_features(model, combination):
-            assert model.generate(dict(one), max_length=24) == mixed[i]
-    rows = {**own, "responses": ["fox", "the dog"], **features}
+            assert model.generate(dict(one), max_length=28) == mixed[i]
+
+
+def check_fit(model, rows):
     history = model.fit(rows, batch_size=2, verbose=0)
     x, y, weights = model.preprocess_samples(rows)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     expected = float(to_numpy(loss(y, model(x), weights)))
     assert history.history["loss"] == [pytest.approx(expected, rel=1e-4)]
+    return y, weights
+
+
+STATED = {"task": ["qa", None], "language": ["sw", {"yo": 0.5, "en": 0.5}]}
+
+
+@pytest.mark.support("Tasks", "Gemma 3: prompts with images")
+def test_prompts_with_images():
+    model = adapted_texts(gemma3_texts)
+    images = np.random.default_rng(0).uniform(0, 255, (2, 16, 16, 3)).astype("float32")
+    own = {
+        "prompts": ["the quick <start_of_image>", "dog <start_of_image>"],
+        "images": list(images),
+    }
+    check_generation(model, own, STATED)
+    check_fit(model, {**own, "responses": ["fox", "the dog"], **STATED})
+
+
+@pytest.mark.support("Tasks", "Gemma 4: prompts with images and sound")
+def test_prompts_with_images_and_sound():
+    model = adapted_texts(gemma4_texts)
+    generator = np.random.default_rng(0)
+    images = generator.uniform(0, 255, (2, 16, 16, 3)).astype("float32")
+    own = {
+        "prompts": ["the quick <|image|> <|audio|>", "<|audio|> dog <|image|>"],
+        "images": list(images),
+        "audio": list(generator.normal(size=(2, 80)).astype("float32")),
+    }
+    check_generation(model, own, STATED)
+    check_fit(model, {**own, "responses": ["fox", "the dog"], **STATED})
+    texts = {"prompts": ["the quick", "dog"]}
+    check_generation(model, texts, STATED)
+
+
+@pytest.mark.parametrize(
+    ("make", "template"),
+    [
+        pytest.param(
+            make,
+            TEMPLATES[name],
+            id=name,
+            marks=pytest.mark.support("Tasks", f"{title}: turns of a chat template"),
+        )
+        for make, name, title in (
+            (gemma3_texts, "gemma", "Gemma 3"),
+            (gemma4_texts, "gemma4", "Gemma 4"),
+        )
+    ],
+)
+def test_turns_of_a_chat(make, template):
+    model = adapted_texts(make)
+    tokenizer = model.preprocessor.tokenizer
+    own = {"prompts": [template.prompt(text) for text in ("the quick", "dog")]}
+    check_generation(model, own, STATED)
+    texts = ["fox", "the dog"]
+    responses = [template.response(text) for text in texts]
+    y, weights = check_fit(model, {**own, "responses": responses, **STATED})
+    # What is learned is the answer, the one token that ends its turn, and the end.
+    ends = [tokenizer.token_to_id(template.end), tokenizer.end_token_id]
+    for i, text in enumerate(texts):
+        found = to_numpy(y)[i][to_numpy(weights)[i].astype(bool)]
+        assert found.tolist() == [*to_numpy(tokenizer(text)).tolist(), *ends]

@@ -1,6 +1,7 @@
 """Gemma 4 whose tokens an assistant drafts: the same answers, whoever is adapted."""
 
 import contextlib
+import copy
 
 import keras
 import keras_hub
@@ -79,6 +80,50 @@ def test_greedy_answers_are_those_without_an_assistant():
         np.testing.assert_array_equal(found, other)
     with keras_flix.use_features(model, task="parse", language="en"):
         np.testing.assert_array_equal(generate(model, plain), other)
+
+
+@pytest.mark.short("torch", "jax")
+def test_an_assistant_is_no_part_of_the_model_that_it_drafted_for(tmp_path):
+    model = make_target()
+    expected, before = generate(model, **IDS), list(model.variables)
+    trained = list(model.trainable_variables)
+    for assistant in (make_assistant(), adapted_assistant(keras_flix.schema_of(model))):
+        for _ in range(2):
+            generate(model, assistant, **IDS)
+            assert list(map(id, model.variables)) == list(map(id, before))
+            assert list(map(id, model.trainable_variables)) == list(map(id, trained))
+    # So it does not go where the model's own weights go.
+    path = tmp_path / "one.flix.safetensors"
+    keras_flix.save_adapters(model, path)
+    fresh = keras_flix.load_adapters(make_target(), path)
+    for one in (fresh, copy.deepcopy(model)):
+        np.testing.assert_array_equal(generate(one, **IDS), expected)
+    keras_flix.merge_features(model, {"task": "qa", "language": "sw"})
+
+
+@pytest.mark.short("jax")
+@pytest.mark.skipif(
+    keras.backend.backend() == "torch", reason="it compiles nothing for an assistant"
+)
+def test_each_assistant_drafts_by_a_function_of_its_own(monkeypatch):
+    model = make_target()
+    traced = []
+    cls = keras_hub.models.Gemma4AssistantCausalLM
+    call = cls.call_with_cache
+
+    def noted(self, *args, **kwargs):
+        traced.append(self)
+        return call(self, *args, **kwargs)
+
+    monkeypatch.setattr(cls, "call_with_cache", noted)
+    first, second = make_assistant(1), make_assistant(2)
+    for assistant in (first, second, first, second):
+        generate(model, assistant, **IDS)
+        assert {id(one) for one in traced} == {id(assistant)}
+        # The same one again compiles nothing.
+        traced.clear()
+        generate(model, assistant, **IDS)
+        assert not traced
 
 
 @pytest.mark.short("jax")

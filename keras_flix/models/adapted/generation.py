@@ -55,7 +55,8 @@ class RoutedGeneration(_compat.Mixin):
                 drafts may be plain, merged, or adapted with the same schema; it then
                 drafts by the features of each prompt.
         """
-        _check_assistant(self._adaptation, kwargs.get("assistant_model"))
+        assistant = kwargs.get("assistant_model")
+        _check_assistant(self._adaptation, assistant)
         if _compat.source_kind(inputs) == "tf":
             batches = [
                 {key: none_for_empty(value) for key, value in batch.items()}
@@ -95,7 +96,10 @@ class RoutedGeneration(_compat.Mixin):
                 own = prompts.plain_input(own, GENERATE_KEYS)
         token = _waiting.set(ids)
         try:
-            with cut_texts.prompts_counted(self.preprocessor, own):
+            with (
+                cut_texts.prompts_counted(self.preprocessor, own),
+                _compat.drafting(self, assistant),
+            ):
                 return super().generate(own, *args, **kwargs)
         finally:
             _waiting.reset(token)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from keras_flix._utils.renamed import renamed_keyword
 from keras_flix.features.dropout import FeatureDropout
 from keras_flix.features.feature import Feature, Value
+from keras_flix.features.languages import language_weights
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.layers.checks import check_ranks
 from keras_flix.models.adapted.adaptation import Model
@@ -33,6 +35,9 @@ from keras_flix.models.places import places_among
 Weights = Mapping[Value, float]
 Init = Weights | Mapping[Value, Weights | None]
 """Weights of known values, the same for all new values or by new value."""
+
+TYPOLOGY, NEAREST = "typology", 3
+"""The start by what languages are like, and of how many: the best that was measured."""
 
 
 @renamed_keyword("axis", "feature")
@@ -74,7 +79,9 @@ def add_values(
             where that rank reaches the sum of the others'. (Averages of `A` and of
             `B` would be the update of none.) Such weights by new value, `{"rw":
             {"sw": 0.5, "yo": 0.5}, "lg": None}`, start each as its own says, as those
-            of `language_weights` do.
+            of `language_weights` do. `"typology"`, where no value is called so:
+            languages start as the three that are most like them, by
+            `language_weights(values, known, kind="typology", nearest=3)`.
         rank: Rank of the new values: an integer, or a dict by value in which `"*"`
             stands for all others. `None` takes that of the value which `init`
             copies, else what the feature's `rank` says.
@@ -85,6 +92,7 @@ def add_values(
         `model`.
 
     Raises:
+        ImportError: If `init="typology"` and its extra is not installed.
         ValueError: If the feature or a value is not as it must be, or the state
             of the optimizer cannot be kept. The model is then left as it was.
 
@@ -99,6 +107,8 @@ def add_values(
     """
     adaptation = changeable(model, within_fit=True)
     known = checked_feature(adaptation.schema, feature)
+    if init == TYPOLOGY and TYPOLOGY not in known.values:
+        init = _by_typology(Feature(feature, values).values, known.values)
     copied = None if isinstance(init, Mapping) else init
     grown = with_values(known, values, rank, copied)
     inits = inits_by_value(known, values, init)
@@ -115,6 +125,11 @@ def add_values(
     }
     resize(adaptation, schema, grown, range(len(known.values)), tables)
     return model
+
+
+def _by_typology(new: Any, known: Any) -> Any:
+    """Weights by new value; raises where one is no language."""
+    return language_weights(list(new), known, kind=TYPOLOGY, nearest=NEAREST)
 
 
 @renamed_keyword("axis", "feature")

@@ -1,5 +1,8 @@
 """Models that grow after training: more values, fewer, other names, more axes."""
 
+import importlib
+import sys
+
 import numpy as np
 import pytest
 from helpers.gemma import to_numpy
@@ -160,6 +163,55 @@ def test_weights_by_new_value_start_each_as_its_own():
     np.testing.assert_allclose(
         delta(together, language="xh"), delta(together, language="en"), atol=1e-6
     )
+
+
+@pytest.mark.eager
+def test_typology_is_the_three_that_are_most_alike(monkeypatch):
+    asked = {"lg": {"sw": 0.6, "en": 0.4}, "rw": {"sw": 1.0}}
+
+    def weights(new, known, **options):
+        assert options == {"kind": "typology", "nearest": 3}
+        assert (new, list(known)) == (["lg", "rw"], ["en", "sw"])
+        return asked
+
+    module = importlib.import_module(keras_flix.add_values.__module__)
+    monkeypatch.setattr(module, "language_weights", weights)
+    one, other = small(), small()
+    keras_flix.add_values(one, "language", ["lg", "rw"], init="typology")
+    keras_flix.add_values(other, "language", ["lg", "rw"], init=asked)
+    for path, value in tables(one).items():
+        np.testing.assert_array_equal(value, tables(other)[path])
+
+
+@pytest.mark.short("torch")
+def test_typology_asks_for_languages_unless_a_value_is_called_so(monkeypatch):
+    model = small(trained=False)
+    before = model._adaptation.schema
+    monkeypatch.setitem(sys.modules, "qq", None)
+    with pytest.raises(ImportError, match="keras-flix\\[typology\\]"):
+        keras_flix.add_values(model, "language", ["lg"], init="typology")
+    assert model._adaptation.schema is before
+    keras_flix.add_values(model, "task", ["typology"], init="qa")
+    keras_flix.add_values(model, "task", ["other"], init="typology")
+    value = tables(model)["hidden/flix_task_a"]
+    np.testing.assert_array_equal(value[-1], value[-2])
+
+
+@pytest.mark.short("torch")
+@pytest.mark.slow
+def test_typology_of_real_languages():
+    pytest.importorskip("qq", reason="qwanqwa is not installed (extra `typology`)")
+    pytest.importorskip("lang2vec", reason="not installed (extra `typology`)")
+    model = small()
+    keras_flix.add_values(model, "language", ["zu", "de"], init="typology")
+    # Of three that are known, more is Swahili in Zulu, and more is English in German.
+    known = {name: delta(model, language=name) for name in ("sw", "en")}
+    for name, near, far in (("zu", "sw", "en"), ("de", "en", "sw")):
+        found = np.ravel(delta(model, language=name))
+        pull = [np.dot(found, np.ravel(known[one])) for one in (near, far)]
+        assert np.abs(found).max() > 0 and pull[0] > pull[1]
+    with pytest.raises(ValueError, match="that URIEL has features of"):
+        keras_flix.add_values(model, "task", ["list"], init="typology")
 
 
 @pytest.mark.short("torch")
