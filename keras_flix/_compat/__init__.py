@@ -69,8 +69,10 @@ from keras_flix._compat.models import (
     variables_of as variables_of,
     without_count as without_count,
 )
-from keras_flix._compat.optimizer_guard import guard_rows as guard_rows
-from keras_flix._compat.optimizer_guard import workers as workers
+from keras_flix._compat.optimizer_guard import (
+    guard_rows as guard_rows,
+    workers as workers,
+)
 from keras_flix._compat.optimizer_state import (
     carried_rows as carried_rows,
     check_growable as check_growable,
