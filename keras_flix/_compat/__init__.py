@@ -62,12 +62,17 @@ from keras_flix._compat.models import (
     name_without_count as name_without_count,
     register_class_name as register_class_name,
     seed_states as seed_states,
+    stems_of_counts as stems_of_counts,
     symbolic_inputs as symbolic_inputs,
     takes_dict as takes_dict,
     unpickle_function as unpickle_function,
     variables_of as variables_of,
+    without_count as without_count,
 )
-from keras_flix._compat.optimizer_guard import guard_rows as guard_rows
+from keras_flix._compat.optimizer_guard import (
+    guard_rows as guard_rows,
+    workers as workers,
+)
 from keras_flix._compat.optimizer_state import (
     carried_rows as carried_rows,
     check_growable as check_growable,

@@ -6,7 +6,7 @@ import itertools
 import operator
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -66,6 +66,25 @@ def name_without_count(layer: keras.layers.Layer) -> str:
     """The name of a layer; of one that was given none, without Keras' count."""
     stem = to_snake_case(type(layer).__name__)
     return stem if re.fullmatch(rf"{stem}_\d+", layer.name) else layer.name
+
+
+def stems_of_counts(model: keras.Model) -> set[str]:
+    """What the names begin with that Keras may have counted up in a model."""
+    # That of variables without a name.
+    found = {"variable"}
+    for layer in flatten_layers(model):
+        # Adapted ones had another class when they were named.
+        for cls in type(layer).__mro__:
+            stem = to_snake_case(cls.__name__)
+            if re.fullmatch(rf"{stem}(_\d+)?", layer.name):
+                found.add(stem)
+    return found
+
+
+def without_count(name: str, stems: Container[str]) -> tuple[str, int]:
+    """A name of one of these stems as that and its count; any other as it is, and 0."""
+    stem, _, count = name.rpartition("_")
+    return (stem, int(count)) if count.isdecimal() and stem in stems else (name, 0)
 
 
 def heeds_training(model: keras.Model) -> bool:

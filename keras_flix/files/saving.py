@@ -18,6 +18,7 @@ from keras_flix.files.adapter_file import (
     table_names,
     write_adapters,
 )
+from keras_flix.files.counted_names import named_as_in
 from keras_flix.files.fingerprint import BaseFingerprint
 from keras_flix.files.same_features import check_layer_ranks, check_schema
 from keras_flix.files.weight_digests import fingerprint_without
@@ -97,6 +98,7 @@ def load_adapters(
     embeddings: dict[Any, list[int]] = {}
 
     def check(found: Adapters) -> None:
+        found = named_as_in(model, found)
         if is_adapted(model):
             adaptation = adaptation_of(model)
             check_schema(adaptation.schema, found.schema, found.source)
@@ -112,7 +114,7 @@ def load_adapters(
             check_same_base(own, found.base, found.source)
 
     # Before the tables are read: a file may claim to hold any number of bytes.
-    adapters = read_adapters(path, check)
+    adapters = named_as_in(model, read_adapters(path, check))
     plain = not is_adapted(model)
     if plain:
         adapt_layers(

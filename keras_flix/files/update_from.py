@@ -13,6 +13,7 @@ from keras_flix import _compat
 from keras_flix.features.feature import Feature, Value
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_file import Adapters, read_adapters
+from keras_flix.files.counted_names import named_as_in
 from keras_flix.files.same_features import check_layer_ranks
 from keras_flix.files.saving import adapters_of, check_same_base
 from keras_flix.files.weight_digests import fingerprint_without
@@ -82,6 +83,7 @@ def update_from(
     """
     adaptation = changeable(model)
     theirs = adapters_of(other) if _is_model(other) else read_adapters(other)
+    theirs = named_as_in(model, theirs)
     chosen = _chosen(adaptation.schema, theirs, values)
     _check_layers(adaptation, theirs)
     for feature in chosen:

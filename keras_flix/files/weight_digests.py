@@ -19,6 +19,8 @@ SAMPLES = 4096
 """At most so many elements of a variable are looked at."""
 SMALL = 65536
 """Variables of up to so many elements go to the host as a whole."""
+HALF = " (float16)"
+"""What the names of such variables end in."""
 SMALLEST_NORMAL = np.finfo("float32").tiny
 
 
@@ -79,7 +81,7 @@ def _compared(
             continue
         if dtype == "float16":
             # Rounded twice, it would often differ from a rounded float32.
-            yield f"{name} (float16)", variable
+            yield name + HALF, variable
         elif dtype in ("float32", "float64", "bfloat16"):
             yield name, variable
 

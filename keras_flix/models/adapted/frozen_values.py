@@ -67,9 +67,13 @@ def guard_optimizer(model: Any) -> None:
         # pass over all values.
         moves = getattr(optimizer, "moves_rows_without_gradient", True)
         rows = frozen_rows(model._adaptation, rates) if moves else {}
-        _compat.set_rates(optimizer, rates)
-        # Where there are any, the optimizer is built.
-        with creation_scope(model) if rows else contextlib.nullcontext():
+        # One of several may know these only once it is built.
+        unknown = bool(rates) and not _compat.workers(optimizer)
+        # Where there are rows, the optimizer is built, too.
+        with creation_scope(model) if rows or unknown else contextlib.nullcontext():
+            if unknown:
+                optimizer.build(model.trainable_variables)
+            _compat.set_rates(optimizer, rates)
             _compat.guard_rows(optimizer, model.trainable_variables, rows)
 
 

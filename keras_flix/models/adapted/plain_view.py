@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
+import keras_hub
 import numpy as np
 from keras import ops
 
@@ -109,14 +110,28 @@ class PlainView(_compat.Mixin):
         guard_optimizer(self)
 
     def compile_from_config(self, config: Any) -> None:
-        """As Keras' own; what the optimizer knew is loaded in tasks, too."""
-        super().compile_from_config(config)
+        """As Keras' own; what the optimizer was, and knew, is loaded in tasks, too."""
+        if not self._compiled_as_a_task(config):
+            super().compile_from_config(config)
         optimizer = getattr(self, "optimizer", None)
         # Keras leaves that to the first step where `compile` is a class's own.
         if optimizer is not None and not optimizer.built:
             with creation_scope(self):
                 optimizer.build(self.trainable_variables)
         guard_optimizer(self)
+
+    def _compiled_as_a_task(self, config: Any) -> bool:
+        """Compiles a task as it was, which Keras leaves out for its own `compile`."""
+        if not isinstance(self, keras_hub.models.Task):
+            return False
+        with creation_scope(self):
+            try:
+                options = keras.saving.deserialize_keras_object(config)
+            except (TypeError, ValueError):
+                # Such as a loss of the user's own. Keras then says what it leaves out.
+                return False
+            keras.Model.compile(self, **options)
+        return True
 
     def get_config(self) -> dict[str, Any]:
         """The plain model's config, and what `enable_flix` did to it."""

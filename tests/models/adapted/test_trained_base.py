@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import pickle
+import warnings
 
 import keras
 import numpy as np
@@ -264,6 +265,30 @@ def test_a_tasks_file_holds_what_its_optimizer_knew(tmp_path, make_gemma):
     task.optimizer.iterations.assign(7)
     found = reloaded(task, tmp_path)
     assert int(found.optimizer.iterations) == 7
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, None])
+def test_a_tasks_copy_has_its_optimizer(copied, tmp_path, make_gemma):
+    """KerasHub's tasks are compiled with their defaults, whatever the file says."""
+    task = keras_flix.enable_flix(make_gemma(preprocessor=False), FEATURES, rank=1)
+    optimizer = keras_flix.LazyAdam(0.05, beta_2=0.9, step_counts="value")
+    task.compile(optimizer, loss="mse", metrics=["mae"], sampler="greedy")
+    optimizer.build(task.trainable_variables)
+    optimizer.iterations.assign(7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        found = copied(task) if copied else reloaded(task, tmp_path)
+    assert type(found.optimizer) is keras_flix.LazyAdam
+    assert found.optimizer.get_config() == optimizer.get_config()
+    assert (int(found.optimizer.iterations), found.loss) == (7, "mse")
+
+
+def test_a_task_whose_loss_keras_does_not_know_is_copied(tmp_path, make_gemma):
+    task = keras_flix.enable_flix(make_gemma(preprocessor=False), FEATURES, rank=1)
+    task.compile("sgd", loss=lambda y, outputs: outputs, sampler="greedy")
+    with pytest.warns(UserWarning, match="`compile..` was not called"):
+        found = reloaded(task, tmp_path)
+    assert isinstance(found.optimizer, keras.optimizers.Adam)
 
 
 # Merged models. -----------------------------------------------------------------

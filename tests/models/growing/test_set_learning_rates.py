@@ -331,13 +331,16 @@ def test_integer_values_survive_json():
     assert Rates.from_config(json.loads(json.dumps(rates.get_config()))) == rates
 
 
-def test_several_optimizers_of_one_model():
+@pytest.mark.parametrize("built", [True, False])
+def test_several_optimizers_of_one_model(built):
     inner = [keras.optimizers.SGD(RATE), keras.optimizers.SGD(2 * RATE)]
     model = small(trained=False)
     optimizer = keras.optimizers.MultiOptimizer(
         lambda variable: inner["language" in variable.path]
     )
-    optimizer.build(model.trainable_variables)
+    if built:
+        optimizer.build(model.trainable_variables)
+    # Else it does not know them yet.
     keras_flix.set_trainable(model, None)
     model.compile(optimizer, loss="mse")
     keras_flix.set_learning_rates(model, 2.0, b=2.0)
