@@ -41,6 +41,9 @@ def assert_saved(callback, model, users):
             np.testing.assert_array_equal(value, own[path])
 
 
+@pytest.mark.support(
+    "Life of an adapter", "`limit_steps` and `SaveFinished`, steps counted by value"
+)
 def test_by_limits_within_an_epoch(tmp_path):
     model = model_of()
     limits = {"Ann": 2, "ann": 4, "*": None}

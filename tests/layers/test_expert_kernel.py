@@ -256,6 +256,7 @@ def test_targets_that_name_experts():
     )
 
 
+@pytest.mark.support("Paths", "int8 base: experts")
 @pytest.mark.short("torch")
 def test_a_quantized_model_keeps_its_experts_in_floats():
     model = make()

@@ -333,6 +333,7 @@ def test_beams_keep_their_examples():
     np.testing.assert_array_equal(mixed, alone)
 
 
+@pytest.mark.support("Paths", "int8 base: experts")
 @pytest.mark.short("torch")
 def test_a_quantized_model_keeps_its_experts_in_floats():
     model = make()

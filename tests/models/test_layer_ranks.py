@@ -53,6 +53,7 @@ def widths(model):
     }
 
 
+@pytest.mark.support("Paths", "`layer_ranks` and `scale='sqrt'`")
 def test_each_layer_has_its_ranks_and_scales():
     """By the formula in float64: mixed, alone, and merged."""
     always = Feature("always", always=True, alpha=2.0)

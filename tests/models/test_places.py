@@ -39,6 +39,7 @@ def tables(model):
     return [table.name for table in model._adaptation.tables()]
 
 
+@pytest.mark.support("Paths", "`Feature(targets=...)`: features in some layers")
 @pytest.mark.parametrize("features", [FEATURES, SHARED_IN_ONE])
 def test_a_mixed_batch_is_each_alone_is_merged(features):
     model = adapted(features)

@@ -101,8 +101,9 @@ def test_a_step_and_a_prediction_do_the_same_with_many_values(case):
             call()
         done[count] = [(python_calls(one), tensors_made(one)) for one in calls]
     assert done[16_000] == done[64]
-    step, _ = done[64]
-    assert len(step[0]) > 100 and len(step[1]) > 20
+    (calls, tensors), _ = done[64]
+    # Others than PyTorch make theirs within compiled functions.
+    assert len(calls) > 100 and (keras.config.backend() != "torch" or len(tensors) > 20)
 
 
 def test_lazy_adam_is_not_slower_than_adam_with_many_small_tables():

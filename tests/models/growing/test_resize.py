@@ -304,6 +304,7 @@ class Again(keras.utils.PyDataset):
         return self.batches[index]
 
 
+@pytest.mark.support("Life of an adapter", "`add_values` while `fit` runs")
 @pytest.mark.parametrize("name", ["adam", "lazy"])
 @pytest.mark.parametrize("when", ["on_train_batch_end", "on_epoch_end"])
 def test_values_join_while_fit_runs(name, when):

@@ -80,6 +80,9 @@ def stepped(model, count=2, seed=0):
     return step(model, [tuple(v.shape) for v in model.trainable_variables], count, seed)
 
 
+@pytest.mark.support(
+    "Life of an adapter", "`set_learning_rates`, with every optimizer of Keras"
+)
 @pytest.mark.parametrize("name", cases(MAKERS))
 def test_as_under_an_optimizer_of_that_rate(name):
     """A feature, a value, `A` and `B`, each with a rate of its own, in one model."""
@@ -227,6 +230,9 @@ def test_weight_decay_of_adapters_alone(name):
     np.testing.assert_array_equal(to_numpy(head.bias), np.ones(4))
 
 
+@pytest.mark.support(
+    "Life of an adapter", "`set_learning_rates`, with every optimizer of Keras"
+)
 @pytest.mark.parametrize("name", ["adamw", "muon", "lazy adam with decay"])
 def test_the_optimizers_weight_decay_is_off_for_adapters(name):
     model, plain = made(name, RATE), made(name, RATE)
