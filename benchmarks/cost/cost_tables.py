@@ -186,8 +186,9 @@ def many_users() -> str:
             for found in result["by_examples"].values():
                 cells.append(f"{found['milliseconds'][name]:.2f}")
                 cells.append(ratio(found["over_flix"], name, None))
-            rows.append([BACKENDS[result["environment"]["backend"]], what, *cells])
-    head = ["Backend", "Arm", "User-step of 1 example, ms", "over FLix"]
+            label = BACKENDS[result["environment"]["backend"]]
+            rows.append([label, f"{result['users']:,}", what, *cells])
+    head = ["Backend", "Users", "Arm", "User-step of 1 example, ms", "over FLix"]
     head += ["of 4 examples, ms", "over FLix"]
     return table(head, rows) if rows else "Not measured yet.\n"
 

@@ -34,7 +34,9 @@ def test_by_position_as_by_name():
     assert found.history == expected.history
     assert set(found.history) == {"loss", "val_loss"}
     assert model.evaluate(x, y, 2, 0) == other.evaluate(x, y, batch_size=2, verbose=0)
-    np.testing.assert_array_equal(model.predict(x, 2, 0), model.predict(x, verbose=0))
+    np.testing.assert_array_equal(
+        model.predict(x, 2, 0), model.predict(x, batch_size=2, verbose=0)
+    )
     with pytest.raises(TypeError, match="multiple values"):
         model.fit(x, y, 2, batch_size=2)
 
