@@ -111,6 +111,7 @@ OF_ALL_ARMS: dict[str, dict[str, Any]] = {
     "early stopping": {"stop": True},
     "three times the steps": {"times": 3},
 }
+"""Recipes that need no feature."""
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "task_shared": {
@@ -133,7 +134,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "one `A` for all tasks, one for all languages": {"one_a": ["task", "language"]},
         **OF_ALL_ARMS,
     },
-    "lora": {**OF_ALL_ARMS},
+    "lora": OF_ALL_ARMS,
 }
 """By arm and name, what a recipe changes in the arm's best setting."""
 

@@ -186,10 +186,9 @@ STATED = {"task": ["qa", None], "language": ["sw", {"yo": 0.5, "en": 0.5}]}
 @pytest.mark.support("Tasks", "Gemma 3: prompts with images")
 def test_prompts_with_images():
     model = adapted_texts(gemma3_texts)
-    images = np.random.default_rng(0).uniform(0, 255, (2, 16, 16, 3)).astype("float32")
     own = {
         "prompts": ["the quick <start_of_image>", "dog <start_of_image>"],
-        "images": list(images),
+        "images": shown_and_heard()["images"],
     }
     check_generation(model, own, STATED)
     check_fit(model, {**own, "responses": ["fox", "the dog"], **STATED})
@@ -200,7 +199,7 @@ def test_prompts_with_images_of_gemma4():
     model = adapted_texts(gemma4_texts)
     own = {
         "prompts": ["the quick <|image|>", "dog <|image|>"],
-        "images": shown_and_heard(2)["images"],
+        "images": shown_and_heard()["images"],
     }
     check_generation(model, own, STATED)
     check_fit(model, {**own, "responses": ["fox", "the dog"], **STATED})
@@ -210,7 +209,7 @@ def test_prompts_with_images_of_gemma4():
 def test_prompts_with_images_and_sound():
     own = {
         "prompts": ["the quick <|image|> <|audio|>", "<|audio|> dog <|image|>"],
-        **shown_and_heard(2),
+        **shown_and_heard(),
     }
     plain = gemma4_texts()
     plain.compile(sampler="greedy")
@@ -228,10 +227,10 @@ def test_prompts_with_images_and_sound():
     check_generation(model, texts, STATED)
 
 
-def shown_and_heard(count):
+def shown_and_heard():
     generator = np.random.default_rng(0)
-    images = generator.uniform(0, 255, (count, 16, 16, 3)).astype("float32")
-    sound = generator.normal(size=(count, 80)).astype("float32")
+    images = generator.uniform(0, 255, (2, 16, 16, 3)).astype("float32")
+    sound = generator.normal(size=(2, 80)).astype("float32")
     return {"images": list(images), "audio": list(sound)}
 
 
