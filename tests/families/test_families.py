@@ -70,9 +70,10 @@ ALL_EXAMPLES = [0, 1, 2]
 OF_ALL_FEATURES = [0]
 """The one of `IDS` that has a value of every feature."""
 RANK = 2
-TOLERANCE = 6e-5
-"""Of the largest output: rounding errors, which sharp attention makes larger. Those of
-Gemma 4 are 3.4e-5 on JAX, and 3e-7 in float64."""
+TOLERANCE = 3e-5
+"""Of the largest output: rounding errors, which sharp attention makes larger."""
+LARGER = {"Gemma4CausalLM": 2}
+"""By class, times `TOLERANCE`: 3.4e-5 on JAX, and 3e-7 in float64."""
 MINIMAL_STEP = 1e-5
 """Steps of gradient descent that are more than rounding errors."""
 
@@ -216,7 +217,8 @@ def check_mixed_batch(adapted, alone=True, examples=ALL_EXAMPLES):
     assert (effect > 5e-3).all(), effect
     chosen = [x[examples] for x in mixed]
     error = difference(chosen, adapted.merged_outputs(examples), mixed)
-    assert (error < TOLERANCE * np.maximum(effect[examples], 1)).all(), error
+    bound = TOLERANCE * LARGER.get(type(adapted.model).__name__, 1)
+    assert (error < bound * np.maximum(effect[examples], 1)).all(), error
     if not alone:
         return
     for i in range(3):
