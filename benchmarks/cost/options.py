@@ -34,13 +34,22 @@ EXPERTS = 8
 EMBEDDING = [*TARGETS, "token_embedding"]
 BY_LAYER = {".*_0/.*": 2, ".*_1/.*": 6}
 """As many ranks in all as with 4 in each layer."""
+WHOLE = "decoder_block_1/ffw_linear"
+RATES: dict[str, Any] = {
+    "factors": {"task": {"task_0": 0.5, "task_1": 0, "*": 1}, "language": 2},
+    "b": 4,
+}
+"""By value (one of them is frozen), by feature, and of `B`."""
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "layer_ranks": {"layer_ranks": BY_LAYER},
     "embedding": {"targets": EMBEDDING},
     "trainable_tokens": {"trainable_tokens": list(range(8))},
+    "whole_layer": {"train": [WHOLE]},
+    "rates": {"rates": RATES},
     "lazy": {"optimizer": "all"},
     "lazy_by_value": {"optimizer": "value"},
+    "lazy_rates": {"optimizer": "all", "rates": RATES},
     "attention": {"mixture": True},
     "shared": {"mixture": True, "experts": "shared"},
     "each": {"mixture": True, "experts": "each"},
@@ -49,7 +58,10 @@ RATIOS: Ratios = {
     "layer_ranks_over_plain": (("layer_ranks",), ("plain",)),
     "embedding_over_plain": (("embedding",), ("plain",)),
     "trainable_tokens_over_plain": (("trainable_tokens",), ("plain",)),
+    "whole_layer_over_plain": (("whole_layer",), ("plain",)),
+    "rates_over_plain": (("rates",), ("plain",)),
     "lazy_by_value_over_lazy": (("lazy_by_value",), ("lazy",)),
+    "lazy_rates_over_lazy": (("lazy_rates",), ("lazy",)),
     "shared_over_attention": (("shared",), ("attention",)),
     "each_over_shared": (("each",), ("shared",)),
 }
@@ -59,8 +71,10 @@ METHOD = (
     "ratio is the median of the rounds' ratios, with quartiles. Queries and values of "
     "a small Gemma are adapted, with two features of 32 values and rank 4, under Adam; "
     "those of experts are a small Mixtral's, with 8 experts of which a token "
-    "takes 2. `layer_ranks`: 2 in one layer and 6 in the other. `lazy`: `LazyAdam` "
-    "with 1,000 values."
+    "takes 2. `layer_ranks`: 2 in one layer and 6 in the other. `whole_layer`: the "
+    "second feed-forward kernel of a block, by `train=`. `rates`: "
+    "`set_learning_rates` by value, by feature and of `B`. `lazy`: `LazyAdam` with "
+    "1,000 values."
 )
 
 
@@ -84,6 +98,7 @@ def step_of(workload: Workload, case: str) -> Callable[[], Any]:
     """A training step of a case."""
     options = {"targets": TARGETS, **CASES[case]}
     lazy = options.pop("optimizer", None)
+    rates = options.pop("rates", None)
     is_mixture = options.pop("mixture", False)
     model: Any = mixture(workload) if is_mixture else workload.model()
     values = workload.values if lazy is None else MANY
@@ -98,6 +113,8 @@ def step_of(workload: Workload, case: str) -> Callable[[], Any]:
         ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
+    if rates is not None:
+        keras_flix.set_learning_rates(model, **rates)
     x, y = workload.data(values)
 
     def step() -> None:
