@@ -135,6 +135,7 @@ from keras_flix._compat.trainers import (
     source_kind as source_kind,
     tokenized_both_ways as tokenized_both_ways,
     track_torch_parameters as track_torch_parameters,
+    untrack_assistant as untrack_assistant,
 )
 from keras_flix._compat.value_counts import (
     NO_LIMIT as NO_LIMIT,

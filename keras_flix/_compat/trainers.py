@@ -82,6 +82,21 @@ def drafting(model: keras.Model, assistant: keras.Model | None) -> Iterator[None
                 model._tracker.untrack(layer)
 
 
+def untrack_assistant(model: keras.Model) -> None:
+    """Takes an assistant that drafted for a plain model out of its layers.
+
+    For an adapted model, `drafting` does so. KerasHub forgets an assistant afterwards,
+    unless an error came; Keras, having tracked it, does not.
+    """
+    if not hasattr(model, "_assistant_model"):
+        return
+    model._assistant_model = None
+    known = {id(one) for one in [*model._operations, *vars(model).values()]}
+    for layer in list(model._layers):
+        if isinstance(layer, keras.Model) and id(layer) not in known:
+            model._tracker.untrack(layer)
+
+
 def reset_parameters(model: keras.Model) -> dict[str, Any]:
     """Drops what knows the parameters that there were, besides the functions.
 

@@ -92,6 +92,11 @@ def read_config(path: str, known: Iterable[str] = OPTIONS) -> Given:
         )
     try:
         root = yaml.compose(Path(path).read_bytes(), yaml.SafeLoader)
+    except RecursionError:
+        raise ValueError(
+            f"A file of settings must have few levels. Received: {path}, which is nested "
+            "too deeply to be read. Correct it."
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = path if mark is None else f"{path}, line {mark.line + 1}"
@@ -139,7 +144,9 @@ def _nested(node: Any, place: str) -> str:
     """What stands in a file, as the JSON that would be typed."""
     try:
         return json.dumps(of_node(node), ensure_ascii=False)
-    except ValueError as rule:
+    except (ValueError, RecursionError) as error:
+        depths = isinstance(error, RecursionError)
+        rule = "of few levels, none within itself" if depths else error
         raise ValueError(
             f"A nested setting must be {rule}. Received: {place} another one. "
             "Correct it."

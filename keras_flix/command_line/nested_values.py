@@ -20,7 +20,7 @@ def read(text: str) -> Any:
         )
     except RepeatedKeyError:
         raise
-    except ValueError:
+    except (ValueError, RecursionError):
         if text[:1] in ("{", "["):
             raise ValueError("JSON where it begins with { or [") from None
         return text
@@ -71,7 +71,8 @@ def of_node(node: Any) -> Any:
     """What a node of YAML says, in JSON's types.
 
     What stands without quotes is a number where it is one in JSON, and true, false or
-    null; all else is text, so that `no` is a word.
+    null; all else is text, so that `no` is a word. Raises `RecursionError` for what
+    holds itself.
     """
     if node.id == "mapping":
         return once_each((of_scalar_text(k), of_node(v)) for k, v in node.value)

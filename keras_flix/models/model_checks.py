@@ -40,6 +40,7 @@ def checked_walk(model: Any, schema: FeatureSchema) -> list[Placed]:
             f"{type(model).__name__}. For a single layer, use FlixEinsumDense or "
             "FlixDense."
         )
+    _compat.untrack_assistant(model)
     walk = _compat.layers_with_parents(model)
     inner = [layer for layer, _ in walk]
     if is_adapted(model) or any(isinstance(layer, HoldsTables) for layer in inner):

@@ -206,6 +206,8 @@ def test_what_is_written_is_read_again(tmp_path):
         ("- rank", "must be lines 'name: value'. Received: .*line 1: a sequence"),
         ("rank: [[[1]]]", "line 1: a sequence inside of those"),
         ("rank: &a [{b: *a}]", "line 1: a sequence inside of those"),
+        ("layer_ranks: &a {b: *a}", "must be of few levels, none within itself. Rec"),
+        pytest.param("rank: " + "[" * 5000, "must have few levels. Rec", id="deep"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_told_with_its_line(tmp_path, text, message):
@@ -226,6 +228,8 @@ def test_what_is_missing_is_told(tmp_path):
         settings(*GIVEN, "--batch-size", "0")
     with pytest.raises(ValueError, match="and JSON where it begins with { or \\[. Rec"):
         settings(*GIVEN, "--layer-ranks", "{query: 8}")
+    with pytest.raises(ValueError, match="and JSON where it begins with { or \\[. Rec"):
+        settings(*GIVEN, "--layer-ranks", "[" * 100_000)
     with pytest.raises(ValueError, match="a mapping that has 'q' once. Received: --la"):
         settings(*GIVEN, "--layer-ranks", '{"q": 8, "q": 4}')
     assert read_config(config(tmp_path, "# nothing\n")) == {}

@@ -20,9 +20,15 @@ OWN = media.texts(3)
 OWN["padding_mask"][:, -4:] = 0
 
 
-def make_target(features=FEATURES):
+def make_plain():
     backbone = media.gemma4(media=False)
     model = keras_hub.models.Gemma4CausalLM(backbone=backbone, preprocessor=None)
+    model.compile(sampler="greedy")
+    return model
+
+
+def make_target(features=FEATURES, model=None):
+    model = make_plain() if model is None else model
     keras_flix.enable_flix(model, features, rank=2, seed=0)
     model.compile(sampler="greedy")
     return randomize(model, scale=0.8)
@@ -99,6 +105,20 @@ def test_an_assistant_is_no_part_of_the_model_that_it_drafted_for(tmp_path):
     for one in (fresh, copy.deepcopy(model)):
         np.testing.assert_array_equal(generate(one, **IDS), expected)
     keras_flix.merge_features(model, {"task": "qa", "language": "sw"})
+
+
+@pytest.mark.short("jax")
+def test_an_assistant_of_the_plain_model_is_no_part_of_the_adapted_one():
+    fresh, model = make_target(), make_plain()
+    generate(model, make_assistant())
+    # An error leaves KerasHub with the assistant.
+    with pytest.raises(ValueError, match="features"):
+        generate(model, adapted_assistant(FEATURES))
+    make_target(model=model)
+    paths = [variable.path for variable in model.variables]
+    assert paths == [variable.path for variable in fresh.variables]
+    model.set_weights(fresh.get_weights())
+    np.testing.assert_array_equal(generate(model, **IDS), generate(fresh, **IDS))
 
 
 @pytest.mark.short("jax")
