@@ -94,8 +94,8 @@ def read_config(path: str, known: Iterable[str] = OPTIONS) -> Given:
         root = yaml.compose(Path(path).read_bytes(), yaml.SafeLoader)
     except RecursionError:
         raise ValueError(
-            f"A file of settings must have few levels. Received: {path}, which is nested "
-            "too deeply to be read. Correct it."
+            f"A file of settings must have few levels. Received: {path}, which is "
+            "nested too deeply to be read. Correct it."
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
