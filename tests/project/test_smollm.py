@@ -205,6 +205,32 @@ def test_the_fast_loss_and_its_gradients_are_those_of_fit(tiny, kind):
         torch.testing.assert_close(variable.value.grad, gradient, atol=1e-6, rtol=1e-4)
 
 
+def test_bfloat16_is_that_of_processors_which_have_it(tiny, monkeypatch):
+    """Where products are in float32, of rounded values, as where they are not."""
+    model = adapted(tiny, [Feature("shared", rank=3, always=True)])
+    examples = sequences.columns(make_mix().splits["test"], LANGUAGES)
+    batch = sequences.tokenize(model.preprocessor, examples, {}).batch(range(6))
+
+    def found(dtype, multiplies):
+        monkeypatch.setattr(fast_llama, "multiplies_in", lambda _: multiplies)
+        fast = fast_llama.FastLlama(model, dtype)
+        assert fast.products == (dtype if multiplies else torch.float32)
+        model.zero_grad()
+        loss = training.loss_of(fast, batch)
+        loss.backward()
+        gradients = [table.grad.flatten() for table in fast.tables]
+        return loss.item(), torch.cat(gradients)
+
+    exact, slope = found(torch.float32, True)
+    native, native_slope = found(torch.bfloat16, True)
+    other, other_slope = found(torch.bfloat16, False)
+    assert found(torch.float32, False)[0] == exact
+    rounding = abs(native - exact)
+    assert 0 < abs(other - exact) < 2 * rounding
+    error = (native_slope - slope).norm()
+    assert 0 < (other_slope - slope).norm() < 1.2 * error < 0.1 * slope.norm()
+
+
 def test_scores_are_those_of_the_keras_model(tiny):
     model = adapted(tiny, {"task": TASKS}, rank=2)
     examples = sequences.columns(make_mix().splits["test"], LANGUAGES)

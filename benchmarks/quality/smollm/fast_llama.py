@@ -4,7 +4,8 @@ What is left out is what costs: no position of padding goes through a frozen ker
 logits are computed where the loss or a score asks for them, and products with frozen
 kernels may be in bfloat16, while the residual stream, the tables, the softmax and the
 logits stay in float32. The update itself is the library's `low_rank_update`, on the
-library's own tables.
+library's own tables. Where the processor has nothing for bfloat16, products are in float32, of
+values that are rounded to it.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ class FastLlama:
     def __init__(self, model: Any, dtype: torch.dtype = torch.float32) -> None:
         backbone = model.backbone
         self.dtype = dtype
+        self.products = dtype if multiplies_in(dtype) else torch.float32
         self.adaptation = adaptation_of(model)
         self.schema = self.adaptation.schema
         self.heads = backbone.num_query_heads
@@ -89,7 +91,7 @@ class FastLlama:
         self.epsilon = backbone.layer_norm_epsilon
         self.wavelength = backbone.rope_max_wavelength
         self.embeddings = _frozen(backbone.token_embedding.embeddings)
-        self.rounded = self.embeddings.to(dtype)
+        self.rounded = self.as_computed(self.embeddings)
         self.norm = _frozen(backbone.layer_norm.scale)
         self.blocks = [Block(b, self) for b in backbone.transformer_layers]
 
@@ -97,6 +99,10 @@ class FastLlama:
     def tables(self) -> list[torch.nn.Parameter]:
         """What trains."""
         return [table.variable.value for table in self.adaptation.tables()]
+
+    def as_computed(self, x: torch.Tensor) -> torch.Tensor:
+        """`x`, rounded to `dtype`, in the dtype of products."""
+        return x.to(self.dtype).to(self.products)
 
     def hidden(
         self,
@@ -186,7 +192,7 @@ class Block:
         d_in = -1 if layers == self.output else len(kernels[0])
         ends = kernels[0].shape[-1:] if layers == self.output else (-1,)
         flat = [kernel.reshape(d_in, *ends).t() for kernel in kernels]
-        return torch.cat(flat).contiguous().to(self.model.dtype)
+        return self.model.as_computed(torch.cat(flat).contiguous())
 
     def __call__(
         self,
@@ -209,7 +215,7 @@ class Block:
         self, layers: Layers, x: torch.Tensor, batch: Ragged, routing: Routing
     ) -> torch.Tensor:
         """The outputs of adapted layers, side by side."""
-        x = x.to(self.model.dtype)
+        x = self.model.as_computed(x)
         y = functional.linear(x, self.kernels[layers])
         for shared in (True, False):
             tables = [_tables(layer, routing, shared) for layer in layers]
@@ -221,7 +227,7 @@ class Block:
             deltas = [low_rank_update(rows, one, active) for one in tables]
             delta = deltas[0] if len(deltas) == 1 else torch.cat(deltas, dim=-1)
             y = y + (delta[0] if shared else batch.packed(delta))
-        return y
+        return self.model.as_computed(y)
 
     def attention(
         self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]
@@ -246,6 +252,14 @@ class Block:
         attended = scores.softmax(dim=-1).flatten(2, 3) @ value
         attended = attended.unflatten(2, (-1, longest))
         return attended.permute(0, 3, 1, 2, 4).reshape(examples, longest, -1)
+
+
+def multiplies_in(dtype: torch.dtype) -> bool:
+    """Whether this processor multiplies in a dtype at least as fast as in float32.
+
+    Without AVX-512, PyTorch takes some fifty times as long in bfloat16.
+    """
+    return dtype == torch.float32 or "512" in torch.backends.cpu.get_cpu_capability()
 
 
 class Nats(torch.autograd.Function):

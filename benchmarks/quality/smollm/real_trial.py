@@ -152,6 +152,7 @@ def run(trial: Trial, folder: pathlib.Path, saved: pathlib.Path) -> dict[str, An
         "trainable_parameters": sum(table.numel() for table in fast.tables),
         "loss": sum(last) / len(last) if last else None,
         "validation": mean_of(result["validation"], "nats", seen),
+        "products": str(fast.products).removeprefix("torch."),
         "curve": curve,
         "groups": {f"{t}/{n}": group for (t, n), group in mix.cells.items()},
         "scores": result,
