@@ -4,8 +4,8 @@ What is left out is what costs: no position of padding goes through a frozen ker
 logits are computed where the loss or a score asks for them, and products with frozen
 kernels may be in bfloat16, while the residual stream, the tables, the softmax and the
 logits stay in float32. The update itself is the library's `low_rank_update`, on the
-library's own tables. Where the processor has nothing for bfloat16, products are in float32, of
-values that are rounded to it.
+library's own tables. Where the processor has nothing for bfloat16, products are in
+float32, of values that are rounded to it.
 """
 
 from __future__ import annotations
