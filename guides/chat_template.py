@@ -294,6 +294,9 @@ print(scores.table("task"))
 #   instead of text.
 # - On the command line, `keras-flix chat` and `keras-flix train` write one turn each
 #   with `--template gemma`.
+# - Gemma 4 has other turns (`<|turn>user`, closed by `<turn|>`) and one for a system:
+#   [the reference](reference/adapting.md#embedders-images-sound-and-drafts) spells them
+#   out. All else is as here; `--template gemma4` writes them.
 # - A mixture may have turns of several rounds: `as_prompt` with a history makes the
 #   prompt, and the last answer is the response.
 
