@@ -122,6 +122,7 @@ from keras_flix._compat.trainers import (
     averages_gradients as averages_gradients,
     begin_at_epoch as begin_at_epoch,
     cannot_read_data as cannot_read_data,
+    compilation as compilation,
     drafting as drafting,
     fitting_processes as fitting_processes,
     in_replica as in_replica,

@@ -58,6 +58,11 @@ def reset_functions(model: keras.Model) -> dict[str, Any]:
     return old
 
 
+def compilation(model: keras.Model) -> Any:
+    """What the last `compile` left: another object after the next one."""
+    return getattr(model, "_compile_config", None)
+
+
 @contextlib.contextmanager
 def drafting(model: keras.Model, assistant: keras.Model | None) -> Iterator[None]:
     """Lets a model generate with an assistant, which is no part of it afterwards.

@@ -36,6 +36,7 @@ from keras_flix.models.adapted.trained_base import (
     trained_base,
 )
 from keras_flix.models.enable import adapt_layers
+from keras_flix.models.growing.resize import between_steps
 from keras_flix.models.multiplied import expert_kernels
 from keras_flix.models.targets import keyed_layers
 from keras_flix.models.trainable_tokens import placed_tokens
@@ -94,6 +95,7 @@ def load_adapters(
             a file that has others, or fewer, than the model.
     """
     check_backend()
+    between_steps(model)
     layers: dict[str, Any] = {}
     embeddings: dict[Any, list[int]] = {}
 
@@ -144,6 +146,9 @@ def load_adapters(
 
 def adapters_of(model: keras.Model) -> Adapters:
     """The adapters of a model, as they would be in its file."""
+    if _compat.is_running(model) and _compat.is_between_steps(model):
+        # JAX's loops hold the weights themselves.
+        _compat.sync_state(model)
     adaptation = adaptation_of(model)
     trained = trained_base(model) | token_variables(model)
     return Adapters(

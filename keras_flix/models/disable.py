@@ -38,19 +38,26 @@ def adapters_disabled(model: Model) -> Iterator[Model]:
     """
     # A task and its backbone share layers, so they go together.
     adaptation = adaptation_of(model, sharing=True)
-    before: list[tuple[Any, bool, dict[str, Any]]] = []
+    before: list[tuple[Any, bool, dict[str, Any], tuple[Any, int]]] = []
+
+    def known_by_functions(m: Any) -> tuple[Any, int]:
+        return _compat.compilation(m), m._adaptation.changes
 
     def begin() -> None:
         for m in adaptation.users:
-            before.append((m, m._adaptation.disabled, _compat.reset_functions(m)))
+            known, functions = known_by_functions(m), _compat.reset_functions(m)
+            before.append((m, m._adaptation.disabled, functions, known))
             m._adaptation.disabled = True
 
     def end() -> None:
-        for m, disabled, functions in before:
+        for m, disabled, functions, (compiled, changes) in before:
             m._adaptation.disabled = disabled
             _compat.reset_functions(m)
-            for name, function in functions.items():
-                setattr(m, name, function)
+            now = known_by_functions(m)
+            # Else they know another optimizer, loss, or other values.
+            if now[0] is compiled and now[1] == changes:
+                for name, function in functions.items():
+                    setattr(m, name, function)
 
     with (
         adaptation.turns.block(begin, end),

@@ -1,5 +1,6 @@
 """A file of some values: the smaller model computes what the whole one does."""
 
+import keras
 import numpy as np
 import pytest
 from families.decoders import FAMILIES
@@ -32,6 +33,40 @@ def test_others_take_values_over(others, tmp_path):
     expected = of_sw(model)
     for name, found in of_sw(other).items():
         np.testing.assert_allclose(found, expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("what", ["save", "load", "values"])
+def test_files_within_fit_are_of_the_weights_after_a_batch(what, tmp_path):
+    """JAX's loops hold the weights, and give their arrays away."""
+    path, model, seen = tmp_path / "one.flix.safetensors", small(), []
+    other = small(trained=False)
+    keras_flix.save_adapters(other, path)
+
+    def act(batch, logs=None):
+        if batch:
+            return
+        if what == "load":
+            keras_flix.load_adapters(model, path)
+        elif what == "save":
+            keras_flix.save_adapters(model, path)
+        else:
+            keras_flix.save_values(model, path, {"language": ["sw"]})
+        seen.append(tables(model))
+
+    x = {name: list(value)[:2] * 2 for name, value in DATA.items()}
+    x["x"] = np.stack(x["x"])
+    callback = keras.callbacks.LambdaCallback(on_train_batch_end=act)
+    model.fit(x, np.ones((4, 4)), batch_size=2, verbose=0, callbacks=[callback])
+    (now,) = seen
+    if what == "load":
+        for name, value in tables(other).items():
+            np.testing.assert_array_equal(now[name], value)
+    else:
+        read = keras_flix.files.read_adapters(path).tables
+        name = "hidden/flix_language_b"
+        of_sw = slice(1, 2) if what == "values" else slice(None)
+        np.testing.assert_array_equal(read[name], now[name][of_sw])
+    assert any((tables(model)[name] != value).any() for name, value in now.items())
 
 
 def own_ranks():

@@ -60,6 +60,50 @@ def test_it_holds_for_the_layers_of_this_model_only():
     assert not np.array_equal(base, expected[1])
 
 
+CHANGES = {
+    "compile": lambda model: model.compile(keras.optimizers.SGD(2.0), loss="mae"),
+    "set_trainable": lambda model: keras_flix.set_trainable(model, {"task": ["qa"]}),
+    "set_learning_rates": lambda model: keras_flix.set_learning_rates(model, 8.0),
+    "add_values": lambda model: keras_flix.add_values(
+        model, "task", ["list"], init="qa"
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_within_holds_afterwards(change):
+    within, without = adapted(), adapted()
+    x, y = {**rows(2), "task": ["qa", "parse"]}, np.ones((2, 4))
+    for model in (within, without):
+        model.compile(keras.optimizers.SGD(0.1), loss="mse")
+        model.fit(x, y, verbose=0)
+        model.evaluate(x, y, verbose=0)
+        model.predict(x, verbose=0)
+    with keras_flix.adapters_disabled(within):
+        CHANGES[change](within)
+        within.predict(rows(2), verbose=0)
+    CHANGES[change](without)
+    if change == "add_values":
+        x = {**x, "task": ["list", "parse"]}
+    found, expected = (m.predict(x, verbose=0) for m in (within, without))
+    np.testing.assert_array_equal(found, expected)
+    found, expected = (m.evaluate(x, y, verbose=0) for m in (within, without))
+    assert found == expected
+    for model in (within, without):
+        model.fit(x, y, verbose=0)
+    for one, other in zip(within.trainable_variables, without.trainable_variables):
+        np.testing.assert_array_equal(to_numpy(one), to_numpy(other))
+
+
+def test_what_was_compiled_before_is_kept():
+    model, x = adapted(), {**rows(2), "task": ["qa", "parse"]}
+    model.predict(x, verbose=0)
+    before = model.predict_function
+    with keras_flix.adapters_disabled(model):
+        model.predict(rows(2), verbose=0)
+    assert model.predict_function is before
+
+
 def test_it_holds_in_its_own_context_only():
     model = adapted()
     layer, x = model.get_layer("hidden"), rows()["x"]

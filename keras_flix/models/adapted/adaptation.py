@@ -88,6 +88,7 @@ class Adaptation:
         said: What users were told once.
         sharing: Other models that `share_features` lets take the features.
         shares: Whether this is of such a model.
+        changes: How often values, what trains, or rates were changed.
         cut_texts: Where a running `fit` or `evaluate` counts texts that are cut.
     """
 
@@ -118,6 +119,7 @@ class Adaptation:
     said: set[str] = dataclasses.field(default_factory=set)
     sharing: list[weakref.ref[Any]] = dataclasses.field(default_factory=list)
     shares: bool = False
+    changes: int = 0
     cut_texts: CutTexts | None = None
 
     @property

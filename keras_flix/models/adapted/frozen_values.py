@@ -49,6 +49,7 @@ def choose(adaptation: Any, choice: Choice) -> None:
     for layer in adaptation.layers.values():
         layer._tables.trainable = choice
     for part in adaptation.users:
+        part._adaptation.changes += 1
         old = _compat.reset_parameters(part)
         guard_optimizer(part)
         if _compat.is_running(part):
@@ -63,17 +64,18 @@ def guard_optimizer(model: Any) -> None:
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None:
         rates = rates_of(model._adaptation)
-        # A lazy one moves nothing without a gradient, and to watch it would cost a
-        # pass over all values.
-        moves = getattr(optimizer, "moves_rows_without_gradient", True)
-        rows = frozen_rows(model._adaptation, rates) if moves else {}
         # One of several may know these only once it is built.
         unknown = bool(rates) and not _compat.workers(optimizer)
-        # Where there are rows, the optimizer is built, too.
-        with creation_scope(model) if rows or unknown else contextlib.nullcontext():
+        with creation_scope(model) if unknown else contextlib.nullcontext():
             if unknown:
                 optimizer.build(model.trainable_variables)
-            _compat.set_rates(optimizer, rates)
+        _compat.set_rates(optimizer, rates)
+        # A lazy one moves nothing without a gradient, unless by a weight decay of the
+        # rates, and to watch it would cost a pass over all values.
+        moves = getattr(optimizer, "moves_rows_without_gradient", True)
+        rows = frozen_rows(model._adaptation, rates) if moves else {}
+        # Where there are rows, the optimizer is built, too.
+        with creation_scope(model) if rows else contextlib.nullcontext():
             _compat.guard_rows(optimizer, model.trainable_variables, rows)
 
 

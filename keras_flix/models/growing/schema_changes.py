@@ -66,9 +66,7 @@ def inits_by_value(
     They are the same for all, unless `init` has weights of a value in it.
     """
     new = Feature(feature.name, values).values
-    if not isinstance(init, Mapping) or not any(
-        isinstance(entry, Mapping) for entry in init.values()
-    ):
+    if not _is_by_value(init, new):
         return dict.fromkeys(new, checked_init(feature, init))
     by_value = {plain_value(value): entry for value, entry in init.items()}
     if set(by_value) != set(new):
@@ -85,6 +83,15 @@ def inits_by_value(
                 "{value: 1.0}."
             )
     return {value: checked_init(feature, by_value[value]) for value in new}
+
+
+def _is_by_value(init: Any, new: Sequence[Value]) -> bool:
+    """Whether it has an entry for each new value: weights of old ones are numbers."""
+    if not isinstance(init, Mapping) or not init:
+        return False
+    if any(entry is None or isinstance(entry, Mapping) for entry in init.values()):
+        return True
+    return {plain_value(value) for value in init} == set(new)
 
 
 def with_values(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from keras_flix.features.feature import Feature, Value
+from keras_flix.features.missing import is_missing
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.features.values import plain_value
 from keras_flix.models.adapted.adaptation import Model
@@ -113,9 +114,9 @@ def _by_value(feature: Feature, factors: Any) -> dict[Value, float]:
         return {OTHERS: _checked_number(f"factors[{feature.name!r}]", factors)}
     found = {}
     for value, factor in factors.items():
-        if value is None:
+        if is_missing(value):
             raise ValueError(
-                "Learning rates must be of values. Received: None in "
+                f"Learning rates must be of values. Received: {value} in "
                 f"factors[{feature.name!r}]. Write '*' for all others."
             )
         if value != OTHERS:

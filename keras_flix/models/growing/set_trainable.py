@@ -26,8 +26,9 @@ def set_trainable(model: Model, values: Mapping[str, Sequence[Value]] | None) ->
     (of Adam and most others) moves those that occurred before, weight decay moves all,
     and Ftrl sets those that never did to zero.
 
-    It holds in `fit`, `train_on_batch` and loops of your own that use a Keras
-    optimizer which the model was compiled with. In other loops, gradients of frozen
+    It holds in `fit`, `train_on_batch` and loops of your own that use the Keras
+    optimizer which the model is compiled with at the call. (Compiled anew, such a loop
+    needs another call.) In other loops, gradients of frozen
     values are exactly zero, but an optimizer of torch's own moves what has
     momentum from before or weight decay.
 

@@ -160,6 +160,12 @@ def test_weights_by_new_value_start_each_as_its_own():
     for path, value in tables(together).items():
         np.testing.assert_array_equal(value, tables(apart)[path])
     assert (delta(together, language="rw") == 0).all()
+    # None alone is no weight of anything: each starts afresh.
+    one, other = small(), small()
+    keras_flix.add_values(one, "language", ["rw", "lg"], init={"rw": None, "lg": None})
+    keras_flix.add_values(other, "language", ["rw", "lg"])
+    for path, value in tables(one).items():
+        np.testing.assert_array_equal(value, tables(other)[path])
     np.testing.assert_allclose(
         delta(together, language="xh"), delta(together, language="en"), atol=1e-6
     )
@@ -224,6 +230,7 @@ def test_typology_of_real_languages():
             "for values=['rw', 'lg']. Write None for a fresh start",
         ),
         ({"rw": {"sw": 1.0}, "lg": "sw"}, "Received: 'sw' for 'lg'. For a copy"),
+        ({"rw": "sw", "lg": "en"}, "Received: 'sw' for 'rw'. For a copy of one value"),
         ({"rw": {"sw": 1.0}, "lg": 0.5}, "must have weights, or None, for each"),
         ({"rw": {"sw": 1.0}, "lg": {}}, "`init` must name at least one value"),
         ({"rw": {"swa": 1.0}, "lg": None}, "The nearest known value is 'sw'"),

@@ -65,6 +65,11 @@ def test_what_wraps_an_optimizer_leaves_its_counts():
         ({"language": {"sw": 2, "en": -1}}, "at least 0.*-1"),
         ({"task": 1, "language": 1.5}, "at least 0.*1.5"),
         (3, "a dict by feature"),
+        (
+            {"task": 1, "language": {None: 0}},
+            "must be of values.*limits\\['language'\\]",
+        ),
+        ({"task": {float("nan"): 0}}, "must be of values.*limits\\['task'\\]"),
     ],
 )
 def test_bad_limits_change_nothing(limits, message):

@@ -337,6 +337,20 @@ def test_integer_values_survive_json():
     assert Rates.from_config(json.loads(json.dumps(rates.get_config()))) == rates
 
 
+def test_frozen_values_stay_where_rates_decay_a_lazy_optimizer():
+    """In a loop of one's own too, which nothing prepares anew."""
+    model = small(trained=False)
+    model.compile(keras_flix.LazyAdam(0.05), loss="mse")
+    keras_flix.set_trainable(model, {"language": ["sw"]})
+    keras_flix.set_learning_rates(model, weight_decay=0.5)
+    before = tables(model)
+    zeros = [keras.ops.zeros(v.shape) for v in model.trainable_variables]
+    apply(model.optimizer, zeros, model.trainable_variables)
+    for path, found in tables(model).items():
+        moved = [not np.array_equal(*rows) for rows in zip(found, before[path])]
+        assert moved == ([False, True] if "language" in path else [False, False])
+
+
 @pytest.mark.parametrize("built", [True, False])
 def test_several_optimizers_of_one_model(built):
     inner = [keras.optimizers.SGD(RATE), keras.optimizers.SGD(2 * RATE)]
@@ -381,6 +395,7 @@ def test_the_summary_tells():
         ({"factors": {"lang": 2}}, "must be one of the model's: ['task', 'language']."),
         ({"factors": {"language": {"xx": 2}}}, "Received: language='xx'."),
         ({"factors": {"language": {None: 2}}}, "must be of values. Received: None"),
+        ({"factors": {"task": {float("nan"): 2}}}, "must be of values. Received: nan"),
         ({"factors": {"task": -1}}, "at least 0. Received: factors['task']=-1. 1 leav"),
         ({"factors": {"task": {"qa": float("nan")}}}, "factors['task']['qa']=nan."),
         ({"factors": float("inf")}, "Received: factors=inf."),
