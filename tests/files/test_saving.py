@@ -295,7 +295,8 @@ def test_keras_file_and_copies_of_a_task(tmp_path, make_gemma):
     path = str(tmp_path / "best.keras")
     data = {"prompts": ["the", "dog"], "responses": ["fox", "the"]}
     data |= {"task": ["qa", "list"], "language": "sw"}
-    model.compile(optimizer=keras.optimizers.SGD(0.1), sampler="greedy")
+    sampler = keras_hub.samplers.BeamSampler(num_beams=3)
+    model.compile(optimizer=keras.optimizers.SGD(0.1), sampler=sampler)
     model.fit(data, callbacks=[keras.callbacks.ModelCheckpoint(path)], verbose=0)
     inputs = {
         "token_ids": INPUTS["token_ids"],
@@ -310,10 +311,23 @@ def test_keras_file_and_copies_of_a_task(tmp_path, make_gemma):
     ):
         assert_same(found, model, inputs)
         assert type(found.backbone).__name__ == "GemmaBackbone"
+        assert type(found.sampler) is type(sampler)
+        assert found.sampler.get_config() == sampler.get_config()
         prompts = {"prompts": ["the dog"], "task": "list", "language": "en"}
         assert found.generate(dict(prompts), max_length=12) == model.generate(
             dict(prompts), max_length=12
         )
+
+
+def test_a_sampler_that_is_not_known_is_told(make_gemma):
+    class Own(keras_hub.samplers.GreedySampler):
+        """Known where it is made, and in no file."""
+
+    model = keras_flix.enable_flix(make_gemma(), FEATURES, rank=2)
+    model.compile(optimizer=keras.optimizers.SGD(0.1), sampler=Own())
+    config = model.get_compile_config()
+    with pytest.warns(UserWarning, match="sampler .* was left out.*Own"):
+        model.compile_from_config(config)
 
 
 def test_keras_file_of_a_sequential_model(tmp_path):
