@@ -15,15 +15,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import random
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import babel
 import keras_hub
 import numpy as np
 
+from benchmarks.quality import store
 from benchmarks.shared.places import GUIDES
 from keras_flix.mixtures import Dataset, Mixture
 from keras_flix.models.adapted.prompts import preprocess_prompts
@@ -129,6 +132,30 @@ def kind_of(task: str, language: str) -> str:
     languages = LANGUAGES + UNKNOWN_LANGUAGES
     place = (TASKS.index(task) - 3 * languages.index(language)) % len(TASKS)
     return {0: "held_out", 3: "held_out", 5: "few_shot"}.get(place, "seen")
+
+
+BABEL = babel.__version__
+"""Whose renderings the answers are: another version may have others."""
+UNSTATED_BABEL = "2.18.0"
+"""What results were made with that do not say it."""
+
+
+def check_babel(size: str) -> None:
+    """Refuses to add results to a folder whose answers another Babel gave.
+
+    Raises:
+        ValueError: If a result of that size was made with another version.
+    """
+    for file in sorted(store.folder(size).glob("*.json")):
+        made_with = json.loads(file.read_text()).get("babel", UNSTATED_BABEL)
+        if made_with != BABEL:
+            raise ValueError(
+                "All results of a folder must be of one version of Babel, which gives "
+                f"the answers. Received: Babel {BABEL}, and {file.name} in "
+                f"{file.parent}, made with {made_with}. Run `pip install "
+                f"babel=={made_with}`, or keep results apart with `--results` and "
+                "another folder."
+            )
 
 
 def base_folder(base: str) -> str:

@@ -7,6 +7,7 @@
 A run that was interrupted goes on where it stopped. `--results FOLDER` starts anew in
 another folder, instead of completing what the repository holds; it takes the learning
 rates that the repository's results found, unless `--search` looks for them anew.
+A folder whose results are of another Babel than the installed one takes no more.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 from benchmarks.quality import (  # noqa: E402
+    cldr_mix,
     evidence_figures,
     evidence_page,
     evidence_tables,
@@ -59,6 +61,7 @@ def main() -> None:
     size = plan.SIZES[options.size]
     for table in options.tables:
         while trials := plan.missing_trials(size, table, options.seeds):
+            cldr_mix.check_babel(size.name)
             print(f"{table}: {len(trials)} trials", flush=True)
             scheduler.run_all(trials, size.name, options.workers)
         print(evidence_tables.table(size, table))

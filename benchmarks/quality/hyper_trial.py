@@ -222,6 +222,7 @@ def run(trial: Trial) -> dict[str, Any]:
     return {
         "trial": trial.config(),
         "seed": trial.seed,
+        "babel": cldr_mix.BABEL,
         "trainable_parameters": hyper.network.count_params(),
         "loss": losses.at_end(),
         "train_seconds": round(seconds, 1),

@@ -60,6 +60,7 @@ def run(trial: Trial) -> dict[str, Any]:
     return {
         "trial": trial.config(),
         "seed": trial.seed,
+        "babel": cldr_mix.BABEL,
         **peft_arms.facts(model),
         "loss": float(np.mean(losses[-last:])),
         "train_seconds": round(seconds, 1),

@@ -16,19 +16,43 @@ from benchmarks.quality.figure_parts import (
     save,
 )
 
+Row = tuple[str, recipe_tables.Results, recipe_tables.Results]
+"""A name, results, and those that they are compared with."""
+
+
+def rows() -> list[Row]:
+    """Arms and the best LoRA, then recipes and the same arms without them."""
+    best = {name: recipes.tuned(name) for name in recipes.RANKS}
+    arms = {
+        name: recipe_tables.of_arm(name, setting)
+        for name, setting in best.items()
+        if setting is not None
+    }
+    lora = arms.pop(recipe_tables.BASELINE, {})
+    found = [
+        (f"{NAMES[name]}\nminus the best LoRA", results, lora)
+        for name, results in arms.items()
+    ]
+    tried = recipe_tables.all_results()
+    plain = {name: results for name, recipe, results in tried if not recipe}
+    found += [
+        (f"{NAMES[name]}\n{recipe.replace('`', '')}", results, plain[name])
+        for name, recipe, results in tried
+        if recipe and name in plain
+    ]
+    return [row for row in found if row[1].keys() & row[2].keys()]
+
 
 def differences() -> Any:
-    """Exact match minus that of the best LoRA, by arm, recipe and kind of cell."""
-    (_, _, baseline), *others = recipe_tables.all_results()
-    figure, axes = page(width=8, height=1.6 + 0.7 * len(others))
+    """Exact match of arms minus the best LoRA's, and of recipes minus without them."""
+    drawn = rows()
+    figure, axes = page(width=8, height=1.6 + 0.55 * len(drawn))
     kinds = recipe_tables.KINDS
     for kind in kinds:
         axes.plot([], [], "o", color=COLORS[kind], label=KIND_NAMES[kind])
-    for place, (_, _, results) in enumerate(others):
+    for place, (_, results, baseline) in enumerate(drawn):
         seeds = results.keys() & baseline.keys()
         for aside, kind in zip((-0.2, 0.0, 0.2), kinds):
-            if not seeds:
-                continue
             ours, theirs = (
                 recipe_tables.by_seed(found, "exact", kind)
                 for found in (results, baseline)
@@ -43,7 +67,7 @@ def differences() -> Any:
                 color=COLORS[kind],
                 capsize=3,
             )
-    name_rows(axes, [f"{NAMES[name]}\n{recipe}".strip() for name, recipe, _ in others])
+    name_rows(axes, [name for name, _, _ in drawn])
     axes.axvline(0, color="#555555", linewidth=1)
     axes.legend(
         ncols=3,
@@ -53,7 +77,8 @@ def differences() -> Any:
         frameon=False,
     )
     axes.set_xlabel(
-        "exact match minus that of the best LoRA, points, with 95 % intervals\n"
+        "exact match, points, with 95 % intervals\n"
+        "recipes: minus the same arm without, on the same data\n"
         "hollow: one seed, a lead"
     )
     return figure

@@ -3,6 +3,10 @@
 python -m benchmarks.quality.recipe_search            # runs what is missing
 python -m benchmarks.quality.recipe_search --seeds 3  # more seeds of the finalists
 python -m benchmarks.quality.recipe_search --arms lora flix_shared task_shared
+
+Stored searches are of Babel 2.18, recipes and what they are compared with of 2.19. So a
+run completes the one (`--recipe-seeds 0`) or the other (`--arms` whose search is over),
+or all of it in a folder of its own (`--results`).
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import os
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 from benchmarks.quality import (  # noqa: E402
+    cldr_mix,
     recipe_tables,
     recipes,
     scheduler,
@@ -34,8 +39,11 @@ def main() -> None:
     if options.results:
         store.use(options.results)
     limits = (options.seeds, options.recipe_seeds, options.arms)
-    while trials := recipes.missing(*limits):
-        scheduler.run_all(trials[: options.workers], recipes.SIZE, options.workers)
+    while found := recipes.missing(*limits):
+        size = found[0][0]
+        cldr_mix.check_babel(size)
+        trials = [trial for place, trial in found if place == size]
+        scheduler.run_all(trials[: options.workers], size, options.workers)
     for table in recipe_tables.TABLES.values():
         print(table())
 

@@ -100,6 +100,17 @@ def of_arm(name: str, setting: Setting) -> Results:
     return results_of(lambda seed: recipes.trial_of(name, setting, seed))
 
 
+def of_recipe(name: str, recipe: str, setting: Setting) -> Results:
+    """The results of a recipe, or of the arm without one on the same data."""
+
+    def trial(seed: int) -> Trial:
+        if not recipe:
+            return recipes.trial_of(name, setting, seed)
+        return recipes.recipe_trial(name, recipe, setting, seed)
+
+    return results_of(trial, lambda one: recipes.known(one, recipes.RECIPE_SIZE))
+
+
 def setting_columns(ranks: Mapping[str, int], setting: Setting) -> list[str]:
     """Targets, learning rate, active rank, of an arm of these ranks by feature."""
     rank = sum(ranks.values()) * setting.times
@@ -157,39 +168,31 @@ def searches() -> str:
 
 
 def all_results() -> list[tuple[str, str, Results]]:
-    """Arm, recipe and results: the best LoRA first, every arm before its recipes."""
-    best = {name: recipes.tuned(name) for name in recipes.RANKS}
-    found = []
-    for name, setting in best.items():
-        if setting is None:
-            continue
-        found.append((name, "", of_arm(name, setting)))
-        for recipe in recipes.RECIPES.get(name, ()):
-
-            def trial(
-                seed: int,
-                name: str = name,
-                recipe: str = recipe,
-                setting: Setting = setting,
-            ) -> Trial:
-                return recipes.recipe_trial(name, recipe, setting, seed)
-
-            found.append((name, recipe, results_of(trial)))
+    """Arm, recipe and results of the recipes' folder: arms before their recipes."""
+    best = {n: recipes.tuned(n) for n in recipes.RANKS if n in recipes.RECIPES}
+    found = [
+        (name, recipe, of_recipe(name, recipe, setting))
+        for name, setting in best.items()
+        if setting is not None
+        for recipe in ("", *recipes.RECIPES[name])
+    ]
     return [entry for entry in found if entry[2]]
 
 
 def tried() -> str:
-    """All recipes, with differences from the same arm and from the best LoRA."""
+    """All recipes, with differences from the same arm and from the best LoRA.
+
+    Both of the recipes' folder; empty where they were not run there.
+    """
     rows: list[list[str]] = []
     found = all_results()
     plain = {name: results for name, recipe, results in found if not recipe}
     for name, recipe, results in found:
         row = [f"`{name}`", recipe, seeds_of(results), *columns(results)]
-        row += differences(results, plain[name]) if recipe else [""] * 4
+        row += differences(results, plain.get(name, {})) if recipe else [""] * 4
         same = name == BASELINE and not recipe
-        row += [
-            "" if same else difference(results, plain[BASELINE], "nats", "held_out")
-        ]
+        rival = {} if same else plain.get(BASELINE, {})
+        row += [difference(results, rival, "nats", "held_out")]
         rows.append(row)
     head = ["arm", "recipe", "seeds", *COLUMNS, *titles("minus without")]
     return markdown([*head, f"nats, held-out, minus `{BASELINE}`"], rows)

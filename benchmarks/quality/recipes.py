@@ -3,7 +3,8 @@
 Every arm has the same budget of trials over targets, learning rate and rank
 (`arm_search`), of which the one with the fewest nats per answer on validation examples
 of *seen* cells counts. Trials lie beside those of `evidence`, in `standin/`, and resume
-as those do.
+as those do. Recipes, and the same arms without them, lie in a folder of their own, so
+that both are of the same data: stored searches are of another Babel.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from benchmarks.quality.evidence_arms import Arm
 from benchmarks.quality.trial import Trial
 
 SIZE, BASE = "standin", "base_instructed"
+RECIPE_SIZE = "standin_recipes"
+"""Of recipes, and of what they are compared with."""
 STEPS, BATCH = 120, 32
 RANKS: dict[str, dict[str, int]] = {
     "lora": {"shared": 6},
@@ -48,9 +51,9 @@ FINALISTS = ("lora", "flix_shared", "task_shared")
 Known = Callable[[Trial], "dict[str, Any] | None"]
 
 
-def known(trial: Trial) -> dict[str, Any] | None:
+def known(trial: Trial, size: str = SIZE) -> dict[str, Any] | None:
     """The stored result of a trial."""
-    return store.load(SIZE, trial.key)
+    return store.load(size, trial.key)
 
 
 def trial_of(name: str, setting: Setting, seed: int = 0, **changes: Any) -> Trial:
@@ -154,13 +157,18 @@ def recipe_trial(name: str, recipe: str, setting: Setting, seed: int = 0) -> Tri
 
 def missing(
     seeds: int = 1, recipe_seeds: int = 1, arms: Iterable[str] = RANKS
-) -> list[Trial]:
+) -> list[tuple[str, Trial]]:
     """Trials that can run now: those of each search in turn, then seeds, then recipes.
+
+    Those of recipes begin with the same arms without them.
 
     Args:
         seeds: Of the finalists.
         recipe_seeds: Of the recipes; 0 for none.
         arms: Names of those that count.
+
+    Returns:
+        The folder that a result belongs in, and the trial.
     """
     searches = {name: search(name) for name in arms}
     wanted = [
@@ -175,11 +183,15 @@ def missing(
         for name in FINALISTS
         if name in best
     ]
-    found += [
-        recipe_trial(name, recipe, best[name], seed)
-        for seed in range(recipe_seeds)
-        for name, entries in RECIPES.items()
-        for recipe in entries
-        if name in best
-    ]
-    return [trial for trial in found if known(trial) is None]
+    tried = [name for name in RECIPES if name in best]
+    with_recipes: list[Trial] = []
+    for seed in range(recipe_seeds):
+        with_recipes += [trial_of(name, best[name], seed) for name in tried]
+        with_recipes += [
+            recipe_trial(name, recipe, best[name], seed)
+            for name in tried
+            for recipe in RECIPES[name]
+        ]
+    every = [(SIZE, trial) for trial in found]
+    every += [(RECIPE_SIZE, trial) for trial in with_recipes]
+    return [(size, trial) for size, trial in every if known(trial, size) is None]

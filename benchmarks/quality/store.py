@@ -15,9 +15,9 @@ SEARCH = "FLIX_EVIDENCE_SEARCH"
 DEFAULT = RESULTS / "evidence"
 
 
-def use(folder: str) -> None:
+def use(place: str) -> None:
     """Keeps results in another folder, in this process and its workers."""
-    os.environ[VARIABLE] = str(Path(folder).resolve())
+    os.environ[VARIABLE] = str(Path(place).resolve())
 
 
 def search_anew() -> None:
@@ -34,9 +34,14 @@ def known(size: str, key: str) -> dict[str, Any] | None:
     return found
 
 
+def folder(size: str) -> Path:
+    """Where the results of a size lie."""
+    return Path(os.environ.get(VARIABLE, DEFAULT), size)
+
+
 def path(size: str, key: str) -> Path:
     """The file of one trial."""
-    return Path(os.environ.get(VARIABLE, DEFAULT), size, f"{key}.json")
+    return folder(size) / f"{key}.json"
 
 
 def load(size: str, key: str) -> dict[str, Any] | None:

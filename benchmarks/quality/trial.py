@@ -241,6 +241,7 @@ def run(trial: Trial) -> dict[str, Any]:
     result = {
         "trial": trial.config(),
         "seed": trial.seed,
+        "babel": cldr_mix.BABEL,
         "trainable_parameters": sum(
             int(np.prod(v.shape)) for v in model.trainable_variables
         ),

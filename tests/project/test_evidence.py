@@ -27,6 +27,7 @@ from benchmarks.quality import (  # noqa: E402
     few_shot,
     new_languages,
     plan,
+    scheduler,
     store,
     training_flops,
     trial as trials,
@@ -180,6 +181,41 @@ def test_the_stored_results_are_of_the_trials_that_they_name():
         assert {"commit", "versions", "cpu"} <= set(result["environment"])
 
 
+def test_the_stored_results_of_a_folder_are_of_one_babel():
+    found: dict[str, set[str]] = {}
+    for file in store.DEFAULT.rglob("*.json"):
+        version = json.loads(file.read_text()).get("babel", cldr_mix.UNSTATED_BABEL)
+        found.setdefault(file.parent.name, set()).add(version)
+    assert found["standin"] == {"2.18.0"} and found["standin_recipes"] == {"2.19.0"}
+    assert all(len(versions) == 1 for versions in found.values())
+
+
+def test_results_of_two_babels_do_not_mix(tmp_path, monkeypatch):
+    monkeypatch.setenv(store.VARIABLE, str(tmp_path))
+    monkeypatch.setattr(cldr_mix, "BABEL", "2.18.0")
+    cldr_mix.check_babel("cpu")
+    (tmp_path / "cpu").mkdir()
+    # Of before results said it.
+    (tmp_path / "cpu" / "a-1.json").write_text("{}")
+    (tmp_path / "cpu" / "a-2.json").write_text('{"babel": "2.18.0"}')
+    cldr_mix.check_babel("cpu")
+    (tmp_path / "cpu" / "a-3.json").write_text('{"babel": "2.19.0"}')
+    received = r"Received: Babel 2\.18\.0, and a-3\.json in .*cpu, made with 2\.19\.0"
+    with pytest.raises(ValueError, match=received):
+        cldr_mix.check_babel("cpu")
+    cldr_mix.check_babel("standin")
+    monkeypatch.setattr(cldr_mix, "BABEL", "2.19.0")
+    with pytest.raises(
+        ValueError, match=r"`pip install babel==2\.18\.0`, or .*--results"
+    ):
+        cldr_mix.check_babel("cpu")
+    # The command asks before it runs anything.
+    monkeypatch.setattr(scheduler, "run_all", lambda *of: pytest.fail("ran"))
+    monkeypatch.setattr(sys, "argv", ["evidence", "axes"])
+    with pytest.raises(ValueError, match="one version of Babel"):
+        evidence.main()
+
+
 @pytest.mark.parametrize("table", ["headline", *plan.variants(CPU)])
 def test_every_table_is_made_of_stored_results(table, tmp_path, monkeypatch):
     head, _, *rows = evidence_tables.table(CPU, table).splitlines()
@@ -228,6 +264,7 @@ def test_a_trial_trains_and_scores():
     arm = dataclasses.replace(plan.arms_of(SMOKE)["flix_shared"], dropout={"task": 0.5})
     trial = plan.trial_of(SMOKE, arm, 6e-3, ablate=True, generate=True)
     result = trials.run(trial)
+    assert result["babel"] == cldr_mix.BABEL
     assert result["loss"] > 0 and result["trainable_parameters"] > 0
     assert set(result["scores"]) == {
         "true",

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import sys
 from pathlib import Path
 
 import keras
@@ -26,8 +27,13 @@ from benchmarks.quality import (  # noqa: E402
     hyper_trial,
     instruct_base,
     plan,
+    recipe_figures,
+    recipe_search,
+    recipe_tables,
     recipes,
+    scheduler,
     scoring,
+    store,
     training,
     trial as trials,
 )
@@ -64,11 +70,11 @@ def found_by(score):
     """Answers as stored results do, and remembers what was asked for."""
     answers = {}
 
-    def known(trial):
-        return answers.get(trial.key)
+    def known(trial, size=recipes.SIZE):
+        return answers.get((size, trial.key))
 
-    def run(trial):
-        answers[trial.key] = {"validation_nats": score(trial)}
+    def run(trial, size=recipes.SIZE):
+        answers[size, trial.key] = {"validation_nats": score(trial)}
 
     return known, run
 
@@ -112,11 +118,80 @@ def test_searches_take_turns(monkeypatch):
     monkeypatch.setattr(recipes, "tuned", lambda name: None)
     counts = dict.fromkeys(recipes.RANKS, 0)
     for _ in range(3 * len(counts)):
-        first = recipes.missing()[0]
+        size, first = recipes.missing()[0]
+        assert size == recipes.SIZE
         counts[first.arm.name] += 1
         run(first)
         assert max(counts.values()) - min(counts.values()) <= 1
-    assert {trial.arm.name for trial in recipes.missing(arms=["lora"])} == {"lora"}
+    found = recipes.missing(arms=["lora"])
+    assert {trial.arm.name for _, trial in found} == {"lora"}
+
+
+def test_recipes_lie_with_the_same_arm_without_them(monkeypatch):
+    known, run = found_by(lambda trial: 1.0)
+    setting = arm_search.Setting("all-linear", 3e-3, 4)
+    monkeypatch.setattr(recipes, "known", known)
+    monkeypatch.setattr(recipes, "search", lambda name: [setting])
+    monkeypatch.setattr(recipes, "tuned", lambda name: setting)
+    names = ["lora", "flix"]
+    plain = {name: recipes.trial_of(name, setting) for name in names}
+    for trial in plain.values():
+        run(trial)
+    # That the search has it is nothing to the recipes, and `flix` has none.
+    (size, first), *others = recipes.missing(arms=names)
+    assert (size, first) == (recipes.RECIPE_SIZE, plain["lora"])
+    assert [size for size, _ in others] == [size] * len(recipes.RECIPES["lora"])
+    run(first, size)
+    assert recipes.missing(arms=names) == others
+    assert recipes.missing(recipe_seeds=0, arms=names) == []
+    again = recipes.missing(recipe_seeds=2, arms=names)
+    assert (size, dataclasses.replace(first, seed=1)) in again
+
+
+def test_a_recipe_without_its_baseline_shows_no_difference(monkeypatch):
+    kinds = dict(zip("abc", recipe_tables.KINDS))
+    result = {"nats": dict.fromkeys("abc", 1.0), "kinds": kinds}
+    result["scores"] = {"true": dict.fromkeys("abc", 90.0)}
+    setting = arm_search.Setting("all-linear", 3e-3, 4)
+    recipe = recipes.recipe_trial("lora", "weight decay 0.1", setting)
+    stored = {(recipes.RECIPE_SIZE, recipe.key): result}
+
+    def known(trial, size=recipes.SIZE):
+        return stored.get((size, trial.key))
+
+    monkeypatch.setattr(recipes, "known", known)
+    monkeypatch.setattr(recipes, "tuned", lambda name: setting)
+    # That of the search is of other data.
+    plain = recipes.trial_of("lora", setting)
+    stored[recipes.SIZE, plain.key] = result
+    _, _, row = recipe_tables.tried().splitlines()
+    assert row.startswith("| `lora` | weight decay 0.1 | 1 (a lead) | 90.0 |")
+    assert row.endswith("| 1.00 |  |  |  |  |  |")
+    assert recipe_figures.rows() == []
+    stored[recipes.RECIPE_SIZE, plain.key] = result
+    _, _, _, row = recipe_tables.tried().splitlines()
+    assert row.count("+0.0 [+0.0, +0.0]") == 3
+    assert row.count("+0.00 [+0.00, +0.00]") == 2
+    ((name, ours, theirs),) = recipe_figures.rows()
+    assert name == "LoRA\nweight decay 0.1" and ours == theirs == {0: result}
+
+
+def test_recipes_are_not_run_beside_results_of_another_babel(tmp_path, monkeypatch):
+    trial = recipes.trial_of("lora", arm_search.Setting("all-linear", 3e-3, 4))
+    stored = tmp_path / recipes.RECIPE_SIZE / "lora-1.json"
+    stored.parent.mkdir()
+    stored.write_text('{"babel": "0.9"}')
+    pairs = [(recipes.RECIPE_SIZE, trial)]
+    monkeypatch.setattr(recipes, "missing", lambda *limits: pairs)
+    monkeypatch.setattr(scheduler, "run_all", lambda *of: pytest.fail("ran"))
+    monkeypatch.setenv(store.VARIABLE, str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["recipe_search"])
+    with pytest.raises(ValueError, match="pip install babel==0.9"):
+        recipe_search.main()
+    # Where nothing is missing, nothing is asked.
+    pairs.clear()
+    monkeypatch.setattr(recipe_tables, "TABLES", {})
+    recipe_search.main()
 
 
 @pytest.mark.short()
