@@ -173,7 +173,7 @@ def test_a_table_asks_for_no_more_when_all_trials_are_there(
 def test_the_stored_results_are_of_the_trials_that_they_name():
     # Those of the real base are other trials, see `test_smollm.py`.
     real = store.DEFAULT / "smollm_cpu"
-    files = [f for f in sorted(store.DEFAULT.rglob("*.json")) if f.parent != real]
+    files = [f for f in sorted(store.DEFAULT.rglob("*.json")) if real not in f.parents]
     assert files
     for file in files:
         result = json.loads(file.read_text())
