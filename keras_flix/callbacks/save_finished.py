@@ -13,7 +13,7 @@ import keras
 from keras_flix import _compat
 from keras_flix._utils.file_names import file_names
 from keras_flix.features.feature import Value
-from keras_flix.files.adapter_file import SUFFIX, write_adapters
+from keras_flix.files.adapter_file import SUFFIX, read_adapters, write_adapters
 from keras_flix.files.saving import adapters_of
 from keras_flix.files.some_values import some_values
 from keras_flix.models.adapted.adaptation import adaptation_of
@@ -51,7 +51,8 @@ class SaveFinished(keras.callbacks.Callback):
             and where a `BackupAndRestore` goes on, all have those of its backup.
         monitor: The name of a score that a `FeatureScores` earlier in the list logs,
             such as `"exact_match"`; or a function of the model, called after each
-            epoch, whose dict has scores by value. Values that it leaves out wait.
+            epoch, whose dict has scores by value. Values that it leaves out wait, as
+            all do before the first scores.
         patience: For so many epochs, a value may be no better. A `FeatureScores` with
             `every=n` repeats its scores in between, so take `n` times as many.
         mode: `"max"` if higher scores are better, `"min"` if lower ones are.
@@ -62,11 +63,13 @@ class SaveFinished(keras.callbacks.Callback):
 
     Attributes:
         saved: By value, the path of its file, in the order in which they were done. It
-            goes on over several calls of `fit` with this callback; another one, as
-            after a restart, saves anew what has reached its limits.
+            goes on over several calls of `fit` with this callback and this model;
+            another one, as after a restart, saves anew what has reached its limits.
+            A value that was removed and added again is a new one.
 
     Raises:
-        ValueError: Here or when training begins, if an argument does not fit.
+        ValueError: Here or when training begins, if an argument does not fit; after
+            training from its first epoch, if no score by value was in the logs.
 
     Example:
 
@@ -110,33 +113,69 @@ class SaveFinished(keras.callbacks.Callback):
         self.saved: dict[Value, Path] = {}
         self._best: dict[Value, tuple[float, int]] = {}
         self._batches = 0
+        self._seen: tuple[Any, Any] = (None, None)
+        self._scored, self._resumed, self._epochs = False, False, 0
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
+        self._forget(model)
         # Before any callback begins: limits that a backup restores then win, among
         # them those of values that ended by their score.
         if self.limits is not None:
             limit_steps(model, {self.feature: self.limits})
-            known = adaptation_of(model).schema[self.feature].values
-            # What ended by its score before rests on.
-            if rest := dict.fromkeys(set(self.saved) & set(known), 0):
-                limit_steps(model, {self.feature: rest})
+        if self.saved:
+            # What ended before rests on, whatever optimizer there is now.
+            limit_steps(model, {self.feature: dict.fromkeys(self.saved, 0)})
+
+    def _forget(self, model: keras.Model) -> None:
+        """Forgets what was of another model, or of values that are no more."""
+        optimizer = getattr(model, "optimizer", None)
+        seen, self._seen = self._seen, (model, optimizer)
+        if model is not seen[0]:
+            self.saved, self._best = {}, {}
+        elif self.saved or self._best:
+            counts = step_counts(model, self.feature)
+            if optimizer is seen[1]:
+                self._reached()
+                # Never updated: added again.
+                counts = {value: n for value, n in counts.items() if n}
+            else:
+                self.saved = {v: p for v, p in self.saved.items() if v in counts}
+            self._best = {v: best for v, best in self._best.items() if v in counts}
+
+    def _reached(self) -> list[Value]:
+        """The values that are done by the limits that the optimizer has."""
+        reached = reached_limits(self.model, self.feature)
+        # What was removed and added again has no limit.
+        for value in set(self.saved).difference(reached):
+            del self.saved[value]
+            self._best.pop(value, None)
+        return reached
 
     def on_train_begin(self, logs: Any = None) -> None:
+        self._scored, self._resumed, self._epochs = False, False, 0
         # Raises before an epoch of training, not after.
-        self._save(reached_limits(self.model, self.feature))
+        self._save(self._reached())
+
+    def on_train_end(self, logs: Any = None) -> None:
+        # The last epochs of a training that goes on may have none.
+        whole = self._epochs and not self._resumed
+        if isinstance(self.monitor, str) and whole and not self._scored:
+            self._no_scores(logs or {})
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._batches += 1
         if not self._batches % self.every:
-            self._save(reached_limits(self.model, self.feature))
+            self._save(self._reached())
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._resumed |= epoch > 0 and not self._epochs
+        self._epochs += 1
         done = [] if self.monitor is None else self._without_progress(logs or {})
         if done:
             # They rest from here on: what is saved is what they stay.
             limit_steps(self.model, {self.feature: dict.fromkeys(done, 0)})
-        self._save(reached_limits(self.model, self.feature))
+        self._save(self._reached())
 
     def _save(self, values: list[Value]) -> None:
         known = adaptation_of(self.model).schema[self.feature].values
@@ -145,16 +184,25 @@ class SaveFinished(keras.callbacks.Callback):
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         adapters = adapters_of(self.model)
+        existing: dict[str, list[Path]] = {}
+        for path in self.directory.glob(f"*{SUFFIX}"):
+            existing.setdefault(_stem(path), []).append(path)
         for value in new:
-            taken = [
-                p.name.removesuffix(SUFFIX).casefold() for p in self.saved.values()
-            ]
-            (name,) = file_names([str(value)], "value", taken)
-            path = self.directory / f"{name}{SUFFIX}"
+            path = self._path(value, existing)
             found = some_values(adapters, {self.feature: [value]}, self.others)
             write = functools.partial(write_adapters, found, path)
             _compat.written_once(write, _compat.is_split(self.model.variables))
             self.saved[value] = path
+
+    def _path(self, value: Value, existing: Mapping[str, list[Path]]) -> Path:
+        """The path of a value's file, which may be there from an earlier training."""
+        taken = {_stem(path) for path in self.saved.values()}
+        while True:
+            (name,) = file_names([str(value)], "value", taken)
+            others = existing.get(name.casefold(), [])
+            if all(_holds(path, self.feature, value) for path in others):
+                return self.directory / f"{name}{SUFFIX}"
+            taken.add(name.casefold())
 
     def _without_progress(self, logs: Mapping[str, Any]) -> list[Value]:
         """The values whose score has not become better for too long."""
@@ -162,7 +210,10 @@ class SaveFinished(keras.callbacks.Callback):
         counts = step_counts(self.model, self.feature)
         sign = 1 if self.mode == "max" else -1
         for value, score in self._scores(logs, counts).items():
-            if value in self.saved or not counts.get(value):
+            if not counts.get(value):
+                self._best.pop(value, None)
+                continue
+            if value in self.saved:
                 continue
             better = sign * float(score)
             best, waited = self._best.get(value, (-float("inf"), 0))
@@ -182,10 +233,29 @@ class SaveFinished(keras.callbacks.Callback):
             return self.monitor(self.model)
         start = f"{self.monitor}/{self.feature}="
         found = {v: logs[f"{start}{v}"] for v in counts if f"{start}{v}" in logs}
-        if not found:
-            raise ValueError(
-                "`monitor` must be a score by value in the logs. Received: "
-                f"monitor={self.monitor!r}, and logs {sorted(logs)[:6]}. Put a "
-                f"`FeatureScores(data, by=[{self.feature!r}])` before this callback."
-            )
+        if not found and self._scored:
+            self._no_scores(logs)
+        # Before the first scores, as with `FeatureScores(every=2)`, values wait.
+        self._scored = bool(found)
         return found
+
+    def _no_scores(self, logs: Mapping[str, Any]) -> None:
+        raise ValueError(
+            "`monitor` must be a score by value in the logs. Received: "
+            f"monitor={self.monitor!r}, and logs {sorted(logs)[:6]}. Put a "
+            f"`FeatureScores(data, by=[{self.feature!r}])` before this callback."
+        )
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(SUFFIX).casefold()
+
+
+def _holds(path: Path, feature: str, value: Value) -> bool:
+    """Whether a file holds this value of this feature, and no other one of it."""
+    try:
+        schema = read_adapters(path).schema
+    except (OSError, ValueError):
+        # Not one of ours: leave it alone.
+        return False
+    return feature in schema.names and schema[feature].values == (value,)

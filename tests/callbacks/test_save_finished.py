@@ -152,6 +152,104 @@ def test_scores_come_from_the_logs(tmp_path):
 
 
 @pytest.mark.short("torch")
+def test_it_waits_for_the_first_scores(tmp_path):
+    """As with `FeatureScores(every=2)`, also where training goes on in between."""
+    model = model_of()
+    callback = SaveFinished(tmp_path, "user", monitor="exact_match")
+    callback.set_model(model)
+    callback.on_train_begin()
+    model.train_on_batch(data(), Y)
+    callback.on_epoch_end(0, {"loss": 0.5})
+    assert not callback.saved
+    for epoch in (1, 2):
+        callback.on_epoch_end(epoch, {"exact_match/user=bob": 0.5})
+    assert list(callback.saved) == ["bob"]
+    callback.on_train_end({"loss": 0.5})
+    # Its last epoch alone may have no scores; a whole training must.
+    model.fit(data(), Y, initial_epoch=2, epochs=3, verbose=0, callbacks=[callback])
+    model.fit(data(), Y, epochs=0, verbose=0, callbacks=[callback])
+    with pytest.raises(ValueError, match="FeatureScores"):
+        model.fit(data(), Y, epochs=2, verbose=0, callbacks=[callback])
+
+
+def fit(model, callback, epochs=3):
+    model.fit(data(), Y, batch_size=6, epochs=epochs, verbose=0, callbacks=[callback])
+    return keras_flix.step_counts(model, "user")
+
+
+@pytest.mark.short("torch")
+def test_a_value_that_was_added_again_is_a_new_one(tmp_path):
+    model = model_of()
+    callback = SaveFinished(tmp_path, "user", limits={"Ann": 2})
+    fit(model, callback)
+    keras_flix.remove_values(model, "user", ["Ann"])
+    keras_flix.add_values(model, "user", ["Ann"])
+    assert fit(model, callback, 1)["Ann"] == 1
+    assert not callback.saved
+    assert fit(model, callback)["Ann"] == 2
+    assert_saved(callback, model, ["Ann"])
+
+
+@pytest.mark.short("torch")
+def test_another_model_begins_anew(tmp_path):
+    callback = SaveFinished(tmp_path, "user", limits={"Ann": 2})
+    for _ in range(2):
+        model = model_of()
+        assert fit(model, callback)["Ann"] == 2
+        assert_saved(callback, model, ["Ann"])
+
+
+@pytest.mark.short("torch")
+def test_a_file_of_something_else_is_kept(tmp_path):
+    model = model_of()
+    keras_flix.save_adapters(model, tmp_path / "Ann.flix.safetensors")
+    (tmp_path / "bob.flix.safetensors").write_bytes(b"no adapters")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    callback = SaveFinished(tmp_path, "user", limits={"Ann": 1, "bob": 1})
+    fit(model, callback)
+    assert_saved(callback, model, ["Ann", "bob"])
+    assert before == {path: path.read_bytes() for path in before}
+    names = [path.name for path in callback.saved.values()]
+    assert names == ["Ann-2.flix.safetensors", "bob-2.flix.safetensors"]
+
+
+@pytest.mark.short("torch")
+def test_what_ended_by_its_score_rests_under_another_optimizer(tmp_path):
+    model = model_of()
+    callback = SaveFinished(tmp_path, "user", monitor=lambda _: {"bob": 1.0})
+    fit(model, callback)
+    model.compile(keras_flix.LazyAdam(0.05, step_counts="value"), loss="mse")
+    assert fit(model, callback) == {"Ann": 3, "ann": 3, "bob": 0, "cat": 0}
+    assert_saved(callback, model, ["bob"])
+
+
+@pytest.mark.short("torch")
+@pytest.mark.parametrize("others", [True, False])
+def test_two_features_share_a_directory(others, tmp_path):
+    features = {"task": ["qa", "parse"], "user": ["qa", "bob"]}
+    x = {**data(), "task": ["qa", "parse"] * 3, "user": ["qa", "bob"] * 3}
+    # Each finds its own files again, whichever comes first.
+    for names in (["task", "user"], ["user", "task"]):
+        model = small(features=features, trained=False)
+        model.compile(keras_flix.LazyAdam(0.05, step_counts="value"), loss="mse")
+        found = {
+            name: SaveFinished(tmp_path, name, limits={"qa": 1}, others=others)
+            for name in names
+        }
+        model.fit(x, Y, batch_size=6, epochs=2, verbose=0, callbacks=[*found.values()])
+        paths = {name: one.saved["qa"].name for name, one in found.items()}
+        assert paths == {
+            "task": "qa.flix.safetensors",
+            "user": "qa-2.flix.safetensors",
+        }
+        for name, one in found.items():
+            schema = keras_flix.files.read_adapters(one.saved["qa"]).schema
+            assert schema[name].values == ("qa",)
+            assert len(schema.names) == (2 if others else 1)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.short("torch")
 def test_what_it_refuses(tmp_path):
     for options, message in (
         ({"mode": "best"}, "mode"),
