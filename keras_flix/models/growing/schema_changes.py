@@ -86,12 +86,12 @@ def inits_by_value(
 
 
 def _is_by_value(init: Any, new: Sequence[Value]) -> bool:
-    """Whether it has an entry for each new value: weights of old ones are numbers."""
-    if not isinstance(init, Mapping) or not init:
+    """Whether its entries are of new values: weights are of old ones."""
+    if not isinstance(init, Mapping):
         return False
-    if any(entry is None or isinstance(entry, Mapping) for entry in init.values()):
+    if any(isinstance(entry, Mapping) for entry in init.values()):
         return True
-    return {plain_value(value) for value in init} == set(new)
+    return not {plain_value(value) for value in init}.isdisjoint(new)
 
 
 def with_values(
