@@ -106,7 +106,7 @@ def peft_model(workload: Workload, users: int) -> Any:
         target_modules=["q_proj", "v_proj"],
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(base, config, adapter_name="user_0").train()
+    model = get_peft_model(base, config, adapter_name="user_0")
     layers = [one for one in model.modules() if isinstance(one, LoraLayer)]
     for i in range(1, users):
         model.peft_config[f"user_{i}"] = config

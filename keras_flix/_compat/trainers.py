@@ -78,20 +78,17 @@ def drafting(model: keras.Model, assistant: keras.Model | None) -> Iterator[None
     if last is not None and last() is not assistant:
         model._cached_spec_generate_fn = None
     _drafted_by[model] = weakref.ref(assistant)
-    own = {id(layer) for layer in model._layers}
     try:
         yield
     finally:
-        for layer in list(model._layers):
-            if id(layer) not in own:
-                model._tracker.untrack(layer)
+        untrack_assistant(model)
 
 
 def untrack_assistant(model: keras.Model) -> None:
-    """Takes an assistant that drafted for a plain model out of its layers.
+    """Takes an assistant that drafted for a model out of its layers.
 
-    For an adapted model, `drafting` does so. KerasHub forgets an assistant afterwards,
-    unless an error came; Keras, having tracked it, does not.
+    KerasHub forgets an assistant afterwards, unless an error came; Keras, having
+    tracked it, does not.
     """
     if not hasattr(model, "_assistant_model"):
         return

@@ -114,7 +114,7 @@ class SaveFinished(keras.callbacks.Callback):
         self._best: dict[Value, tuple[float, int]] = {}
         self._batches = 0
         self._seen: tuple[Any, Any] = (None, None)
-        self._scored, self._resumed, self._epochs = False, False, 0
+        self._scored, self._first = False, -1
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
@@ -153,13 +153,13 @@ class SaveFinished(keras.callbacks.Callback):
         return reached
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._scored, self._resumed, self._epochs = False, False, 0
+        self._scored, self._first = False, -1
         # Raises before an epoch of training, not after.
         self._save(self._reached())
 
     def on_train_end(self, logs: Any = None) -> None:
         # The last epochs of a training that goes on may have none.
-        whole = self._epochs and not self._resumed
+        whole = self._first == 0
         if isinstance(self.monitor, str) and whole and not self._scored:
             self._no_scores(logs or {})
 
@@ -169,8 +169,8 @@ class SaveFinished(keras.callbacks.Callback):
             self._save(self._reached())
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._resumed |= epoch > 0 and not self._epochs
-        self._epochs += 1
+        if self._first < 0:
+            self._first = epoch
         done = [] if self.monitor is None else self._without_progress(logs or {})
         if done:
             # They rest from here on: what is saved is what they stay.

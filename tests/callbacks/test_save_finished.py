@@ -137,13 +137,19 @@ def test_what_is_done_rests_when_a_backup_goes_on(first, tmp_path):
     assert_saved(saved, resumed, ["Ann", "bob"])
 
 
-@pytest.mark.short("torch")
-def test_scores_come_from_the_logs(tmp_path):
+def watched(directory):
+    """A model that made a step, and a callback that reads scores from the logs."""
     model = model_of()
-    callback = SaveFinished(tmp_path, "user", monitor="exact_match")
+    callback = SaveFinished(directory, "user", monitor="exact_match")
     callback.set_model(model)
     callback.on_train_begin()
     model.train_on_batch(data(), Y)
+    return model, callback
+
+
+@pytest.mark.short("torch")
+def test_scores_come_from_the_logs(tmp_path):
+    model, callback = watched(tmp_path)
     for score in (0.5, 0.5):
         callback.on_epoch_end(0, {"exact_match/user=bob": score})
     assert list(callback.saved) == ["bob"]
@@ -154,11 +160,7 @@ def test_scores_come_from_the_logs(tmp_path):
 @pytest.mark.short("torch")
 def test_it_waits_for_the_first_scores(tmp_path):
     """As with `FeatureScores(every=2)`, also where training goes on in between."""
-    model = model_of()
-    callback = SaveFinished(tmp_path, "user", monitor="exact_match")
-    callback.set_model(model)
-    callback.on_train_begin()
-    model.train_on_batch(data(), Y)
+    model, callback = watched(tmp_path)
     callback.on_epoch_end(0, {"loss": 0.5})
     assert not callback.saved
     for epoch in (1, 2):

@@ -66,8 +66,8 @@ def guard_optimizer(model: Any) -> None:
         rates = rates_of(model._adaptation)
         # One of several may know these only once it is built.
         unknown = bool(rates) and not _compat.workers(optimizer)
-        with creation_scope(model) if unknown else contextlib.nullcontext():
-            if unknown:
+        if unknown:
+            with creation_scope(model):
                 optimizer.build(model.trainable_variables)
         _compat.set_rates(optimizer, rates)
         # A lazy one moves nothing without a gradient, unless by a weight decay of the

@@ -11,12 +11,11 @@ import numpy as np
 
 from keras_flix import _compat
 from keras_flix.features.feature import Feature, Value
-from keras_flix.features.missing import is_missing
 from keras_flix.models.adapted.adaptation import Model, adaptation_of
 from keras_flix.models.adapted.devices import creation_scope
 from keras_flix.models.adapted.learning_rates import OTHERS
 from keras_flix.models.growing.resize import between_steps
-from keras_flix.models.growing.schema_changes import checked_feature
+from keras_flix.models.growing.schema_changes import check_stated, checked_feature
 
 Limit = int | None
 
@@ -105,11 +104,7 @@ def limit_steps(
         found = np.array(_compat.to_host(variable))
         if OTHERS in by_value:
             found[:] = _checked(by_value[OTHERS])
-        if any(map(is_missing, by_value)):
-            raise ValueError(
-                "Limits must be of values. Received: a missing one in "
-                f"limits[{name!r}]. Write '*' for all others."
-            )
+        check_stated(by_value, "Limits", f"limits[{name!r}]")
         for value, limit in by_value.items():
             if value != OTHERS:
                 found[feature.id_of(value)] = _checked(limit)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from keras_flix._utils.near_names import hint
 from keras_flix.features.feature import Feature, Value
+from keras_flix.features.missing import is_missing
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.features.values import plain_value
 from keras_flix.models.adapted.adaptation import Choice
@@ -56,6 +57,16 @@ def checked_init(feature: Feature, init: Any) -> dict[int, float]:
             )
     checked_values(feature, list(weights))
     return {feature.id_of(value): float(w) for value, w in weights.items()}
+
+
+def check_stated(values: Iterable[Any], what: str, place: str) -> None:
+    """Raises for a missing value, which names none; `what` is told of others."""
+    for value in values:
+        if is_missing(value):
+            raise ValueError(
+                f"{what} must be of values. Received: {value} in {place}. Write '*' "
+                "for all others."
+            )
 
 
 def inits_by_value(

@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from keras_flix.features.feature import Feature, Value
-from keras_flix.features.missing import is_missing
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.features.values import plain_value
 from keras_flix.models.adapted.adaptation import Model
 from keras_flix.models.adapted.frozen_values import choose
 from keras_flix.models.adapted.learning_rates import OTHERS, Rates
 from keras_flix.models.growing.resize import changeable
-from keras_flix.models.growing.schema_changes import checked_feature
+from keras_flix.models.growing.schema_changes import check_stated, checked_feature
 
 Factors = float | Mapping[str, float | Mapping[Value, float]]
 ByFeature = float | Mapping[str, float]
@@ -112,13 +111,9 @@ def _checked_factors(
 def _by_value(feature: Feature, factors: Any) -> dict[Value, float]:
     if not isinstance(factors, Mapping):
         return {OTHERS: _checked_number(f"factors[{feature.name!r}]", factors)}
+    check_stated(factors, "Learning rates", f"factors[{feature.name!r}]")
     found = {}
     for value, factor in factors.items():
-        if is_missing(value):
-            raise ValueError(
-                f"Learning rates must be of values. Received: {value} in "
-                f"factors[{feature.name!r}]. Write '*' for all others."
-            )
         if value != OTHERS:
             feature.id_of(value)
         label = f"factors[{feature.name!r}][{value!r}]"

@@ -28,9 +28,8 @@ def set_trainable(model: Model, values: Mapping[str, Sequence[Value]] | None) ->
 
     It holds in `fit`, `train_on_batch` and loops of your own that use the Keras
     optimizer which the model is compiled with at the call. (Compiled anew, such a loop
-    needs another call.) In other loops, gradients of frozen
-    values are exactly zero, but an optimizer of torch's own moves what has
-    momentum from before or weight decay.
+    needs another call.) In other loops, gradients of frozen values are exactly zero,
+    but an optimizer of torch's own moves what has momentum from before or weight decay.
 
     Args:
         model: A model adapted by `enable_flix`. It is changed in place, and need
