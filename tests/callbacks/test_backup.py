@@ -211,7 +211,7 @@ def test_killed_in_an_epoch_and_resumed_from_the_last_one(run_apart, tmp_path):
     assert_same_weights(resume(tmp_path / "backup"), uninterrupted())
 
 
-@pytest.mark.short("torch", "jax")
+@pytest.mark.short("torch")
 @pytest.mark.slow
 @pytest.mark.support("State", "`BackupAndRestore(save_freq=...)` after SIGKILL")
 def test_killed_and_resumed_in_the_middle_of_an_epoch(

@@ -9,8 +9,8 @@ TensorFlow, where compilation takes most of the time, it leaves out
 - cases of tests marked `@pytest.mark.pairs`: a backend runs every value of every
   parameter, and each with as many others as that leaves room for. PyTorch runs all
   cases, so that all pairs of backends, families and options are run,
-- tests of modules that ask for no backend (`SHARED`): JAX runs one half, TensorFlow the
-  other. Of more than two cases of one test, each of them runs a third.
+- tests of modules that ask for no backend (`SHARED`): JAX runs one quarter, TensorFlow
+  another. Of more than two cases of one test, one of them runs one at least.
 
 Whoever names a file gets all of its tests.
 """
@@ -183,12 +183,10 @@ def _is_in(item: pytest.Item, tests: Path, chosen: Sequence[str]) -> bool:
 
 def _runs_on(item: pytest.Item, cases: Sequence[pytest.Item]) -> str:
     """Where a case of a shared test runs: by its name, and by how many there are."""
-    if len(cases) <= 2:
-        return OTHERS[_number(item) % 2]
-    # A test is not left to PyTorch with all of its cases.
-    if item is cases[0] and all(_number(case) % 3 == 0 for case in cases):
-        return OTHERS[_number(item) % 2]
-    return (ALL_PAIRS, *OTHERS)[_number(item) % 3]
+    number = _number(item)
+    # A test is not left to PyTorch with all of its many cases.
+    alone = len(cases) > 2 and item is cases[0] and all(_number(c) & 2 for c in cases)
+    return ALL_PAIRS if number & 2 and not alone else OTHERS[number & 1]
 
 
 def _number(item: pytest.Item) -> int:

@@ -229,18 +229,19 @@ def adapted_mlp():
     )
 
 
+# Half a minute to a minute each; `fit` with compilation and the ids under PyTorch's
+# tracer are tests of their own.
+@pytest.mark.short()
 @pytest.mark.slow
 @pytest.mark.support("Paths", "`torch.compile`")
 @pytest.mark.parametrize(
     "make, own",
     [
         pytest.param(adapted_mlp, {"x": Y[:, 0, :8]}, id="mlp"),
-        # Half a minute.
         pytest.param(
             adapted,
             {name: X[name] for name in ("token_ids", "padding_mask")},
             id="gemma",
-            marks=pytest.mark.short(),
         ),
     ],
 )
