@@ -82,9 +82,14 @@ def feature_of(table: keras.Variable) -> str:
     return str(table.name.rpartition("_")[0])
 
 
-def check_counts(optimizer: Any) -> None:
-    """Raises if an optimizer that counts by value moves what has no gradient."""
-    if optimizer.moves_rows_without_gradient:
+def check_counts(optimizer: Any, decays: bool = False) -> None:
+    """Raises if an optimizer that counts by value moves what has no gradient.
+
+    Args:
+        optimizer: The optimizer.
+        decays: Whether it is about to be given a weight decay.
+    """
+    if decays or optimizer.moves_rows_without_gradient:
         raise ValueError(
             "Where steps are counted by value, what has no gradient must stay as it "
             "is. Received: step_counts='value' with weight decay or averages of the "

@@ -40,6 +40,8 @@ class SaveFinished(keras.callbacks.Callback):
 
     What is done stays bit-identical, see `limit_steps`. Its file holds the value alone,
     for `update_from`, or with all other features as they are then: see `save_values`.
+    Where an always-on feature or a head trains on, only the latter goes on computing
+    what the value did then, and the former fits no model whose head has moved.
 
     The optimizer must count by value, as `LazyAdam(step_counts="value")` does.
 

@@ -25,6 +25,7 @@ from keras_flix.features.scaling import (
 )
 from keras_flix.features.targets import checked_targets
 from keras_flix.features.values import (
+    OTHERS,
     Value,
     checked_values,
     nearest_value,
@@ -188,7 +189,7 @@ class Feature(Displayed):
             )
         if isinstance(self.rank, Mapping):
             rank = self.rank
-            return tuple(rank[v] if v in rank else rank["*"] for v in self.values)
+            return tuple(rank[v] if v in rank else rank[OTHERS] for v in self.values)
         return (self.rank,) * len(self.values)
 
     def with_rank(self, rank: int | None) -> Feature:

@@ -6,7 +6,7 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from keras_flix.features.values import Value, nearest_value, plain_value
+from keras_flix.features.values import OTHERS, Value, nearest_value, plain_value
 
 Rank = int | Mapping[Any, int]
 
@@ -25,7 +25,7 @@ def checked_rank(
         return _checked_number(name, rank)
     rank = {plain_value(value): r for value, r in rank.items()}
     known = set(values)
-    unknown = [v for v in rank if v != "*" and v not in known]
+    unknown = [v for v in rank if v != OTHERS and v not in known]
     if unknown:
         raise ValueError(
             f"A rank by value of feature {name!r} must name its values or '*'. "
@@ -33,7 +33,7 @@ def checked_rank(
             f"{nearest_value(unknown[0], values)}"
         )
     missing = [v for v in values if v not in rank]
-    if missing and "*" not in rank:
+    if missing and OTHERS not in rank:
         raise ValueError(
             f"A rank by value of feature {name!r} must cover every value. Received: "
             f"rank={dict(rank)!r}, without {missing!r}. Add them, or '*' for all "

@@ -21,6 +21,10 @@ KINDS: Mapping[str, tuple[str, ...]] = {
 
 WHAT = "A typological distance of languages"
 
+NO_LANGUAGES = frozenset({"mis", "mul", "und", "zxx"})
+"""ISO 639-3's special codes (uncoded, multiple, undetermined, no linguistic content),
+which have rows in URIEL's table, too."""
+
 
 def typological_distance(one: str, other: str, kind: str) -> float:
     """1 less the cosine of what two languages have, by URIEL's features.
@@ -40,7 +44,7 @@ def typological_distance(one: str, other: str, kind: str) -> float:
 
 def is_known(code: str | None) -> bool:
     """Whether URIEL has a language, by its ISO 639-3 code."""
-    return code in _table()[0]
+    return code in _table()[0] and code not in NO_LANGUAGES
 
 
 def _features(code: str, kind: str) -> np.ndarray:

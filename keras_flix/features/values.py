@@ -14,6 +14,9 @@ from keras_flix.features.missing import is_missing
 
 Value = str | int
 
+OTHERS = "*"
+"""In the place of a value's or a feature's name: all that are not named."""
+
 
 def plain_value(value: Any) -> Any:
     """A value as a feature holds it: texts that look the same are the same.
@@ -64,6 +67,12 @@ def checked_values(
             f"The values of feature {name!r} must not be empty strings, "
             "which stand for absence in string tensors. Received: "
             f"values={list(checked)!r}. Give the value a name."
+        )
+    if OTHERS in checked:
+        raise ValueError(
+            f"The values of feature {name!r} must not contain {OTHERS!r}, which "
+            "stands for all others where ranks, rates and limits go by value. "
+            f"Received: values={list(checked)!r}. Give the value another name."
         )
     if not checked:
         raise ValueError(

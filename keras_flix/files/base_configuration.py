@@ -62,7 +62,8 @@ def _config(layer: Any) -> Mapping[str, Any]:
     adaptation = getattr(layer, "_adaptation", None)
     base = base if adaptation is None else adaptation.base_class
     try:
-        return (type(layer) if base is None else base).get_config(layer)
+        # KerasHub's `Gemma3VisionOutput` returns none.
+        return (type(layer) if base is None else base).get_config(layer) or {}
     # A class of the user's own may raise whatever it likes.
     except Exception:
         return {}

@@ -25,6 +25,7 @@ from keras_flix.models.adapted.devices import creation_scope
 from keras_flix.models.adapted.model import routed_class
 from keras_flix.models.adapted.own_state import warn_of_own_state
 from keras_flix.models.adapted.thread_lock import Turns
+from keras_flix.models.adapted.trained_base import mark_trained
 from keras_flix.models.layer_ranks import ByFeature, LayerRanks, find_layer_ranks
 from keras_flix.models.model_checks import check_stock, checked_seed, checked_walk
 from keras_flix.models.multiplied import (
@@ -281,6 +282,9 @@ def adapt_layers(
     _compat.wrap_rematerialization(inner, carry_routing)
     _compat.track_torch_parameters([*inner, model])
     warn_of_own_state(model, inner)
+    if besides:
+        # However it comes to its weights, and whenever it is frozen.
+        mark_trained(model)
     return model
 
 

@@ -76,6 +76,19 @@ def test_mixed_batch_equals_single_examples_and_merged_models(family, where):
             ).any()
 
 
+@pytest.mark.parametrize("family", [*BOTH, *NEXT])
+def test_files(family, tmp_path):
+    """Written, compared with the base, and loaded."""
+    path = tmp_path / "one.flix.safetensors"
+    names = ENCODERS[family.name]
+    model = keras_flix.enable_flix(family.build(), FEATURES, targets=names, rank=2)
+    x = {**family.inputs(3), **IDS}
+    keras_flix.save_adapters(randomize(model), path)
+    expected = to_numpy(model(x))
+    found = keras_flix.load_adapters(family.build(), path)
+    np.testing.assert_array_equal(to_numpy(found(x)), expected)
+
+
 @pytest.mark.parametrize("family", BOTH)
 def test_generate_equals_merged_models(family):
     model = TASKS[family.name](backbone=family.build(), preprocessor=None)

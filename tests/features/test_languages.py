@@ -121,6 +121,14 @@ def test_errors(arguments, message):
         weights(**arguments)
 
 
+@pytest.mark.parametrize("kind", ["descent", "syntax", "phonology", "typology"])
+@pytest.mark.parametrize("code", ["und", "mul", "zxx", "mis", "qaa"])
+def test_codes_that_are_no_language_are_refused(code, kind):
+    for one in ({"new": code, "known": ["en"]}, {"new": "zu", "known": ["en", code]}):
+        with pytest.raises(ValueError, match=f"Received: '{code}' in"):
+            weights(**one, kind=kind)
+
+
 def test_the_extra_is_asked_for_where_it_is_needed(monkeypatch):
     monkeypatch.setitem(sys.modules, "qq", None)
     languages._lineage_of_code.cache_clear()

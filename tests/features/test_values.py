@@ -46,6 +46,14 @@ def test_two_forms_of_one_text_are_refused():
     )
 
 
+def test_what_stands_for_all_others_is_no_value():
+    assert refusal(lambda: Feature("user", ["ann", "*"])) == (
+        "The values of feature 'user' must not contain '*', which stands for all "
+        "others where ranks, rates and limits go by value. Received: "
+        "values=['ann', '*']. Give the value another name."
+    )
+
+
 def test_what_differs_otherwise_are_two_values():
     # As in style guides, or codes: case, width and blanks may be meant.
     assert len(Feature("unit", ["k", "K", "Ｋ", " k"]).values) == 4

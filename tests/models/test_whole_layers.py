@@ -1,5 +1,6 @@
 """`enable_flix(..., train=...)`: layers that train whole, beside the adapters."""
 
+import copy
 import warnings
 
 import keras
@@ -14,6 +15,7 @@ import keras_flix
 pytestmark = pytest.mark.eager
 
 ONE = {"targets": ["hidden"], "rank": 2}
+HEAD = ["head/kernel", "head/bias"]
 IDS = np.arange(12).reshape(2, 6).astype("int32")
 TOKENS = {"token_ids": IDS, "padding_mask": IDS * 0 + 1, "segment_ids": IDS * 0}
 
@@ -274,6 +276,32 @@ def test_a_classifiers_adapter_file_loads_into_a_fresh_one(tmp_path):
     )
     found = keras_flix.load_adapters(bert(num_classes=3), path)
     assert besides(found) == []
+
+
+@pytest.mark.parametrize("off", ["layer", "variables", "copy"])
+@pytest.mark.parametrize("moved", ["not", "set_weights", "load_weights"])
+def test_what_was_to_train_is_kept_when_it_is_frozen_before_fit(moved, off, tmp_path):
+    """However it came to its weights: files would lack what values trained with."""
+    model = keras_flix.enable_flix(make_mlp(), FEATURES, **ONE, train=["head"])
+    other = step(keras_flix.enable_flix(make_mlp(1), FEATURES, **ONE, train=["head"]))
+    if moved == "set_weights":
+        model.set_weights(other.get_weights())
+    if moved == "load_weights":
+        other.save_weights(tmp_path / "one.weights.h5")
+        model.load_weights(tmp_path / "one.weights.h5")
+    randomize(model)
+    if off == "copy":
+        model = copy.deepcopy(model)
+    head = model.get_layer("head")
+    for one in head.weights if off == "variables" else [head]:
+        one.trainable = False
+    path = tmp_path / "one.flix.safetensors"
+    keras_flix.save_adapters(model, path)
+    assert list(keras_flix.files.read_adapters(path).trained) == HEAD
+    base = make_mlp(0 if moved == "not" else 1)
+    found = keras_flix.load_adapters(base, path)
+    x = {"x": rows(3)["x"], "task": ["qa", "parse", None], "language": "sw"}
+    np.testing.assert_array_equal(to_numpy(found(x)), to_numpy(model(x)))
 
 
 # What is refused. ---------------------------------------------------------------

@@ -11,9 +11,7 @@ import numpy as np
 from keras_flix import _compat
 from keras_flix.features.feature import Feature, Value
 from keras_flix.features.schema import FeatureSchema
-
-OTHERS = "*"
-"""In the place of a feature's or a value's name: all that are not named."""
+from keras_flix.features.values import OTHERS
 
 
 @dataclasses.dataclass(frozen=True)

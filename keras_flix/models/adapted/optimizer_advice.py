@@ -127,7 +127,6 @@ def fresh_head(model: Any) -> str:
         if (
             not layer.trainable_variables
             and bias is not None
-            and not hasattr(bias, "has_trained")
             # Training leaves no bias at exactly zero.
             and not np.any(ops.convert_to_numpy(ops.cast(bias, "float32")))
         ):

@@ -28,7 +28,7 @@ from keras_flix.models.adapted.keras_files import (
     save_whole,
 )
 from keras_flix.models.adapted.thread_lock import USES
-from keras_flix.models.adapted.trained_base import flags_config
+from keras_flix.models.adapted.trained_base import flags_config, mark_trained
 
 REGISTERED_NAME = "keras_flix>AdaptedModel"
 """What Keras' files call an adapted model."""
@@ -107,6 +107,8 @@ class PlainView(_compat.Mixin):
         with unchanged_if_it_raises(self), errors_name_the_file(filepath):
             check_undamaged(filepath)
             super().load_weights(filepath, *args, **kwargs)
+        # They may be of a training that is over.
+        mark_trained(self)
         # Averages of frozen values are what the weights now are.
         guard_optimizer(self)
 

@@ -59,7 +59,9 @@ def trained_base(model: keras.Model) -> dict[str, keras.Variable]:
     """What trains besides the adapters, or has trained since `enable_flix`.
 
     Also what moves without gradients in layers that train, such as the averages of
-    batch normalization.
+    batch normalization. What `train` has chosen counts from the start. What a layer's
+    flag lets train does while it is on, and for good from `fit`, `train_on_batch`, a
+    copy, loaded weights, or `model.trainable = False` on.
 
     Args:
         model: An adapted model; of others, nothing is known.
@@ -193,6 +195,8 @@ def restore_flags(model: Any, config: Mapping[str, Any]) -> None:
     }
     _compat.switch(found.get("trains", ()), True)
     _compat.switch(found.get("rests", ()), False)
+    # A loop of one's own may have trained it.
+    mark_trained(model)
     for variable in found.get("has_trained", ()):
         variable.has_trained = True
     if "frozen_before" in found:

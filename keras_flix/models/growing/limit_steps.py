@@ -11,9 +11,9 @@ import numpy as np
 
 from keras_flix import _compat
 from keras_flix.features.feature import Feature, Value
+from keras_flix.features.values import OTHERS
 from keras_flix.models.adapted.adaptation import Model, adaptation_of
 from keras_flix.models.adapted.devices import creation_scope
-from keras_flix.models.adapted.learning_rates import OTHERS
 from keras_flix.models.growing.resize import between_steps
 from keras_flix.models.growing.schema_changes import check_stated, checked_feature
 
@@ -60,7 +60,8 @@ def limit_steps(
     """Lets values train up to so many updates of their own, and no further.
 
     A value that has had as many stays bit-identical from then on, with what the
-    optimizer holds of it, while all others train. Limits are part of the optimizer's
+    optimizer holds of it, while all others train: among them an always-on feature or
+    a head, which change what it computes. Limits are part of the optimizer's
     state, as the counts are: they are saved with it, a change compiles nothing
     again, and compiling the model with another optimizer forgets them.
 

@@ -77,10 +77,16 @@ def set_schema(adaptation: Adaptation, schema: FeatureSchema, choice: Choice) ->
     choose(adaptation, choice)
 
 
-def optimizers_of(adaptation: Adaptation) -> dict[int, tuple[Any, Any]]:
-    """The built optimizers of all that use the tables, with the model, by id."""
+def optimizers_of(
+    adaptation: Adaptation, built: bool = True
+) -> dict[int, tuple[Any, Any]]:
+    """The optimizers of all that use the tables, with the model, by id.
+
+    Only those that are `built`, or all.
+    """
     pairs = [(getattr(part, "optimizer", None), part) for part in adaptation.users]
-    return {id(o): (o, part) for o, part in pairs if o is not None and o.built}
+    found = [(o, part) for o, part in pairs if o is not None]
+    return {id(o): (o, part) for o, part in found if o.built or not built}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from keras_flix._utils.near_names import hint
 from keras_flix.features.feature import Feature, Value
 from keras_flix.features.missing import is_missing
 from keras_flix.features.schema import FeatureSchema
-from keras_flix.features.values import plain_value
+from keras_flix.features.values import OTHERS, plain_value
 from keras_flix.models.adapted.adaptation import Choice
 
 
@@ -122,8 +122,8 @@ def with_values(
             f"The new values of feature {feature.name!r} must be new. Received: "
             f"{known[0]!r}, which it has. Leave it out."
         )
-    old = feature.rank if isinstance(feature.rank, Mapping) else {"*": feature.rank}
-    default = old.get("*")
+    old = feature.rank if isinstance(feature.rank, Mapping) else {OTHERS: feature.rank}
+    default = old.get(OTHERS)
     if rank is not None:
         ranks = Feature(feature.name, new, rank=rank).ranks
     elif copied is not None:
@@ -154,7 +154,7 @@ def without_values(feature: Feature, values: Sequence[Value]) -> Feature:
         )
     ranks = feature.rank
     if isinstance(ranks, Mapping):
-        ranks = _plain({v: r for v, r in ranks.items() if v == "*" or v in kept})
+        ranks = _plain({v: r for v, r in ranks.items() if v == OTHERS or v in kept})
     return dataclasses.replace(feature, values=kept, rank=ranks)
 
 
@@ -171,7 +171,7 @@ def with_name(feature: Feature, old: Value, new: Value) -> Feature:
 
 def _plain(ranks: Mapping[Any, Any]) -> Any:
     """Ranks by value, as one number where they are."""
-    return ranks["*"] if set(ranks) == {"*"} else dict(ranks)
+    return ranks[OTHERS] if set(ranks) == {OTHERS} else dict(ranks)
 
 
 def replaced(schema: FeatureSchema, feature: Feature) -> FeatureSchema:

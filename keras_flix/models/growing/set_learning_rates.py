@@ -7,13 +7,14 @@ import numbers
 from collections.abc import Mapping
 from typing import Any
 
+from keras_flix import _compat
 from keras_flix.features.feature import Feature, Value
 from keras_flix.features.schema import FeatureSchema
-from keras_flix.features.values import plain_value
+from keras_flix.features.values import OTHERS, plain_value
 from keras_flix.models.adapted.adaptation import Model
 from keras_flix.models.adapted.frozen_values import choose
-from keras_flix.models.adapted.learning_rates import OTHERS, Rates
-from keras_flix.models.growing.resize import changeable
+from keras_flix.models.adapted.learning_rates import Rates
+from keras_flix.models.growing.resize import changeable, optimizers_of
 from keras_flix.models.growing.schema_changes import check_stated, checked_feature
 
 Factors = float | Mapping[str, float | Mapping[Value, float]]
@@ -64,7 +65,8 @@ def set_learning_rates(
 
     Raises:
         ValueError: If a feature or a value is not the model's, or a number is negative
-            or not finite. The rates are then left as they were.
+            or not finite, or there is to be weight decay under an optimizer that counts
+            steps by value. The rates are then left as they were.
 
     Example:
 
@@ -86,6 +88,10 @@ def set_learning_rates(
         if weight_decay is None
         else _by_feature(schema, "weight_decay", weight_decay),
     )
+    for optimizer, _ in optimizers_of(adaptation, built=False).values():
+        worker = _compat.innermost(optimizer)
+        if any(rates.decay.values()) and getattr(worker, "counts_values", False):
+            _compat.check_counts(worker, decays=True)
     for part in adaptation.users:
         part._adaptation.rates = None if rates == NONE else rates
     choose(adaptation, adaptation.trainable)

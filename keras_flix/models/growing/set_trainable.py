@@ -17,9 +17,10 @@ def set_trainable(model: Model, values: Mapping[str, Sequence[Value]] | None) ->
 
     All others stay bit-identical, and so does what the optimizer holds of them:
     averages of former steps, weight decay and averaged weights move them as little
-    as gradients do. The choice stays when the model is compiled again or saved as a
-    `.keras` file, until the next one. Values that are added later do not train
-    unless they are chosen.
+    as gradients do. (With `use_ema`, the average of a value that is frozen is the value
+    as it is then, since averages may take the place of the weights.) The choice stays
+    when the model is compiled again or saved as a `.keras` file, until the next one.
+    Values that are added later do not train unless they are chosen.
 
     Without a choice, values that do not occur stay as they are under some optimizers
     only: plain SGD, Adagrad, Adadelta, Adafactor, `LazyAdam` and `LazySGD`. Momentum

@@ -102,6 +102,24 @@ def test_what_has_trained_is_not_forgotten_when_it_is_frozen(off):
     assert list(trained_base(model)) == HEAD
 
 
+@pytest.mark.parametrize("came", ["load_weights", "keras file", "deepcopy"])
+def test_what_was_let_train_is_not_forgotten_where_it_comes_to_weights(came, tmp_path):
+    """As after a loop of one's own, of which nothing is known."""
+    model = adapted("head")
+    model.get_layer("head").kernel.assign_add(np.ones((6, 3)))
+    if came == "deepcopy":
+        found = copy.deepcopy(model)
+    elif came == "keras file":
+        model.save(tmp_path / "one.keras")
+        found = keras.models.load_model(tmp_path / "one.keras")
+    else:
+        model.save_weights(tmp_path / "one.weights.h5")
+        found = adapted("head")
+        found.load_weights(tmp_path / "one.weights.h5")
+    found.get_layer("head").trainable = False
+    assert list(trained_base(found)) == HEAD
+
+
 def test_only_what_is_let_train_moves():
     model = adapted("head")
     before = state(model)

@@ -417,6 +417,18 @@ def test_what_is_not_right_is_refused(arguments, text):
         keras_flix.set_learning_rates(make_mlp(), 2.0)
 
 
+def test_weight_decay_is_refused_where_steps_are_counted_by_value():
+    model = small(trained=False)
+    keras_flix.set_learning_rates(model, {"task": 2})
+    rates = model._adaptation.rates
+    model.compile(keras_flix.LazyAdam(0.1, step_counts="value"), loss="mse")
+    with pytest.raises(ValueError, match="step_counts='value' with weight decay"):
+        keras_flix.set_learning_rates(model, weight_decay={"task": 0.1})
+    assert model._adaptation.rates is rates
+    keras_flix.set_learning_rates(model, weight_decay=0.0)
+    model.train_on_batch(DATA, Y)
+
+
 def test_without_rates_nothing_is_in_the_way():
     model = small()
     model.train_on_batch(DATA, Y)
