@@ -183,7 +183,7 @@ figure.savefig(OUTPUT / "standin.png", dpi=110)
 # Seeds of one setting differ by up to 0.2 nats, so a recipe needs several to show.
 #
 # On a real base, SmolLM2-135M-Instruct with twelve tasks of real words in 24 languages,
-# two seeds say the same: FLix is ahead on seen pairs and level on held-out ones
+# three seeds say the same: FLix is ahead on seen pairs and level on held-out ones
 # ([the evidence](evidence.md)).
 #
 # ## What a more diverse mixture costs, and languages that the base lacks

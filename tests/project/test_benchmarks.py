@@ -4,6 +4,7 @@ import ast
 import collections
 import graphlib
 import json
+import re
 import sys
 
 import keras
@@ -55,6 +56,17 @@ def imports(name):
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= {n if n in SOURCES else node.module for n in names}
     return {n for n in found if n.partition(".")[0] == "benchmarks"}
+
+
+def test_stored_results_say_a_command_that_everyone_has():
+    commands = {
+        str(file): re.findall(r'"command": "([^"]*)"', file.read_text())
+        for file in (BENCHMARKS / "results").rglob("*.json")
+    }
+    assert sum(map(len, commands.values())) > 100
+    here = re.compile(r"KERAS_BACKEND=\w+ python (-m benchmarks\.|tests/)[^~]*")
+    wrong = {f: c for f, c in commands.items() if not all(map(here.fullmatch, c))}
+    assert wrong == {}
 
 
 def test_a_room_imports_from_itself_and_from_shared():
