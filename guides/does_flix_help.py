@@ -349,8 +349,7 @@ table(evidence_tables.table(SIZE, "chrf"))
 #
 # - No large model, and nothing was trained on a GPU: both bases here have 0.7 million
 #   parameters, and the one that follows prompts reads tags, not natural instructions.
-#   On a base of 135 million there is a first lead, which says the same
-#   ([evidence](evidence.md)). The benchmark's `--size gpu` is there for whoever has
+#   On a base of 135 million, three seeds say the same ([evidence](evidence.md)). The benchmark's `--size gpu` is there for whoever has
 #   one, and `guides/xtreme_up` for the paper's own data.
 # - The tables say how many seeds; where they do not, it is one: a lead. Runs of LoRA
 #   scatter by ten points and more around the time when they learn to read tags.

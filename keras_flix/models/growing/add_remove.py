@@ -54,7 +54,7 @@ def add_values(
 
     What the model computes for the values it had does not change, bit by bit
     (to rounding, if a higher `rank` makes room for itself), and training goes on from
-    where it was, without compiling again: the optimizer stays the same object and
+    where it was, without another `compile`: the optimizer stays the same object and
     keeps its iterations and all it knows of the old values. For new ones it starts
     as it does for new variables. With Adam, whose averages are of all examples'
     steps, their first updates can be three times the learning rate. (Optimizers
@@ -223,8 +223,8 @@ def add_feature(
     What the model computes does not change until the feature is trained: its
     updates start at zero. Inputs must state it from now on, unless it has
     always=True. The optimizer stays the same object and keeps its iterations and
-    its state of the other features; training goes on without compiling
-    again. (Where the model had feature dropout and the new feature has some too,
+    its state of the other features; training goes on without another
+    `compile`. (Where the model had feature dropout and the new feature has some too,
     later draws are others.)
 
     Args:

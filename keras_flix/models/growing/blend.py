@@ -82,7 +82,7 @@ def fit_blend(
 ) -> Blend:
     """Adds a value that is a blend of known ones, with weights learned from data.
 
-    For a value with a handful of examples, such as a new language: instead of a
+    For a value with a handful of examples, such as a new language: instead of an
     update of its own, only the weights of the known values' updates are trained, one
     number each. Nothing else moves. The blend is then added as a new value by
     `add_values(model, feature, [value], init=weights)`.

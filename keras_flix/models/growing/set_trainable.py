@@ -23,7 +23,8 @@ def set_trainable(model: Model, values: Mapping[str, Sequence[Value]] | None) ->
     Values that are added later do not train unless they are chosen.
 
     Without a choice, values that do not occur stay as they are under some optimizers
-    only: plain SGD, Adagrad, Adadelta, Adafactor, `LazyAdam` and `LazySGD`. Momentum
+    only: SGD and RMSprop without momentum, Adagrad, Adadelta, Adafactor, `LazyAdam` and
+    `LazySGD`. Momentum
     (of Adam and most others) moves those that occurred before, weight decay moves all,
     and Ftrl sets those that never did to zero.
 
