@@ -82,9 +82,7 @@ def before_jsonl(names, monkeypatch):
 
 
 def before_growing(names, monkeypatch):
-    rows = {"prompts": ["a b"], "responses": ["c"], "task": ["qa"], "language": ["sw"]}
-    unseen = keras_flix.mixtures.Mixture(rows, features=["task", "language"])
-    return {"gemma": adapted(names["make_gemma"]), "unseen": unseen}
+    return {"gemma": adapted(names["make_gemma"])}
 
 
 def before_files(names, monkeypatch):
