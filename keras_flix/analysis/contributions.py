@@ -214,7 +214,7 @@ def feature_contributions(
     if mixture is not None:
         x, named = columns_of(mixture, {"y": y, "sample_weight": sample_weight})
         y, sample_weight = named["y"], named["sample_weight"]
-    x = as_columns(x)
+    x = as_columns(x, schema.of_strings)
     if isinstance(x, Mapping) and any(key in x for key in TEXT_KEYS):
         if getattr(model, "preprocessor", None) is not None:
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(

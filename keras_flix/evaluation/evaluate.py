@@ -116,7 +116,8 @@ def checked_examples(model: keras.Model, data: Any) -> Examples:
     if isinstance(data, Examples):
         return data
     if is_table(data):
-        columns, names = as_columns(data), []
+        labels = adaptation_of(model).schema.of_strings if is_adapted(model) else None
+        columns, names = as_columns(data, labels), []
     else:
         data = [data] if isinstance(data, Dataset) else data
         data = data if isinstance(data, Mixture) else Mixture(data)

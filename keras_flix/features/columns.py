@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import numbers
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from keras_flix.features.missing import is_missing
 
 FORMS = (
     "a dict of columns, a list of dicts, a DataFrame (pandas, polars), a pyarrow "
@@ -92,7 +94,7 @@ def label_names(table: Any) -> dict[str, list[str]]:
     return {n: t.names for n, t in types.items() if _is_a(t, "datasets", "ClassLabel")}
 
 
-def as_columns(data: Any) -> Any:
+def as_columns(data: Any, labels: Collection[str] | None = ()) -> Any:
     """A table of any form as a dict of columns.
 
     Numbers, and lists of numbers that are equally long, become arrays; all else becomes
@@ -101,6 +103,9 @@ def as_columns(data: Any) -> Any:
 
     Args:
         data: A table in one of the `FORMS`, or what is none, such as arrays.
+        labels: Names of columns whose class labels, of a Hugging Face dataset, are
+            wanted by name, as those of features of strings: their numbers are no ids.
+            `None` for all of them.
 
     Returns:
         A dict from name to a list or an array with one entry per row. What is no table
@@ -121,17 +126,34 @@ def as_columns(data: Any) -> Any:
         read, changed = {}, False
         for name, column in data.items():
             read[name] = as_column(column)
+            if _is_a(column, "datasets", "Column") and _wanted(name, labels):
+                read[name] = _named(read[name], column.features)
             changed = changed or read[name] is not column
         return read if changed else data
     if _is_records(data):
         return _columns_of_records(data)
     if _is_a(data, "datasets", "Dataset"):
         # All at once: each row that is asked for alone is decoded alone.
-        read = as_columns(data[:])
-        return {name: _stacked(column) for name, column in read.items()}
+        read = {name: _stacked(c) for name, c in as_columns(data[:]).items()}
+        for name in label_names(data):
+            if _wanted(name, labels):
+                read[name] = _named(read[name], data.features[name])
+        return read
     if _is_frame(data):
         return _columns_of_frame(data)
     return data
+
+
+def _wanted(name: str, labels: Collection[str] | None) -> bool:
+    return labels is None or name in labels
+
+
+def _named(ids: Any, kind: Any) -> Any:
+    """The names of class labels, `None` where one is missing; other columns as is."""
+    if not _is_a(kind, "datasets", "ClassLabel"):
+        return ids
+    known = (None if is_missing(i) or i < 0 else int(i) for i in ids)
+    return [None if i is None else kind.names[i] for i in known]
 
 
 def as_column(values: Any) -> Any:
@@ -291,7 +313,19 @@ def _stacked(entries: Any) -> Any:
     except (ValueError, TypeError, RuntimeError, OverflowError):
         # Rows of several lengths, or what is missing among numbers.
         return entries
+    if array.dtype.kind == "f" and not exact(entries, array):
+        return entries
     return array if array.dtype.kind in "biuf" and array.size else entries
+
+
+def exact(entries: Any, array: np.ndarray) -> bool:
+    """Whether floats hold the integers of a list: beside a NaN, large ones do not."""
+    if array.ndim != 1:
+        return True
+    integers = [isinstance(entry, numbers.Integral) for entry in entries]
+    if not any(integers) or np.max(np.abs(array[integers])) <= 2**53:
+        return True
+    return all([int(x) == e for x, e, i in zip(array, entries, integers) if i])
 
 
 def _is_array(entry: Any) -> bool:

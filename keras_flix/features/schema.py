@@ -86,6 +86,8 @@ class FeatureSchema(Displayed):
         """The names of all features, in order."""
         self.routed: list[Feature] = [f for f in self.features if not f.always]
         """The features that every input dict must state: all but `always` ones."""
+        self.of_strings = [f.name for f in self.routed if not f.has_integers]
+        """The names of those whose values are strings."""
         self.sizes: dict[str, int] = {f.name: len(f.values) for f in self.features}
         """How many values each feature has."""
         self.multiple = frozenset(f.name for f in self.features if f.multiple)
@@ -207,7 +209,7 @@ class FeatureSchema(Displayed):
                 "`unknown` must be 'error' or 'absent'. Received: "
                 f"unknown={unknown!r}. Use 'absent' to map unknown values to -1."
             )
-        values = as_columns(values)
+        values = as_columns(values, self.of_strings)
         ids = {}
         for feature, entry, is_ids in self.check_entries(values):
             encoder = feature.encoder(is_ids, unknown_is_absent=unknown == "absent")

@@ -21,7 +21,6 @@ from keras_flix.features.columns import (
     column_names,
     described,
     form_of,
-    label_names,
     selected,
     stacked_numbers,
 )
@@ -119,11 +118,8 @@ def columns_of_table(table: Any, names: Names) -> dict[str, Any]:
     """The named columns of a table, under the names that they have in a mixture."""
     found = column_names(table)
     names.check(found)
-    columns = dict(as_columns(selected(table, list(names.stored))))
-    for name, labels in label_names(table).items():
-        if name in columns and name not in names.keep:
-            ids = (None if is_missing(i) or i < 0 else i for i in columns[name])
-            columns[name] = [None if i is None else labels[i] for i in ids]
+    labels = set(names.stored).difference(names.keep)
+    columns = dict(as_columns(selected(table, list(names.stored)), labels))
     for name in names.keep:
         columns[name] = stacked_numbers(columns[name])
     for name in filter(None, (names.prompt, names.response)):

@@ -24,7 +24,7 @@ def datasets_of(table: Any, features: Sequence[str] | None) -> list[Dataset]:
     Returns:
         One `Dataset` per combination, in the order in which they first occur.
     """
-    columns = as_columns(table)
+    columns = as_columns(table, [features] if isinstance(features, str) else features)
     names = _checked_names(columns, features)
     own = {name: column for name, column in columns.items() if name not in names}
     count = _row_count(own, names)

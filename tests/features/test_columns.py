@@ -101,6 +101,44 @@ def test_records():
         as_columns([{"a": 1}, "text", {"a": 1}])
 
 
+BIG = 2**60
+
+
+@pytest.mark.parametrize("form", ["records", "columns", "pandas", "categories"])
+def test_large_integers_beside_nan_stay_themselves(form):
+    schema = FeatureSchema({"user": [BIG, BIG + 1]})
+    users = [BIG + 1, float("nan"), BIG]
+    data = {"user": users}
+    if form == "records":
+        data = [{"user": user} for user in users]
+    elif form != "columns":
+        pd = pytest.importorskip("pandas", reason="pandas is not installed")
+        series = pd.Series(users, dtype=object)
+        if form == "categories":
+            series = pd.Series([BIG + 1, BIG], dtype="category").reindex([0, 2, 1])
+        data = pd.DataFrame({"user": series})
+    assert schema.encode(data)["user"].tolist() == [1, -1, 0]
+    # Where floats hold them, they are an array as before.
+    assert as_columns([{"n": 3}, {"n": 0.5}])["n"].dtype == "float64"
+
+
+def test_class_labels_are_read_by_name_where_values_are_strings():
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    label = datasets.ClassLabel(names=["sw", "en"])
+    data = datasets.Dataset.from_dict({"language": ["sw", "en", None], "n": [1, 0, 1]})
+    data = data.cast(datasets.Features(language=label, n=label))
+    schema = FeatureSchema({"language": ["en", "sw"]})
+    for form in (data.select_columns("language"), {"language": data["language"]}):
+        assert schema.encode(form)["language"].tolist() == [1, 0, -1]
+    whole = as_columns(data, ["language"])
+    assert whole["language"] == ["sw", "en", None] and whole["n"].tolist() == [1, 0, 1]
+    assert as_columns(data, None)["n"] == ["en", "sw", "en"]
+    # Of integer values, the integers are values.
+    numbers = FeatureSchema({"n": [1, 0]})
+    found = numbers.encode(data.select_columns("n"))
+    assert np.asarray(found["n"]).tolist() == [0, 1, 0]
+
+
 def test_missing_entries_of_pandas():
     pd = pytest.importorskip("pandas", reason="pandas is not installed")
     frame = pd.DataFrame(

@@ -211,7 +211,7 @@ class DataMethods(TaskData):
         state = self._adaptation
         # Without features, a table may itself be what a model of one input takes.
         if state.schema.routed or not state.unwraps:
-            x = as_columns(x)
+            x = as_columns(x, state.schema.of_strings)
         if state.disabled:
             return split_entries(x, state.schema)[0]
         nested = not isinstance(self, keras_hub.models.Task)

@@ -223,7 +223,7 @@ def complete(model: Any, x: Any, stated: Stated) -> Any:
     state = model._adaptation
     if not stated or state.disabled or not state.schema.routed:
         return x
-    x = as_columns(x)
+    x = as_columns(x, state.schema.of_strings)
     _, entries = split_entries(x, state.schema)
     added = stated.entries(state.schema, entries)
     if added and not isinstance(x, Mapping) and getattr(model, "preprocessor", None):

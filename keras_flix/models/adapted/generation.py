@@ -70,7 +70,9 @@ class RoutedGeneration(_compat.Mixin):
                 )
         refuse_mixture(inputs)
         state = self._adaptation
-        own, entries = split_entries(as_columns(inputs), state.schema)
+        own, entries = split_entries(
+            as_columns(inputs, state.schema.of_strings), state.schema
+        )
         check_entries(self.preprocessor, own, state.schema.names, generates=True)
         check_texts(own)
         if state.disabled:
