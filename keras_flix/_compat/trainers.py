@@ -146,8 +146,11 @@ def track_torch_parameters(layers: Iterable[keras.layers.Layer]) -> None:
             layer._track_variables()
 
 
-def begin_at_epoch(model: keras.Model, epoch: int) -> None:
-    """Makes the `fit` that has just called `on_train_begin` start with an epoch."""
+def begin_at_epoch(model: keras.Model, epoch: int | None) -> None:
+    """Makes the `fit` that has just called `on_train_begin` start with an epoch.
+
+    Keras never forgets it by itself: `None` does.
+    """
     model._initial_epoch = epoch
 
 

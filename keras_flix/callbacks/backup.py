@@ -62,6 +62,12 @@ class BackupAndRestore(keras.callbacks.Callback):
         self.delete_checkpoint = delete_checkpoint
 
     def on_train_begin(self, logs: Any = None) -> None:
+        if self.backup_dir.is_file():
+            # Before an epoch of training, not after.
+            raise FileExistsError(
+                "`backup_dir` must be a directory. Received: the file "
+                f"{str(self.backup_dir)!r}. Pass another one."
+            )
         # What was killed left them. Of a process that still writes its own, see
         # `_write`.
         _remove(self._files(TEMPORARY))
@@ -85,6 +91,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         _remove(path for n, path in self._backups().items() if n <= epoch)
 
     def on_train_end(self, logs: Any = None) -> None:
+        _compat.begin_at_epoch(self.model, None)
         if self.delete_checkpoint:
             _remove(self._backups().values())
             # Not what another process is writing.

@@ -13,6 +13,7 @@ import keras
 from keras_flix import _compat
 from keras_flix._utils.file_names import file_names
 from keras_flix.features.feature import Value
+from keras_flix.features.values import plain_value
 from keras_flix.files.adapter_file import SUFFIX, read_adapters, write_adapters
 from keras_flix.files.saving import adapters_of
 from keras_flix.files.some_values import some_values
@@ -53,8 +54,8 @@ class SaveFinished(keras.callbacks.Callback):
             and where a `BackupAndRestore` goes on, all have those of its backup.
         monitor: The name of a score that a `FeatureScores` earlier in the list logs,
             such as `"exact_match"`; or a function of the model, called after each
-            epoch, whose dict has scores by value. Values that it leaves out wait, as
-            all do before the first scores.
+            epoch, whose dict has scores by value, and by nothing else. Values that it
+            leaves out wait, as all do before the first scores.
         patience: For so many epochs, a value may be no better. A `FeatureScores` with
             `every=n` repeats its scores in between, so take `n` times as many.
         mode: `"max"` if higher scores are better, `"min"` if lower ones are.
@@ -117,6 +118,7 @@ class SaveFinished(keras.callbacks.Callback):
         self._batches = 0
         self._seen: tuple[Any, Any] = (None, None)
         self._scored, self._first = False, -1
+        self._known: set[Value] = set()
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
@@ -156,7 +158,8 @@ class SaveFinished(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._scored, self._first = False, -1
-        # Raises before an epoch of training, not after.
+        # Both raise before an epoch of training, not after.
+        self.directory.mkdir(parents=True, exist_ok=True)
         self._save(self._reached())
 
     def on_train_end(self, logs: Any = None) -> None:
@@ -184,7 +187,6 @@ class SaveFinished(keras.callbacks.Callback):
         new = [v for v in values if v not in self.saved and v in known]
         if not new:
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
         adapters = adapters_of(self.model)
         existing: dict[str, list[Path]] = {}
         for path in self.directory.glob(f"*{SUFFIX}"):
@@ -232,7 +234,13 @@ class SaveFinished(keras.callbacks.Callback):
         self, logs: Mapping[str, Any], counts: Mapping[Value, int]
     ) -> Mapping[Value, float]:
         if callable(self.monitor):
-            return self.monitor(self.model)
+            known = adaptation_of(self.model).schema[self.feature]
+            self._known |= set(known.values)
+            scores = {plain_value(v): s for v, s in self.monitor(self.model).items()}
+            for value in set(scores).difference(self._known):
+                known.id_of(value)
+            # Of values that are no more, it may go on to tell.
+            return {value: s for value, s in scores.items() if value in counts}
         start = f"{self.monitor}/{self.feature}="
         found = {v: logs[f"{start}{v}"] for v in counts if f"{start}{v}" in logs}
         if not found and self._scored:

@@ -136,10 +136,21 @@ def checked_examples(model: keras.Model, data: Any) -> Examples:
             f"{type(model).__name__} without a preprocessor. Attach one, or use "
             "`forced_exact_match` on tokens."
         )
+    check_texts(own)
     if is_table(data):
-        check_texts(own)
         return Examples(columns, _features_of(model, own))
-    return Examples(columns, {name: columns[name] for name in names})
+    features = {name: columns[name] for name in names}
+    _check_features(model, features, len(own[PROMPTS]))
+    return Examples(columns, features)
+
+
+def _check_features(model: Any, features: Mapping[str, Any], count: int) -> None:
+    """Raises where the model knows no such value, before the first answer."""
+    adaptation = adaptation_of(model, sharing=True) if is_adapted(model) else None
+    if adaptation is not None and not adaptation.disabled:
+        entries = entries_for(model, features)
+        entries |= adaptation.defaults.now().entries(adaptation.schema, entries)
+        encode_inputs(adaptation.schema, entries, count)
 
 
 def _features_of(model: keras.Model, columns: Mapping[str, Any]) -> dict[str, Any]:

@@ -274,7 +274,8 @@ def _read(folder: Path, server: str, index: Mapping[str, Any]) -> AdapterIndex:
     return AdapterIndex(
         directory=folder,
         server=server,
-        schema=FeatureSchema(features),
+        # A schema has a feature, be it one that no request states.
+        schema=FeatureSchema(features or [Feature("always", always=True)]),
         adapters=adapters,
         max_rank=index.get("max_lora_rank") or max(ranks),
         not_for_vllm=index.get("not_for_vllm"),

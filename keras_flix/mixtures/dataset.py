@@ -153,7 +153,7 @@ def _checked_value(name: str, value: Any) -> Any:
 
 def _as_value(value: Any) -> Any:
     if isinstance(value, str):
-        return str(value)
+        return plain_value(value)
     is_int = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     return IntegerValue(value) if is_int else value
 

@@ -229,7 +229,7 @@ def _combination(dataset: Dataset) -> tuple[tuple[str, Any], ...]:
     """The values of a dataset's features, each with the name of its feature."""
     return tuple(
         (name, value)
-        for name, entry in dataset.features.items()
+        for name, entry in sorted(dataset.features.items())
         for value in sorted(values_of(entry))
     )
 

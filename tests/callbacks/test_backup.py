@@ -241,6 +241,40 @@ def test_killed_and_resumed_in_the_middle_of_an_epoch(
 SHARED_EPOCHS = 40
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_a_fit_after_one_that_went_on_trains_its_epochs(own, tmp_path):
+    """Keras never forgets where a backup made it begin."""
+    kind = BackupAndRestore if own else keras.callbacks.BackupAndRestore
+
+    class Stopped(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        callbacks = [kind(tmp_path / "backup"), Stopped()]
+        small_model().fit(Numbered(), epochs=4, verbose=0, callbacks=callbacks)
+    model = small_model()
+    callbacks = [kind(tmp_path / "backup")]
+    went_on = model.fit(Numbered(), epochs=4, verbose=0, callbacks=callbacks)
+    assert went_on.epoch == [3]
+    before = state_of(model)
+    assert model.fit(Numbered(), epochs=2, verbose=0).epoch == [0, 1]
+    assert any((a != b).any() for a, b in zip(before, state_of(model)))
+
+
+def test_a_folder_that_is_a_file_is_refused_before_an_epoch(tmp_path):
+    (tmp_path / "backup").touch()
+    model = small_model()
+    before = state_of(model)
+    with pytest.raises(FileExistsError):
+        model.fit(
+            Numbered(), verbose=0, callbacks=[BackupAndRestore(tmp_path / "backup")]
+        )
+    for a, b in zip(before, state_of(model)):
+        np.testing.assert_array_equal(a, b)
+
+
 def train_together(folder, rank, count):
     """One of `count` processes that begin at once and back up in one directory."""
     model = small_model()

@@ -261,5 +261,14 @@ def test_what_it_refuses(tmp_path):
         with pytest.raises(ValueError, match=message):
             SaveFinished(tmp_path, "user", **options)
     model = small(features=USERS, trained=False)
+    (tmp_path / "file").touch()
+    counting = model_of()
+    with pytest.raises(FileExistsError):
+        counting.fit(data(), Y, callbacks=[SaveFinished(tmp_path / "file", "user")])
+    # Before a step, not after an epoch.
+    assert not any(keras_flix.step_counts(counting, "user").values())
+    typo = SaveFinished(tmp_path, "user", monitor=lambda model: {"An": 1.0})
+    with pytest.raises(ValueError, match="Received: user='An'. The nearest"):
+        counting.fit(data(), Y, verbose=0, callbacks=[typo])
     with pytest.raises(ValueError, match="step_counts='value'"):
         model.fit(data(), Y, verbose=0, callbacks=[SaveFinished(tmp_path, "user")])

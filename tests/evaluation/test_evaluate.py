@@ -371,6 +371,26 @@ def test_axes_of_another_model_are_left_out(gemma):
         evaluate(gemma, few, max_length=16)
 
 
+@pytest.mark.parametrize(
+    "features, columns, message",
+    [
+        ({"language": "xx"}, {}, "Received: language='xx'"),
+        ({}, {"prompts": ["a", None]}, "'prompts'. Received: None at row 3"),
+        ({}, {"responses": [None, "b"]}, "'responses'. Received: None at row 2"),
+    ],
+)
+def test_mistakes_in_a_mixture_are_told_before_the_first_answer(
+    make_gemma, features, columns, message, monkeypatch
+):
+    model = keras_flix.enable_flix(make_gemma(), FEATURES)
+    monkeypatch.setattr(model, "generate", None)
+    good = {"prompts": ["a", "b"], "responses": ["c", "d"]}
+    wrong = Dataset({"task": "qa", "language": "sw", **features}, {**good, **columns})
+    data = Mixture([Dataset({"task": "qa", "language": "en"}, good), wrong])
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, data, max_length=8)
+
+
 # Forced decoding. ------------------------------------------------------------
 
 

@@ -18,14 +18,16 @@ ADAPTERS = [
 ALWAYS = {"feature": "shared", "value": "shared", "always": True}
 
 
-def write(directory, files, adapters, features=None, **more):
+def write(directory, files, adapters, features=FEATURES, **more):
     index = {
         "format": "keras_flix.values",
         "version": 1,
         "files": files,
         "features": [
             {"name": name, "values": values, "multiple": name == "topic"}
-            for name, values in (features or FEATURES).items()
+            for name, values in (
+                FEATURES if features is None else dict(features)
+            ).items()
         ],
         "adapters": [
             {"file": f"{i}.{files}", "rank": 4, "scale": 1.0, **adapter}
@@ -159,6 +161,16 @@ def test_what_the_model_does_not_know_reaches_no_server(
     index = write(tmp_path, files, ADAPTERS)
     with pytest.raises(ValueError, match=text):
         index.request(features)
+
+
+def test_of_what_is_always_on_alone(tmp_path):
+    more = {"file": "shared", "feature": "shared"}
+    index = write(tmp_path, "peft", [{**ALWAYS, **more}], features={})
+    assert index.request({}) == {
+        "adapters": ["shared"],
+        "weights": [1.0],
+        "combination_type": "cat",
+    }
 
 
 def test_what_is_no_index(tmp_path):

@@ -48,6 +48,31 @@ def test_a_tuple_has_a_value_of_every_feature():
         )
 
 
+def test_cells_are_told_by_their_values_however_they_are_written():
+    """Of several sources: features in another order, texts in another normal form."""
+    apart, composed = "Yoru\N{LATIN SMALL LETTER A}\N{COMBINING ACUTE ACCENT}", "Yoruá"
+    datasets = [
+        Dataset(features, {"prompts": ["a"]})
+        for task in ("qa", "parse")
+        for language, again in (("en", "en"), (composed, apart))
+        for features in (
+            {"task": task, "language": language},
+            {"language": again, "task": task},
+        )
+    ]
+    mixture = Mixture(datasets)
+    for seed in range(4):
+        train, unseen = mixture.hold_out(1, seed=seed)
+        pairs = [
+            {(d.features["task"], d.features["language"]) for d in part.datasets}
+            for part in (train, unseen)
+        ]
+        assert not pairs[0] & pairs[1] and len(pairs[1]) == 1
+        assert len(unseen.datasets) == 2
+    assert len(mixture.split({"language": apart})[1].datasets) == 4
+    assert mixture.schema()["language"].values == ("en", composed)
+
+
 def test_hold_out_leaves_every_value():
     mixture = make_mixture(GRID)
     pairs = [("qa", "sw"), {"task": "parse", "language": "yo"}]

@@ -51,6 +51,8 @@ class DataMethods(TaskData):
 
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = by_name(super().fit, x, args, kwargs)
+        # Of a `fit` that a backup made go on: this one begins where it is told to.
+        _compat.begin_at_epoch(self, None)
         self._check_optimizer()
         texts, validation = CutTexts(trains=True), CutTexts("validation ")
         drawn, mixture = None, as_mixture(x)

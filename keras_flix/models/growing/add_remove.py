@@ -10,6 +10,7 @@ from keras_flix.features.dropout import FeatureDropout
 from keras_flix.features.feature import Feature, Value
 from keras_flix.features.languages import language_weights
 from keras_flix.features.schema import FeatureSchema
+from keras_flix.features.values import plain_value
 from keras_flix.layers.checks import check_ranks
 from keras_flix.models.adapted.adaptation import Model
 from keras_flix.models.growing.resize import (
@@ -199,6 +200,7 @@ def rename_value(model: Model, feature: str, old: Value, new: Value) -> Model:
     (1, 4)
     """
     adaptation = changeable(model, within_fit=True)
+    old, new = plain_value(old), plain_value(new)
     renamed = with_name(checked_feature(adaptation.schema, feature), old, new)
     choice = adaptation.trainable
     if choice is not None and feature in choice:

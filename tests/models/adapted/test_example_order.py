@@ -54,6 +54,14 @@ def test_resumed_training_goes_on_in_the_order_it_would_have_had():
     assert order(resumed, 5) == order(whole, 9)[4:]
 
 
+def test_integers_keep_their_values():
+    large, small = [3_000_000_000, 5], [-(2**31), 5]
+    source = Examples(({"x": large}, small), 2, lambda batch: batch)
+    x, y = source[0]
+    assert x["x"].tolist() == large and x["x"].dtype == "int64"
+    assert y.tolist() == small and y.dtype == "int32"
+
+
 def test_without_a_seed_the_order_is_that_of_the_data():
     source = examples(np.arange(N))
     assert source.num_batches == 3

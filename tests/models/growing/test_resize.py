@@ -66,6 +66,22 @@ def test_adding_and_removing_again_changes_nothing():
     assert model._adaptation.schema == small(trained=False)._adaptation.schema
 
 
+def test_a_renamed_value_keeps_its_choice_and_its_rates_in_any_normal_form():
+    apart = "Yoru\N{LATIN SMALL LETTER A}\N{COMBINING ACUTE ACCENT}"
+    model = small(rank={"language": {"sw": 3, "*": 2}})
+    keras_flix.set_trainable(model, {"language": ["sw"]})
+    keras_flix.set_learning_rates(model, {"language": {"sw": 0.5}})
+    keras_flix.rename_value(model, "language", "sw", apart)
+    state = model._adaptation
+    assert state.schema["language"].values == ("en", "Yoruá")
+    assert state.schema["language"].ranks == (2, 3)
+    assert state.trainable == {"language": ["Yoruá"]}
+    assert state.rates.factors == {"language": {"Yoruá": 0.5}}
+    keras_flix.rename_value(model, "language", apart, "sw")
+    assert state.trainable == {"language": ["sw"]}
+    assert state.rates.factors == {"language": {"sw": 0.5}}
+
+
 @pytest.mark.support("Life of an adapter", "`remove_values`, `rename_value`")
 def test_a_renamed_value_is_the_same_one():
     model = small(rank={"language": {"sw": 3, "*": 2}})
