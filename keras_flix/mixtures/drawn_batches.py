@@ -59,7 +59,7 @@ class DrawnBatches(keras.utils.PyDataset):
 
     @property
     def epoch(self) -> int:
-        """The running epoch, from 0 in the first `fit`.
+        """The running epoch, from 0 in the first `fit`, or that with which it begins.
 
         Keras ends an epoch before the first one too, whether or not it read a
         batch to build the model with.

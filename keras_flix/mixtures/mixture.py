@@ -260,7 +260,8 @@ class Mixture(FromTables, Splits, NotAnArray, Displayed):
         Args:
             batch_size: Examples per batch.
             steps: Batches per epoch.
-            seed: Epoch and seed determine what is drawn. (`fit` shuffles the
+            seed: Epoch and seed determine what is drawn, also where the `fit` of an
+                adapted model goes on with a later epoch. (`fit` shuffles the
                 order of an epoch's batches unless it has `shuffle=False`.)
             y: The column with labels, which a batch then has as its second
                 part. KerasHub tasks that take strings need none.

@@ -8,6 +8,7 @@ from helpers.models import make_mlp
 
 import keras_flix
 from keras_flix import Feature, FeatureSchema
+from keras_flix.callbacks import BackupAndRestore
 from keras_flix.mixtures import Dataset, Mixture
 
 
@@ -556,6 +557,29 @@ def test_fit_on_batches_trains_on_what_was_drawn(is_built):
             other.train_on_batch(x, y)
         expected.on_epoch_end()
     for found, wanted in zip(tables(model), tables(other), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["initial_epoch", "backup"])
+def test_a_training_that_goes_on_draws_what_its_epochs_do(how, tmp_path):
+    mixture = numeric_mixture()
+    options = {"shuffle": False, "verbose": 0}
+    whole = adapted_mlp(mixture)
+    whole.fit(mixture.batches(8, 4, seed=5, y="label"), epochs=5, **options)
+    model, again = adapted_mlp(mixture), []
+    if how == "backup":
+        again = [BackupAndRestore(tmp_path / "backup", delete_checkpoint=False)]
+    first = mixture.batches(8, 4, seed=5, y="label")
+    model.fit(first, epochs=3, callbacks=again, **options)
+    if how == "backup":
+        model = adapted_mlp(mixture)
+        again = [BackupAndRestore(tmp_path / "backup")]
+    else:
+        options["initial_epoch"] = 3
+    rest = mixture.batches(8, 4, seed=5, y="label")
+    history = model.fit(rest, epochs=5, callbacks=again, **options)
+    assert history.epoch == [3, 4]
+    for found, wanted in zip(tables(model), tables(whole), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import tree
 
+from keras_flix.models.adapted.own_callbacks import beside
 from keras_flix.models.adapted.text_lengths import Column
 
 
@@ -158,19 +158,12 @@ def counted(
             pipeline, as grain datasets do, which knows of no other.
     """
     reporter = _Reporter(list(texts), texts[0].trains)
-    given = options.get("callbacks")
     before, state.cut_texts = state.cut_texts, texts[0]
-    if isinstance(given, keras.callbacks.CallbackList):
-        given.append(reporter)
-        callbacks: Any = given
-    else:
-        callbacks = [*tree.flatten(given or []), reporter]
     try:
-        yield {**options, "callbacks": callbacks}
+        with beside(options, reporter) as options:
+            yield options
     finally:
         state.cut_texts = before
-        if callbacks is given:
-            given.callbacks.remove(reporter)
 
 
 @contextlib.contextmanager

@@ -34,6 +34,7 @@ from keras_flix.models.adapted.mixture_data import (
     training_of,
 )
 from keras_flix.models.adapted.optimizer_advice import advise
+from keras_flix.models.adapted.own_callbacks import resumed_draws
 from keras_flix.models.adapted.own_inputs import (
     as_input,
     check_entries,
@@ -62,7 +63,7 @@ class DataMethods(TaskData):
         elif kwargs.get("validation_data") is not None:
             found = parts_of(kwargs["validation_data"], kwargs)
             kwargs = {**kwargs, "validation_data": found}
-        x, stated = self._stated(x, trains=True)
+        batches, (x, stated) = x, self._stated(x, trains=True)
         if drawn is not None or self._is_task_in_memory(x):
             x, kwargs = self._training_examples(x, args, kwargs, texts, drawn)
             args, pipeline = (), False
@@ -82,6 +83,7 @@ class DataMethods(TaskData):
             )
         fit = self._data_method("fit", pipeline)
         with (
+            resumed_draws(batches, kwargs) as kwargs,
             self._counted(kwargs, texts, validation) as options,
             tf_errors_as_value_errors(),
             _compat.variables_survive(self),
