@@ -6,6 +6,9 @@ import itertools
 import re
 from collections.abc import Iterable
 
+DEVICES = re.compile(r"(?i)con|prn|aux|nul|(com|lpt)[0-9]")
+"""Names that Windows keeps for devices, whatever follows a dot; some are languages."""
+
 
 def file_names(
     texts: Iterable[str], other: str, taken: Iterable[str] = (), dots: bool = True
@@ -20,14 +23,17 @@ def file_names(
         taken: Names that are others'.
         dots: Whether there may be dots.
 
-    >>> file_names(["qa", "QA", "a/b", ""], "shared")
-    ['qa', 'QA-2', 'a_b', 'shared']
+    >>> file_names(["qa", "QA", "a/b", "", "nul"], "shared")
+    ['qa', 'QA-2', 'a_b', 'shared', '_nul']
     """
     names: list[str] = []
     known = set(taken)
     allowed = "A-Za-z0-9._+-" if dots else "A-Za-z0-9_+-"
     for text in texts:
-        name = safe = re.sub(f"[^{allowed}]", "_", text)[:100].strip(".") or other
+        safe = re.sub(f"[^{allowed}]", "_", text)[:100].strip(".") or other
+        if DEVICES.fullmatch(safe.partition(".")[0]):
+            safe = f"_{safe}"
+        name = safe
         for number in itertools.count(2):
             if name.casefold() not in known:
                 break

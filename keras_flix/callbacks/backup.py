@@ -13,6 +13,7 @@ import keras
 
 from keras_flix import _compat
 from keras_flix._utils.atomic_files import whole_file
+from keras_flix.models.adapted.devices import creation_scope
 
 NAME = re.compile(r"epoch-(\d+)\.weights\.h5")
 TEMPORARY = re.compile(r"\..*\.tmp\.epoch-\d+\.weights\.h5")
@@ -75,7 +76,8 @@ class BackupAndRestore(keras.callbacks.Callback):
             epoch = max(backups)
             optimizer = self.model.optimizer
             if optimizer is not None and not optimizer.built:
-                optimizer.build(self.model.trainable_variables)
+                with creation_scope(self.model):
+                    optimizer.build(self.model.trainable_variables)
             try:
                 self.model.load_weights(backups[epoch])
             except (OSError, ValueError):

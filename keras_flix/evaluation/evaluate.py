@@ -116,7 +116,9 @@ def checked_examples(model: keras.Model, data: Any) -> Examples:
     if isinstance(data, Examples):
         return data
     if is_table(data):
-        labels = adaptation_of(model).schema.of_strings if is_adapted(model) else None
+        labels = None
+        if is_adapted(model):
+            labels = adaptation_of(model, sharing=True).schema.of_strings
         columns, names = as_columns(data, labels), []
     else:
         data = [data] if isinstance(data, Dataset) else data
@@ -159,7 +161,7 @@ def _features_of(model: keras.Model, columns: Mapping[str, Any]) -> dict[str, An
     entries = {n: c for n, c in columns.items() if n not in (PROMPTS, RESPONSES)}
     if not is_adapted(model):
         return {name: entries_of(name, c, count) for name, c in entries.items()}
-    adaptation = adaptation_of(model)
+    adaptation = adaptation_of(model, sharing=True)
     schema = adaptation.schema
     entries |= adaptation.defaults.now().entries(schema, entries)
     schema.check_entries(entries)

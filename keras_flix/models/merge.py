@@ -175,8 +175,8 @@ class _Filling:
 
     def merged(self, kernel: Any, delta: Any, dtype: str) -> Any:
         """A kernel with its update, in the kernel's dtype."""
-        old = ops.cast(kernel, "float32")
-        delta = ops.broadcast_to(delta, ops.shape(old))
+        old = ops.cast(kernel, "float64" if dtype == "float64" else "float32")
+        delta = ops.broadcast_to(ops.cast(delta, old.dtype), ops.shape(old))
         new = ops.cast(ops.add(old, delta), dtype)
         if dtype in ("bfloat16", "float16"):
             rest = ops.subtract(ops.subtract(ops.cast(new, "float32"), old), delta)

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers.gemma import FEATURES
+from helpers.gemma import FEATURES, to_numpy
 from helpers.models import (
     Subclassed,
     make_bypassing,
@@ -272,3 +272,16 @@ def test_one_or_two_walks_and_one_look_at_each_layers_ranks(
     model = keras_flix.enable_flix(make_gemma(), FEATURES, targets=targets)
     assert 1 <= len(walks) <= 2
     assert checked == list(model._adaptation.layers.values())
+
+
+@pytest.mark.short("torch")
+def test_a_base_in_float64_is_merged_in_float64():
+    x = keras.Input((8,), name="x", dtype="float64")
+    layer = keras.layers.Dense(4, name="head", dtype="float64")
+    model = keras.Model({"x": x}, layer(x))
+    kernel = to_numpy(layer.kernel).copy()
+    if kernel.dtype != "float64":
+        pytest.skip("JAX computes in 32 bits.")
+    keras_flix.enable_flix(model, FEATURES, targets=["head"])
+    merged = keras_flix.merge_features(model, {"task": None, "language": None})
+    np.testing.assert_array_equal(to_numpy(merged.get_layer("head").kernel), kernel)
