@@ -82,6 +82,20 @@ class DefaultFeatures:
 
     of_model: Values = dataclasses.field(default_factory=dict)
 
+    def rename(self, feature: str, old: Any, new: Any) -> None:
+        """Goes on stating a value that has another name now."""
+
+        def renamed(entry: Any) -> Any:
+            if isinstance(entry, Mapping):
+                return {renamed(value): weight for value, weight in entry.items()}
+            if isinstance(entry, (list, tuple)):
+                return [renamed(value) for value in entry]
+            return new if entry == old else entry
+
+        if feature in self.of_model:
+            entry = renamed(self.of_model[feature])
+            self.of_model = {**self.of_model, feature: entry}
+
     def now(self, trains: bool = False) -> Stated:
         """What is stated where this is called, see `Stated`."""
         return Stated(self.of_model, _blocks.get().get(self, {}), trains)

@@ -208,6 +208,7 @@ def rename_value(model: Model, feature: str, old: Value, new: Value) -> Model:
     if adaptation.rates is not None:
         adaptation.rates = adaptation.rates.renamed(feature, old, new)
     set_schema(adaptation, replaced(adaptation.schema, renamed), choice)
+    adaptation.defaults.rename(feature, old, new)
     return model
 
 

@@ -82,6 +82,16 @@ def test_a_renamed_value_keeps_its_choice_and_its_rates_in_any_normal_form():
     assert state.rates.factors == {"language": {"sw": 0.5}}
 
 
+@pytest.mark.parametrize("stated", ["sw", {"sw": 0.5, "en": 0.5}, None])
+def test_features_that_were_set_follow_a_new_name(stated):
+    model = small()
+    x = {"x": DATA["x"], "task": "qa"}
+    keras_flix.set_default_features(model, {"language": stated})
+    before = to_numpy(model(x))
+    keras_flix.rename_value(model, "language", "sw", "swh")
+    np.testing.assert_array_equal(to_numpy(model(x)), before)
+
+
 @pytest.mark.support("Life of an adapter", "`remove_values`, `rename_value`")
 def test_a_renamed_value_is_the_same_one():
     model = small(rank={"language": {"sw": 3, "*": 2}})
