@@ -127,6 +127,7 @@ from keras_flix._compat.trainers import (
     fitting_processes as fitting_processes,
     in_replica as in_replica,
     initial_epoch as initial_epoch,
+    loss_weights as loss_weights,
     number_sources as number_sources,
     optimizer_knows as optimizer_knows,
     remake_functions as remake_functions,

@@ -63,6 +63,11 @@ def compilation(model: keras.Model) -> Any:
     return getattr(model, "_compile_config", None)
 
 
+def loss_weights(model: keras.Model) -> Any:
+    """The weights of the losses, as `compile` was told; Keras has them nowhere else."""
+    return getattr(model._compile_loss, "_user_loss_weights", None)
+
+
 @contextlib.contextmanager
 def drafting(model: keras.Model, assistant: keras.Model | None) -> Iterator[None]:
     """Lets a model generate with an assistant, which is no part of it afterwards.

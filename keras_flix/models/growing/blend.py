@@ -138,7 +138,11 @@ def fit_blend(
     x, y, sample_weight = _prepared(model, own, _read(data))
     with _frozen(model):
         blended = _Blended(model, own, weights)
-        blended.compile(optimizer=keras.optimizers.Adam(learning_rate), loss=model.loss)
+        blended.compile(
+            optimizer=keras.optimizers.Adam(learning_rate),
+            loss=model.loss,
+            loss_weights=_compat.loss_weights(model),
+        )
         with _compat.variables_survive(blended):
             history = blended.fit(
                 x,

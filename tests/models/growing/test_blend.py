@@ -176,3 +176,27 @@ def test_untrained_values_cannot_be_blended():
         keras_flix.fit_blend(
             model, "language", "rw", (rows(3), np.ones((3, 4), "float32")), epochs=1
         )
+
+
+@pytest.mark.parametrize("weighted, value", [("p", "en"), ("q", "sw")])
+def test_the_loss_is_weighted_as_the_model_was_compiled(weighted, value):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8,), name="x")
+    hidden = keras.layers.Dense(6, name="hidden")(inputs)
+    outputs = {name: keras.layers.Dense(3, name=name)(hidden) for name in "pq"}
+    model = keras.Model({"x": inputs}, outputs)
+    keras_flix.enable_flix(
+        model, {"language": ["en", "sw"]}, rank=2, targets=["hidden"], seed=1
+    )
+    randomize(model)
+    weights = {name: float(name == weighted) for name in "pq"}
+    model.compile("adam", loss=dict.fromkeys("pq", "mse"), loss_weights=weights)
+    # One output is that of English, the other one that of Swahili.
+    x = rows(12)
+    y = {
+        name: to_numpy(model({**x, "language": language})[name])
+        for name, language in (("p", "en"), ("q", "sw"))
+    }
+    blend = keras_flix.fit_blend(model, "language", "rw", (x, y), epochs=200)
+    for known, weight in blend.weights.items():
+        assert weight == pytest.approx(float(known == value), abs=0.02)
