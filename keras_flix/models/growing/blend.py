@@ -14,7 +14,7 @@ from keras import ops
 
 from keras_flix import _compat
 from keras_flix._utils.displayed import Displayed, Rows, cut, some
-from keras_flix.features.columns import as_columns, is_table
+from keras_flix.features.columns import as_columns, is_table, stacked_numbers
 from keras_flix.features.encoding import ABSENT
 from keras_flix.features.feature import Feature, Value
 from keras_flix.features.input_entries import split_entries
@@ -249,13 +249,15 @@ def _prepared(model: Any, feature: Feature, data: Any) -> tuple[Any, Any, Any]:
             f"{sorted(x) if isinstance(x, Mapping) else type(x).__name__}. Pass such "
             'as {"prompts": [...], "responses": [...], ...}.'
         )
-    batch = ({**x, feature.name: ABSENT}, y, sample_weight)
-    prepare = (
-        model._preprocess_batch
-        if isinstance(model, keras_hub.models.Task)
-        else model._encode_batch
-    )
-    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(prepare(batch))
+    x = {**x, feature.name: ABSENT}
+    if isinstance(model, keras_hub.models.Task):
+        batch = model._preprocess_batch((x, y, sample_weight))
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+    else:
+        x, y, sample_weight = (
+            model._encode_all(x),
+            *map(stacked_numbers, (y, sample_weight)),
+        )
     if y is None:
         raise ValueError(
             "`data` must hold what the model is to answer. Received: no responses and "

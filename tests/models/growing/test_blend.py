@@ -200,3 +200,23 @@ def test_the_loss_is_weighted_as_the_model_was_compiled(weighted, value):
     blend = keras_flix.fit_blend(model, "language", "rw", (x, y), epochs=200)
     for known, weight in blend.weights.items():
         assert weight == pytest.approx(float(known == value), abs=0.02)
+
+
+def test_arrays_as_lists():
+    found = []
+    for as_lists in (False, True):
+        model = trained_model()
+        x, y = few_examples(model)
+        data = x, y, np.linspace(0.5, 1, len(y), dtype="float32")
+        if as_lists:
+            data = {**x, "x": x["x"].tolist()}, *(part.tolist() for part in data[1:])
+        found.append(keras_flix.fit_blend(model, "language", "rw", data, epochs=2))
+    assert found[0].weights == pytest.approx(found[1].weights, abs=1e-6)
+
+
+def test_ragged_lists_raise():
+    model = trained_model()
+    x, y = few_examples(model)
+    ragged = [*x["x"].tolist()[:-1], [1.0]]
+    with pytest.raises(ValueError, match="equally many in every row"):
+        keras_flix.fit_blend(model, "language", "rw", ({**x, "x": ragged}, y))
