@@ -18,6 +18,7 @@ from keras_flix.files.same_features import check_layer_ranks
 from keras_flix.files.saving import adapters_of, check_same_base
 from keras_flix.files.weight_digests import fingerprint_without
 from keras_flix.models.adapted.adaptation import Adaptation, Model
+from keras_flix.models.adapted.frozen_values import guard_optimizer
 from keras_flix.models.adapted.plain_view import token_ids
 from keras_flix.models.adapted.trained_base import base_variables, token_variables
 from keras_flix.models.growing.resize import (
@@ -116,6 +117,9 @@ def update_from(
         resize(adaptation, schema, new, range(len(old)), added)
     for feature, names in chosen.items():
         _overwrite(adaptation, theirs, feature, names)
+    for part in adaptation.users:
+        # Averages of frozen values are what the weights now are.
+        guard_optimizer(part)
     return model
 
 
