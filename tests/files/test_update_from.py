@@ -1,6 +1,7 @@
 """`update_from`: values trained elsewhere on the same base come over bit by bit."""
 
 import re
+import time
 
 import keras
 import numpy as np
@@ -303,3 +304,18 @@ def test_of_two_axes_none_changes_if_one_cannot():
     with pytest.raises(ValueError, match="must have the rank it has in the model"):
         keras_flix.update_from(model, other, {"task": ["sum"], "language": ["sw"]})
     assert state(model, BATCH) == before
+
+
+def test_time_grows_with_the_number_of_values_alone():
+    names = [f"user-{i}" for i in range(30_000)]
+    model, other = (
+        adapted({"user": users}, rank=1, targets=["head"])
+        for users in (names[:20_000], names[10_000:])
+    )
+    start = time.process_time()
+    keras_flix.update_from(model, other)
+    keras_flix.update_from(model, other, {"user": names[10_000:20_000]})
+    # Both searched all values for each of them: half a minute.
+    assert time.process_time() - start < 4
+    assert model._adaptation.schema["user"].values == tuple(names)
+    assert_same_value(model, other, "user", names[10_000])

@@ -107,7 +107,7 @@ def add_values(
     """
     adaptation = changeable(model, within_fit=True)
     known = checked_feature(adaptation.schema, feature)
-    if init == TYPOLOGY and TYPOLOGY not in known.values:
+    if init == TYPOLOGY and TYPOLOGY not in known:
         init = _by_typology(Feature(feature, values).values, known.values)
     copied = None if isinstance(init, Mapping) else init
     grown = with_values(known, values, rank, copied)
