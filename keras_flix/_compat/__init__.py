@@ -139,6 +139,13 @@ from keras_flix._compat.trainers import (
     track_torch_parameters as track_torch_parameters,
     untrack_assistant as untrack_assistant,
 )
+from keras_flix._compat.undo import (
+    Undo as Undo,
+    undo_model as undo_model,
+    undo_optimizer as undo_optimizer,
+    undo_shapes as undo_shapes,
+    undo_variables as undo_variables,
+)
 from keras_flix._compat.value_counts import (
     NO_LIMIT as NO_LIMIT,
     check_counts as check_counts,

@@ -50,12 +50,22 @@ def reset_functions(model: keras.Model) -> dict[str, Any]:
     Returns:
         The functions that were there, by attribute.
     """
+    old = functions_of(model)
+    put_functions(model, dict.fromkeys(old))
+    return old
+
+
+def functions_of(model: keras.Model) -> dict[str, Any]:
+    """The compiled functions of a model, by attribute."""
     # The last is Gemma 4's, with an assistant that drafts.
     names = [*DATA_FUNCTIONS, "generate_function", "_cached_spec_generate_fn"]
-    old = {name: getattr(model, name, None) for name in names if hasattr(model, name)}
-    for name in old:
-        setattr(model, name, None)
-    return old
+    return {name: getattr(model, name, None) for name in names if hasattr(model, name)}
+
+
+def put_functions(model: keras.Model, functions: Mapping[str, Any]) -> None:
+    """Gives a model the functions that `functions_of` found."""
+    for name, function in functions.items():
+        setattr(model, name, function)
 
 
 def compilation(model: keras.Model) -> Any:

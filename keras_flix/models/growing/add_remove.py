@@ -12,6 +12,7 @@ from keras_flix.features.languages import language_weights
 from keras_flix.features.schema import FeatureSchema
 from keras_flix.layers.checks import check_ranks
 from keras_flix.models.adapted.adaptation import Model
+from keras_flix.models.growing.all_or_nothing import all_or_nothing
 from keras_flix.models.growing.resize import (
     Start,
     add_feature_tables,
@@ -203,9 +204,10 @@ def rename_value(model: Model, feature: str, old: Value, new: Value) -> Model:
     choice = adaptation.trainable
     if choice is not None and feature in choice:
         choice = {**choice, feature: [new if v == old else v for v in choice[feature]]}
-    if adaptation.rates is not None:
-        adaptation.rates = adaptation.rates.renamed(feature, old, new)
-    set_schema(adaptation, replaced(adaptation.schema, renamed), choice)
+    with all_or_nothing(adaptation):
+        if adaptation.rates is not None:
+            adaptation.rates = adaptation.rates.renamed(feature, old, new)
+        set_schema(adaptation, replaced(adaptation.schema, renamed), choice)
     return model
 
 

@@ -18,6 +18,7 @@ from keras_flix.models.adapted.adaptation import Adaptation, Choice, adaptation_
 from keras_flix.models.adapted.devices import check_devices, creation_scope
 from keras_flix.models.adapted.frozen_values import choose
 from keras_flix.models.enable import add_dropout_seed
+from keras_flix.models.growing.all_or_nothing import all_or_nothing
 from keras_flix.models.growing.new_tables import fill_with_product
 from keras_flix.models.growing.schema_changes import narrowed
 
@@ -161,18 +162,19 @@ def resize(
             m, n = pair[place].shape
             value[row, :m, :n] = pair[place]
         values.append(_compat.carried_rows(old, value, rows))
-    with creation_scope(adaptation.parts[-1]):
-        for table, value in zip(tables, values, strict=True):
-            _compat.resize_variable(table.variable, value)
-        for optimizer, _ in optimizers.values():
-            _compat.regrow_optimizer(
-                optimizer, None, {id(table.variable): rows for table in tables}
-            )
-    set_schema(adaptation, schema, choice)
-    more = feature.values[len(rows) :]
-    adaptation.added.setdefault(feature.name, set()).update(more)
-    for part in adaptation.users:
-        _compat.track_torch_parameters([*_compat.flatten_layers(part), part])
+    with all_or_nothing(adaptation):
+        with creation_scope(adaptation.parts[-1]):
+            for table, value in zip(tables, values, strict=True):
+                _compat.resize_variable(table.variable, value)
+            for optimizer, _ in optimizers.values():
+                _compat.regrow_optimizer(
+                    optimizer, None, {id(table.variable): rows for table in tables}
+                )
+        set_schema(adaptation, schema, choice)
+        more = feature.values[len(rows) :]
+        adaptation.added.setdefault(feature.name, set()).update(more)
+        for part in adaptation.users:
+            _compat.track_torch_parameters([*_compat.flatten_layers(part), part])
 
 
 def add_feature_tables(
@@ -194,17 +196,18 @@ def add_feature_tables(
     ]
     for optimizer, _ in optimizers:
         _compat.check_growable(optimizer, [])
-    with creation_scope(adaptation.parts[-1]):
-        for path in paths:
-            layer = adaptation.layers[path]
-            if path in ranks:
-                own = {**layer._tables.ranks, feature.name: ranks[path]}
-                layer._tables.ranks = own
-            layer.add_tables(feature, seed, path)
-        if feature.dropout and adaptation.dropout_seed is None:
-            add_dropout_seed(adaptation.users, adaptation.seed)
-        for optimizer, part in optimizers:
-            _compat.regrow_optimizer(optimizer, part.trainable_variables, {})
-    set_schema(adaptation, schema, adaptation.trainable)
-    for part in adaptation.users:
-        _compat.track_torch_parameters([*_compat.flatten_layers(part), part])
+    with all_or_nothing(adaptation):
+        with creation_scope(adaptation.parts[-1]):
+            for path in paths:
+                layer = adaptation.layers[path]
+                if path in ranks:
+                    own = {**layer._tables.ranks, feature.name: ranks[path]}
+                    layer._tables.ranks = own
+                layer.add_tables(feature, seed, path)
+            if feature.dropout and adaptation.dropout_seed is None:
+                add_dropout_seed(adaptation.users, adaptation.seed)
+            for optimizer, part in optimizers:
+                _compat.regrow_optimizer(optimizer, part.trainable_variables, {})
+        set_schema(adaptation, schema, adaptation.trainable)
+        for part in adaptation.users:
+            _compat.track_torch_parameters([*_compat.flatten_layers(part), part])
