@@ -18,6 +18,7 @@ from keras_flix.models.growing.resize import (
     add_feature_tables,
     changeable,
     check_fits,
+    initial_pairs,
     resize,
     set_schema,
 )
@@ -121,7 +122,7 @@ def add_values(
     schema = replaced(adaptation.schema, grown)
     check_fits(adaptation, grown)
     tables = {
-        path: [start.initial(layer, path, grown, row) for row, start in starts.items()]
+        path: initial_pairs(layer, path, grown, starts)
         for path, layer in adaptation.layers_of(feature).items()
     }
     resize(adaptation, schema, grown, range(len(known.values)), tables)

@@ -104,13 +104,27 @@ class Start:
     copies: bool
     seed: int
 
-    def initial(self, layer: LowRankLayer, key: str, grown: Feature, row: int) -> Pair:
-        """The tables of the value in that row of a grown feature, in one layer."""
-        adapter = layer._tables
-        old = adapter.feature(grown.name)
-        grown = grown.with_rank(adapter.ranks.get(grown.name))
-        a, b = map(_compat.to_host, adapter.variables[grown.name])
-        rank, experts = grown.ranks[row], adapter.experts
+    def initial(
+        self,
+        layer: LowRankLayer,
+        key: str,
+        old: Feature,
+        pair: Pair,
+        grown: Feature,
+        row: int,
+    ) -> Pair:
+        """The tables of a new value in one layer.
+
+        Args:
+            layer: The layer.
+            key: Its path.
+            old: The feature as it is, with the ranks that it has in the layer.
+            pair: Its tables there.
+            grown: The feature with the new values, likewise.
+            row: Which of its values.
+        """
+        a, b = pair
+        rank, experts = grown.ranks[row], layer._tables.experts
         if self.copies:
             (source,) = self.weights
             if old.ranks[source] == rank:
@@ -133,6 +147,27 @@ class Start:
                 product = factors[:, e::experts], others[e::experts]
                 fill_with_product(new_a[:, e::experts], new_b[e::experts], product)
         return new_a, new_b
+
+
+def initial_pairs(
+    layer: LowRankLayer, key: str, grown: Feature, starts: Mapping[int, Start]
+) -> list[Pair]:
+    """The tables of new values in one layer.
+
+    Args:
+        layer: The layer.
+        key: Its path.
+        grown: The feature with the new values.
+        starts: What they start as, by their row in it.
+    """
+    # Once, not for each: there may be very many values.
+    old = layer._tables.feature(grown.name)
+    grown = grown.with_rank(layer._tables.ranks.get(grown.name))
+    a, b = map(_compat.to_host, layer._tables.variables[grown.name])
+    return [
+        start.initial(layer, key, old, (a, b), grown, row)
+        for row, start in starts.items()
+    ]
 
 
 def resize(
