@@ -178,6 +178,8 @@ def test_untrained_values_cannot_be_blended():
         )
 
 
+@pytest.mark.short("torch", "jax")
+@pytest.mark.eager(False)
 @pytest.mark.parametrize("weighted, value", [("p", "en"), ("q", "sw")])
 def test_the_loss_is_weighted_as_the_model_was_compiled(weighted, value):
     keras.utils.set_random_seed(0)
