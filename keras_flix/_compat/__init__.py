@@ -127,6 +127,7 @@ from keras_flix._compat.trainers import (
     fitting_processes as fitting_processes,
     in_replica as in_replica,
     initial_epoch as initial_epoch,
+    loss_weights as loss_weights,
     number_sources as number_sources,
     optimizer_knows as optimizer_knows,
     remake_functions as remake_functions,
@@ -137,6 +138,13 @@ from keras_flix._compat.trainers import (
     tokenized_both_ways as tokenized_both_ways,
     track_torch_parameters as track_torch_parameters,
     untrack_assistant as untrack_assistant,
+)
+from keras_flix._compat.undo import (
+    Undo as Undo,
+    undo_model as undo_model,
+    undo_optimizer as undo_optimizer,
+    undo_shapes as undo_shapes,
+    undo_variables as undo_variables,
 )
 from keras_flix._compat.value_counts import (
     NO_LIMIT as NO_LIMIT,

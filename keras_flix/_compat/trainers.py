@@ -50,17 +50,32 @@ def reset_functions(model: keras.Model) -> dict[str, Any]:
     Returns:
         The functions that were there, by attribute.
     """
+    old = functions_of(model)
+    put_functions(model, dict.fromkeys(old))
+    return old
+
+
+def functions_of(model: keras.Model) -> dict[str, Any]:
+    """The compiled functions of a model, by attribute."""
     # The last is Gemma 4's, with an assistant that drafts.
     names = [*DATA_FUNCTIONS, "generate_function", "_cached_spec_generate_fn"]
-    old = {name: getattr(model, name, None) for name in names if hasattr(model, name)}
-    for name in old:
-        setattr(model, name, None)
-    return old
+    return {name: getattr(model, name, None) for name in names if hasattr(model, name)}
+
+
+def put_functions(model: keras.Model, functions: Mapping[str, Any]) -> None:
+    """Gives a model the functions that `functions_of` found."""
+    for name, function in functions.items():
+        setattr(model, name, function)
 
 
 def compilation(model: keras.Model) -> Any:
     """What the last `compile` left: another object after the next one."""
     return getattr(model, "_compile_config", None)
+
+
+def loss_weights(model: keras.Model) -> Any:
+    """The weights of the losses, as `compile` was told; Keras has them nowhere else."""
+    return getattr(model._compile_loss, "_user_loss_weights", None)
 
 
 @contextlib.contextmanager

@@ -183,7 +183,7 @@ class SaveFinished(keras.callbacks.Callback):
         self._save(self._reached())
 
     def _save(self, values: list[Value]) -> None:
-        known = adaptation_of(self.model).schema[self.feature].values
+        known = adaptation_of(self.model).schema[self.feature]
         new = [v for v in values if v not in self.saved and v in known]
         if not new:
             return

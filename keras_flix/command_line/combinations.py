@@ -94,7 +94,7 @@ def _is_value(pieces: Sequence[str], feature: Feature | None) -> bool:
     if feature is None:
         return False
     text = ",".join(pieces)
-    return any(typed_value(feature, x) in feature.values for x in _with_weight(text))
+    return any(typed_value(feature, x) in feature for x in _with_weight(text))
 
 
 def _with_weight(text: str) -> list[str]:
@@ -129,7 +129,7 @@ def _entry(feature: Feature | None, text: str) -> Any:
 
 def _blend(feature: Feature, text: str) -> dict[str | int, float] | None:
     """Weights of values; `None` where the text is no list of them, or a value."""
-    if text in feature.values:
+    if text in feature:
         return None
     blend = {}
     for part in _parts(text, feature):

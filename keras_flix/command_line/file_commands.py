@@ -122,7 +122,7 @@ def diff(arguments: argparse.Namespace) -> Answer:
     for feature in a.schema:
         if feature.name not in b.schema:
             continue
-        known = b.schema[feature.name].values
+        known = b.schema[feature.name]
         shared = [value for value in feature.values if value in known]
         found = _relative_differences(a, b, feature.name, shared, layers)
         kept = [
@@ -167,7 +167,7 @@ def _schema_notes(a: Adapters, b: Adapters) -> list[str]:
             if feature.name not in other.schema:
                 notes.append(f"{mark} feature {feature.name}")
                 continue
-            known = other.schema[feature.name].values
+            known = other.schema[feature.name]
             new = [value for value in feature.values if value not in known]
             notes += [f"{mark} {feature.name}={value}" for value in new]
     for feature in a.schema:

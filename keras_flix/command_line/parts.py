@@ -52,7 +52,7 @@ class Parts:
             for part in self.scored.values()
             for name, values in _values(part).items()
             for value in values
-            if value not in schema[name].values
+            if value not in schema[name]
         ]
 
 

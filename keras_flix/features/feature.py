@@ -141,6 +141,13 @@ class Feature(Displayed):
     def _ids(self) -> dict[Any, int]:
         return dict(zip(self.values, range(len(self.values))))
 
+    def __contains__(self, value: object) -> bool:
+        """Whether it has a value. `value in feature.values` looks at all of them."""
+        try:
+            return plain_value(value) in self._ids
+        except TypeError:
+            return False
+
     def filled(
         self,
         rank: Rank,

@@ -30,11 +30,14 @@ from keras_flix.files.file_errors import check_header_size, errors_name, shown
 from keras_flix.files.fingerprint import BaseFingerprint
 from keras_flix.files.hub_handles import adapter_file
 from keras_flix.files.stand_ins import (
+    check_tables,
     checked_experts,
     checked_places,
     checked_ranks,
     empty,
+    pairs_of,
     stand_ins,
+    table_names,
 )
 from keras_flix.layers.factors import Factors
 from keras_flix.layers.row_orders import as_orders
@@ -156,11 +159,6 @@ class Adapters(Displayed):
         )
 
 
-def table_names(layer: str, feature: str) -> tuple[str, str]:
-    """What the tables of a feature in a layer are called in an adapter file."""
-    return f"{layer}/flix_{feature}_a", f"{layer}/flix_{feature}_b"
-
-
 def checked_path(path: str | os.PathLike[str]) -> Path:
     """The path of an adapter file; raises for another suffix."""
     if not str(path).endswith(SUFFIX):
@@ -214,6 +212,10 @@ def write_adapters(adapters: Adapters, path: Path) -> None:
             f"Received: {size:,} bytes of them in {adapters.source}. Use fewer or "
             "shorter values."
         )
+    x = adapters
+    of = {name: set(x.layers_of(name)) for name in x.schema.names}
+    pairs = pairs_of(x.schema, x.layers, of, x.ranks, x.experts)
+    check_tables(pairs, x.tables, x.source)
     write_whole(path, data)
 
 
@@ -311,15 +313,7 @@ def _described(header: Mapping[str, Any], file: Any, place: str) -> Adapters:
     of = {name: set(places.get(name, layers)) for name in schema.names}
     ranks = checked_ranks(of, header.get("ranks", {}))
     experts = checked_experts(layers, header.get("experts", {}))
-    # Once, not per layer: a feature may have very many values.
-    highest = {feature.name: max(feature.ranks) for feature in schema}
-    pairs = (
-        (len(f.values), rank * experts.get(path, 1), table_names(path, f.name))
-        for path in layers
-        for f in schema
-        if path in of[f.name]
-        for rank in [ranks.get(f.name, {}).get(path, highest[f.name])]
-    )
+    pairs = pairs_of(schema, layers, of, ranks, experts)
     return Adapters(
         source=place,
         schema=schema,

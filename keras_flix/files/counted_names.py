@@ -11,9 +11,10 @@ import keras
 import keras_hub
 
 from keras_flix import _compat
-from keras_flix.files.adapter_file import Adapters, table_names
+from keras_flix.files.adapter_file import Adapters
 from keras_flix.files.base_configuration import base_configuration
 from keras_flix.files.fingerprint import BaseFingerprint
+from keras_flix.files.stand_ins import table_names
 from keras_flix.files.weight_digests import HALF
 from keras_flix.models.adapted.adaptation import adaptation_of, is_adapted
 from keras_flix.models.adapted.trained_base import base_variables

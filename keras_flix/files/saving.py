@@ -15,12 +15,12 @@ from keras_flix.files.adapter_file import (
     Adapters,
     checked_path,
     read_adapters,
-    table_names,
     write_adapters,
 )
 from keras_flix.files.counted_names import named_as_in
 from keras_flix.files.fingerprint import BaseFingerprint
 from keras_flix.files.same_features import check_layer_ranks, check_schema
+from keras_flix.files.stand_ins import table_names
 from keras_flix.files.weight_digests import fingerprint_without
 from keras_flix.layers.checks import check_backend, matrix_shape
 from keras_flix.layers.expert_kernel import ExpertKernel

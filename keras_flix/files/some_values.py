@@ -15,10 +15,10 @@ from keras_flix.features.schema import FeatureSchema
 from keras_flix.files.adapter_file import (
     Adapters,
     checked_path,
-    table_names,
     write_adapters,
 )
 from keras_flix.files.saving import adapters_of
+from keras_flix.files.stand_ins import table_names
 from keras_flix.models.growing.schema_changes import (
     checked_feature,
     checked_values,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from keras_flix.features.schema import FeatureSchema
+
+Pair = tuple[int, int, tuple[str, str]]
+"""Of a feature in a layer: the number of values, the width along the rank, and the
+names of its `A` and `B`."""
 
 
 def checked_places(
@@ -62,8 +66,31 @@ def _is_count(number: Any) -> bool:
     return type(number) is int and number > 0
 
 
+def table_names(layer: str, feature: str) -> tuple[str, str]:
+    """What the tables of a feature in a layer are called in an adapter file."""
+    return f"{layer}/flix_{feature}_a", f"{layer}/flix_{feature}_b"
+
+
+def pairs_of(
+    schema: FeatureSchema,
+    layers: Sequence[str],
+    of: Mapping[str, Container[str]],
+    ranks: Mapping[str, Mapping[str, int]],
+    experts: Mapping[str, int],
+) -> Iterator[Pair]:
+    """What the tables must be, of each layer and each feature that it is `of`."""
+    # Once, not per layer: a feature may have very many values.
+    highest = {feature.name: max(feature.ranks) for feature in schema}
+    for path in layers:
+        for f in schema:
+            if path in of[f.name]:
+                rank = ranks.get(f.name, {}).get(path, highest[f.name])
+                width = rank * experts.get(path, 1)
+                yield len(f.values), width, table_names(path, f.name)
+
+
 def stand_ins(
-    pairs: Iterable[tuple[int, int, tuple[str, str]]],
+    pairs: Iterable[Pair],
     count: int,
     file: Any,
     trained: set[str],
@@ -71,8 +98,7 @@ def stand_ins(
     """The tables of a file as zeros without memory; raises if they are not right.
 
     Args:
-        pairs: Of a feature in a layer, the number of values, the width along the
-            rank, and the names of its `A` and `B`.
+        pairs: What they must be.
         count: How many pairs these are.
         file: The open file.
         trained: Names of other tensors.
@@ -91,6 +117,36 @@ def stand_ins(
             "layer and a feature."
         )
     return tables
+
+
+def check_tables(
+    pairs: Iterable[Pair], tables: Mapping[str, np.ndarray], source: str
+) -> None:
+    """Raises unless tables that are to be written are as their schema says.
+
+    Args:
+        pairs: What they must be.
+        tables: The tables, by name.
+        source: Where they come from.
+    """
+    named = set()
+    for values, rank, (a, b) in pairs:
+        for name, axis in ((a, 2), (b, 1)):
+            named.add(name)
+            shape = tables[name].shape if name in tables else ()
+            if len(shape) != 3 or (shape[0], shape[axis]) != (values, rank):
+                raise ValueError(
+                    "The adapter weights in a file must be as its schema says. At "
+                    f"{name!r}, expected: {values} values and rank {rank}. Received: "
+                    f"{shape or 'no table'} in {source}. Nothing was written: load "
+                    "the last good file into a fresh model."
+                )
+    besides = sorted(tables.keys() - named)
+    if besides:
+        raise ValueError(
+            "The adapter weights in a file must be those of its schema. Received: "
+            f"{besides[0]!r} besides in {source}. Nothing was written: leave it out."
+        )
 
 
 def _stand_in(file: Any, name: str, count: int, axis: int, rank: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from keras_flix.files.same_features import check_layer_ranks
 from keras_flix.files.saving import adapters_of, check_same_base
 from keras_flix.files.weight_digests import fingerprint_without
 from keras_flix.models.adapted.adaptation import Adaptation, Model
+from keras_flix.models.adapted.frozen_values import guard_optimizer
 from keras_flix.models.adapted.plain_view import token_ids
 from keras_flix.models.adapted.trained_base import base_variables, token_variables
 from keras_flix.models.growing.resize import (
@@ -93,7 +94,7 @@ def update_from(
     for feature, names in chosen.items():
         own, saved = adaptation.schema[feature], theirs.schema[feature]
         ranks = {name: saved.ranks[saved.id_of(name)] for name in names}
-        more = [name for name in names if name not in own.values]
+        more = [name for name in names if name not in own]
         _check_overwritten(own, ranks, theirs.source)
         if more:
             grown[feature] = with_values(
@@ -109,13 +110,16 @@ def update_from(
     for feature, new in grown.items():
         old = adaptation.schema[feature].values
         added = {
-            key: [_pair(theirs, key, feature, v) for v in new.values[len(old) :]]
+            key: _pairs(theirs, key, feature, new.values[len(old) :])
             for key in adaptation.layers_of(feature)
         }
         schema = replaced(adaptation.schema, new)
         resize(adaptation, schema, new, range(len(old)), added)
     for feature, names in chosen.items():
         _overwrite(adaptation, theirs, feature, names)
+    for part in adaptation.users:
+        # Averages of frozen values are what the weights now are.
+        guard_optimizer(part)
     return model
 
 
@@ -135,9 +139,7 @@ def _chosen(own: FeatureSchema, theirs: Adapters, values: Any) -> Chosen:
                     f"such as values={{{own.names[0]!r}: [...]}}."
                 )
         values = {
-            feature.name: [
-                v for v in feature.values if v not in own[feature.name].values
-            ]
+            feature.name: [v for v in feature.values if v not in own[feature.name]]
             for feature in theirs.schema
             if not feature.always
         }
@@ -209,7 +211,7 @@ def _check_feature(adaptation: Adaptation, theirs: Adapters, feature: str) -> No
 
 def _check_overwritten(own: Feature, ranks: Mapping[Value, int], source: str) -> None:
     for value, rank in ranks.items():
-        if value in own.values and own.ranks[own.id_of(value)] != rank:
+        if value in own and own.ranks[own.id_of(value)] != rank:
             raise ValueError(
                 "A value that is overwritten must have the rank it has in the model. "
                 f"Expected: rank={own.ranks[own.id_of(value)]} of "
@@ -254,13 +256,15 @@ def _check_trained_alike(model: keras.Model, theirs: Adapters) -> None:
             )
 
 
-def _pair(theirs: Adapters, key: str, feature: str, value: Value) -> Pair:
-    """A value's own tables, without what is beyond its rank."""
-    saved = theirs.feature_in(key, feature)
-    row = saved.id_of(value)
-    rank = saved.ranks[row] * theirs.experts.get(key, 1)
+def _pairs(
+    theirs: Adapters, key: str, feature: str, names: Sequence[Value]
+) -> list[Pair]:
+    """The own tables of values, without what is beyond their rank."""
+    saved, experts = theirs.feature_in(key, feature), theirs.experts.get(key, 1)
     a, b = theirs.pair(key, feature)
-    return a[row, :, :rank], b[row, :rank]
+    rows = [saved.id_of(name) for name in names]
+    ranks = [saved.ranks[row] * experts for row in rows]
+    return [(a[i, :, :rank], b[i, :rank]) for i, rank in zip(rows, ranks)]
 
 
 def _overwrite(
@@ -269,8 +273,9 @@ def _overwrite(
     own = adaptation.schema[feature]
     for table in adaptation.tables(feature):
         value = np.array(_compat.to_host(table.variable))
-        for name in names:
-            taken = _pair(theirs, table.layer, feature, name)["ab".index(table.part)]
+        place = "ab".index(table.part)
+        for name, pair in zip(names, _pairs(theirs, table.layer, feature, names)):
+            taken = pair[place]
             rows, columns = taken.shape
             value[own.id_of(name), :rows, :columns] = taken
         table.variable.assign(value)

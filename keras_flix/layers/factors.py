@@ -38,9 +38,10 @@ def weighted_sum(
         scales: What the update of each value is multiplied by.
         weights: By id of a value.
     """
-    a, b = a.astype("float64"), b.astype("float64")
+    # Not all rows as float64: there may be very many.
     return side_by_side(
-        (weight * scales[row] * a[row], b[row]) for row, weight in weights.items()
+        (weight * scales[row] * a[row].astype("float64"), b[row].astype("float64"))
+        for row, weight in weights.items()
     )
 
 

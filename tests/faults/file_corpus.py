@@ -20,8 +20,8 @@ from keras_flix.files.adapter_file import (
     Adapters,
     content_digest,
     read_adapters,
-    table_names,
 )
+from keras_flix.files.stand_ins import table_names
 
 Parts = tuple[dict[str, Any], dict[str, Any], bytes]
 """Of an adapter file: the header of safetensors, ours, and the tables."""

@@ -192,6 +192,17 @@ def test_id_of():
     )
 
 
+def test_whether_it_has_a_value():
+    task = Feature("task", ["qa", "Yoru\u00e1"])
+    assert "qa" in task
+    # However Unicode writes it.
+    assert "Yorua\u0301" in task
+    assert "parse" not in task
+    assert None not in task
+    assert ["qa"] not in task
+    assert 3 in Feature("user", [3])
+
+
 def test_errors_name_at_most_eight_values():
     with pytest.raises(ValueError, match=r"Known values: 'v0', .*'v7', \.\.\.\. State"):
         Feature("task", [f"v{i}" for i in range(20)]).id_of("v8x")

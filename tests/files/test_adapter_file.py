@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -176,6 +177,28 @@ def test_a_header_that_would_not_be_read_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="in an adapter file may take 100 bytes"):
         saved(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change", ["rows", "rank", "missing", "besides"])
+def test_tables_that_do_not_fit_their_schema_replace_no_file(tmp_path, change):
+    path = saved(tmp_path)
+    before, adapters = path.read_bytes(), adapter_file.read_adapters(path)
+    name = "hidden/flix_language_b"
+    tables = dict(adapters.tables)
+    if change == "missing":
+        del tables[name]
+    elif change == "besides":
+        tables["hidden/flix_dialect_a"] = tables[name]
+    else:
+        tables[name] = tables[name][1:] if change == "rows" else tables[name][:, 1:]
+    found = {"rows": (2, 2, 6), "rank": (3, 1, 6), "missing": "no table"}
+    text = {"besides": "Received: 'hidden/flix_dialect_a' besides in"}.get(change) or (
+        f"At {name!r}, expected: 3 values and rank 2. Received: {found[change]} in"
+    )
+    with pytest.raises(ValueError, match=re.escape(text)):
+        adapter_file.write_adapters(dataclasses.replace(adapters, tables=tables), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_safetensors_of_something_else(tmp_path):

@@ -1,6 +1,7 @@
 """`update_from`: values trained elsewhere on the same base come over bit by bit."""
 
 import re
+import time
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ from helpers.models import make_mlp, rows, state
 
 import keras_flix
 from keras_flix import Feature
+from keras_flix.files.saving import adapters_of
 
 LANGUAGES = FEATURES["language"]
 BATCH = {**rows(), "task": ["qa", None, "list"], "language": ["sw", "en", None]}
@@ -27,7 +29,7 @@ def with_languages(*languages):
 
 
 def tables_of(model):
-    return keras_flix.files.saving.adapters_of(model).tables
+    return adapters_of(model).tables
 
 
 def row(model, axis, value):
@@ -134,6 +136,26 @@ def test_training_goes_on():
     model.train_on_batch({**BATCH, "language": "rw"}, targets)
     after = row(model, "language", "rw")
     assert any(np.abs(after[name] - before[name]).max() > 0 for name in before)
+
+
+def test_averages_of_a_frozen_value_are_its_new_weights():
+    model, other = adapted(), adapted(seed=5)
+    model.compile(keras.optimizers.Adam(0.1, use_ema=True), "mse")
+    keras_flix.set_trainable(model, {"language": ["sw"]})
+    targets = np.zeros((3, 4), "float32")
+    model.train_on_batch(BATCH, targets)
+    keras_flix.update_from(model, other, {"language": ["en"]})
+    model.evaluate(
+        BATCH, targets, verbose=0, callbacks=[EndsSwapped(swap_on_epoch=False)]
+    )
+    assert_same_value(model, other, "language", "en")
+
+
+class EndsSwapped(keras.callbacks.SwapEMAWeights):
+    """Leaves the averages in the place of the weights."""
+
+    def on_test_end(self, logs=None):
+        pass
 
 
 def test_the_workflow_of_two_people(tmp_path):
@@ -282,3 +304,18 @@ def test_of_two_axes_none_changes_if_one_cannot():
     with pytest.raises(ValueError, match="must have the rank it has in the model"):
         keras_flix.update_from(model, other, {"task": ["sum"], "language": ["sw"]})
     assert state(model, BATCH) == before
+
+
+def test_time_grows_with_the_number_of_values_alone():
+    names = [f"user-{i}" for i in range(30_000)]
+    model, other = (
+        adapted({"user": users}, rank=1, targets=["head"])
+        for users in (names[:20_000], names[10_000:])
+    )
+    start = time.process_time()
+    keras_flix.update_from(model, other)
+    keras_flix.update_from(model, other, {"user": names[10_000:20_000]})
+    # Both searched all values for each of them: half a minute.
+    assert time.process_time() - start < 4
+    assert model._adaptation.schema["user"].values == tuple(names)
+    assert_same_value(model, other, "user", names[10_000])

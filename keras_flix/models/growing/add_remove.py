@@ -13,11 +13,13 @@ from keras_flix.features.schema import FeatureSchema
 from keras_flix.features.values import plain_value
 from keras_flix.layers.checks import check_ranks
 from keras_flix.models.adapted.adaptation import Model
+from keras_flix.models.growing.all_or_nothing import all_or_nothing
 from keras_flix.models.growing.resize import (
     Start,
     add_feature_tables,
     changeable,
     check_fits,
+    initial_pairs,
     resize,
     set_schema,
 )
@@ -108,7 +110,7 @@ def add_values(
     """
     adaptation = changeable(model, within_fit=True)
     known = checked_feature(adaptation.schema, feature)
-    if init == TYPOLOGY and TYPOLOGY not in known.values:
+    if init == TYPOLOGY and TYPOLOGY not in known:
         init = _by_typology(Feature(feature, values).values, known.values)
     copied = None if isinstance(init, Mapping) else init
     grown = with_values(known, values, rank, copied)
@@ -121,7 +123,7 @@ def add_values(
     schema = replaced(adaptation.schema, grown)
     check_fits(adaptation, grown)
     tables = {
-        path: [start.initial(layer, path, grown, row) for row, start in starts.items()]
+        path: initial_pairs(layer, path, grown, starts)
         for path, layer in adaptation.layers_of(feature).items()
     }
     resize(adaptation, schema, grown, range(len(known.values)), tables)
@@ -205,9 +207,10 @@ def rename_value(model: Model, feature: str, old: Value, new: Value) -> Model:
     choice = adaptation.trainable
     if choice is not None and feature in choice:
         choice = {**choice, feature: [new if v == old else v for v in choice[feature]]}
-    if adaptation.rates is not None:
-        adaptation.rates = adaptation.rates.renamed(feature, old, new)
-    set_schema(adaptation, replaced(adaptation.schema, renamed), choice)
+    with all_or_nothing(adaptation):
+        if adaptation.rates is not None:
+            adaptation.rates = adaptation.rates.renamed(feature, old, new)
+        set_schema(adaptation, replaced(adaptation.schema, renamed), choice)
     adaptation.defaults.rename(feature, old, new)
     return model
 

@@ -14,10 +14,11 @@ from keras import ops
 
 from keras_flix import _compat
 from keras_flix._utils.displayed import Displayed, Rows, cut, some
-from keras_flix.features.columns import as_columns, is_table
+from keras_flix.features.columns import as_columns, is_table, stacked_numbers
 from keras_flix.features.encoding import ABSENT
 from keras_flix.features.feature import Feature, Value
 from keras_flix.features.input_entries import split_entries
+from keras_flix.features.schema import FeatureSchema
 from keras_flix.features.tensor_ids import Tensor
 from keras_flix.layers.active_scope import Routing, routing_scope
 from keras_flix.layers.low_rank_update import ActiveValues
@@ -135,10 +136,14 @@ def fit_blend(
     grown = with_values(own, [value], rank, None)
     check_fits(adaptation, grown)
     _check_trainable(model, adaptation)
-    x, y, sample_weight = _prepared(model, own, _read(data))
+    x, y, sample_weight = _prepared(model, own, _read(data, adaptation.schema))
     with _frozen(model):
         blended = _Blended(model, own, weights)
-        blended.compile(optimizer=keras.optimizers.Adam(learning_rate), loss=model.loss)
+        blended.compile(
+            optimizer=keras.optimizers.Adam(learning_rate),
+            loss=model.loss,
+            loss_weights=_compat.loss_weights(model),
+        )
         with _compat.variables_survive(blended):
             history = blended.fit(
                 x,
@@ -228,11 +233,11 @@ def _check_trainable(model: keras.Model, adaptation: Adaptation) -> None:
         )
 
 
-def _read(data: Any) -> tuple[Any, ...]:
+def _read(data: Any, schema: FeatureSchema) -> tuple[Any, ...]:
     """The data as a tuple, with a table as a dict of columns."""
     data = parts_of(data, {})
     parts = data if isinstance(data, (tuple, list)) and not is_table(data) else (data,)
-    return as_columns(parts[0]), *parts[1:]
+    return as_columns(parts[0], schema.of_strings), *parts[1:]
 
 
 def _prepared(model: Any, feature: Feature, data: Any) -> tuple[Any, Any, Any]:
@@ -245,13 +250,15 @@ def _prepared(model: Any, feature: Feature, data: Any) -> tuple[Any, Any, Any]:
             f"{sorted(x) if isinstance(x, Mapping) else type(x).__name__}. Pass such "
             'as {"prompts": [...], "responses": [...], ...}.'
         )
-    batch = ({**x, feature.name: ABSENT}, y, sample_weight)
-    prepare = (
-        model._preprocess_batch
-        if isinstance(model, keras_hub.models.Task)
-        else model._encode_batch
-    )
-    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(prepare(batch))
+    x = {**x, feature.name: ABSENT}
+    if isinstance(model, keras_hub.models.Task):
+        batch = model._preprocess_batch((x, y, sample_weight))
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+    else:
+        x, y, sample_weight = (
+            model._encode_all(x),
+            *map(stacked_numbers, (y, sample_weight)),
+        )
     if y is None:
         raise ValueError(
             "`data` must hold what the model is to answer. Received: no responses and "

@@ -18,6 +18,7 @@ from keras_flix.models.adapted.adaptation import Adaptation, Choice, adaptation_
 from keras_flix.models.adapted.devices import check_devices, creation_scope
 from keras_flix.models.adapted.frozen_values import choose
 from keras_flix.models.enable import add_dropout_seed
+from keras_flix.models.growing.all_or_nothing import all_or_nothing
 from keras_flix.models.growing.new_tables import fill_with_product
 from keras_flix.models.growing.schema_changes import narrowed
 
@@ -103,13 +104,27 @@ class Start:
     copies: bool
     seed: int
 
-    def initial(self, layer: LowRankLayer, key: str, grown: Feature, row: int) -> Pair:
-        """The tables of the value in that row of a grown feature, in one layer."""
-        adapter = layer._tables
-        old = adapter.feature(grown.name)
-        grown = grown.with_rank(adapter.ranks.get(grown.name))
-        a, b = map(_compat.to_host, adapter.variables[grown.name])
-        rank, experts = grown.ranks[row], adapter.experts
+    def initial(
+        self,
+        layer: LowRankLayer,
+        key: str,
+        old: Feature,
+        pair: Pair,
+        grown: Feature,
+        row: int,
+    ) -> Pair:
+        """The tables of a new value in one layer.
+
+        Args:
+            layer: The layer.
+            key: Its path.
+            old: The feature as it is, with the ranks that it has in the layer.
+            pair: Its tables there.
+            grown: The feature with the new values, likewise.
+            row: Which of its values.
+        """
+        a, b = pair
+        rank, experts = grown.ranks[row], layer._tables.experts
         if self.copies:
             (source,) = self.weights
             if old.ranks[source] == rank:
@@ -132,6 +147,27 @@ class Start:
                 product = factors[:, e::experts], others[e::experts]
                 fill_with_product(new_a[:, e::experts], new_b[e::experts], product)
         return new_a, new_b
+
+
+def initial_pairs(
+    layer: LowRankLayer, key: str, grown: Feature, starts: Mapping[int, Start]
+) -> list[Pair]:
+    """The tables of new values in one layer.
+
+    Args:
+        layer: The layer.
+        key: Its path.
+        grown: The feature with the new values.
+        starts: What they start as, by their row in it.
+    """
+    # Once, not for each: there may be very many values.
+    old = layer._tables.feature(grown.name)
+    grown = grown.with_rank(layer._tables.ranks.get(grown.name))
+    a, b = map(_compat.to_host, layer._tables.variables[grown.name])
+    return [
+        start.initial(layer, key, old, (a, b), grown, row)
+        for row, start in starts.items()
+    ]
 
 
 def resize(
@@ -161,18 +197,19 @@ def resize(
             m, n = pair[place].shape
             value[row, :m, :n] = pair[place]
         values.append(_compat.carried_rows(old, value, rows))
-    with creation_scope(adaptation.parts[-1]):
-        for table, value in zip(tables, values, strict=True):
-            _compat.resize_variable(table.variable, value)
-        for optimizer, _ in optimizers.values():
-            _compat.regrow_optimizer(
-                optimizer, None, {id(table.variable): rows for table in tables}
-            )
-    set_schema(adaptation, schema, choice)
-    more = feature.values[len(rows) :]
-    adaptation.added.setdefault(feature.name, set()).update(more)
-    for part in adaptation.users:
-        _compat.track_torch_parameters([*_compat.flatten_layers(part), part])
+    with all_or_nothing(adaptation):
+        with creation_scope(adaptation.parts[-1]):
+            for table, value in zip(tables, values, strict=True):
+                _compat.resize_variable(table.variable, value)
+            for optimizer, _ in optimizers.values():
+                _compat.regrow_optimizer(
+                    optimizer, None, {id(table.variable): rows for table in tables}
+                )
+        set_schema(adaptation, schema, choice)
+        more = feature.values[len(rows) :]
+        adaptation.added.setdefault(feature.name, set()).update(more)
+        for part in adaptation.users:
+            _compat.track_torch_parameters([*_compat.flatten_layers(part), part])
 
 
 def add_feature_tables(
@@ -194,17 +231,18 @@ def add_feature_tables(
     ]
     for optimizer, _ in optimizers:
         _compat.check_growable(optimizer, [])
-    with creation_scope(adaptation.parts[-1]):
-        for path in paths:
-            layer = adaptation.layers[path]
-            if path in ranks:
-                own = {**layer._tables.ranks, feature.name: ranks[path]}
-                layer._tables.ranks = own
-            layer.add_tables(feature, seed, path)
-        if feature.dropout and adaptation.dropout_seed is None:
-            add_dropout_seed(adaptation.users, adaptation.seed)
-        for optimizer, part in optimizers:
-            _compat.regrow_optimizer(optimizer, part.trainable_variables, {})
-    set_schema(adaptation, schema, adaptation.trainable)
-    for part in adaptation.users:
-        _compat.track_torch_parameters([*_compat.flatten_layers(part), part])
+    with all_or_nothing(adaptation):
+        with creation_scope(adaptation.parts[-1]):
+            for path in paths:
+                layer = adaptation.layers[path]
+                if path in ranks:
+                    own = {**layer._tables.ranks, feature.name: ranks[path]}
+                    layer._tables.ranks = own
+                layer.add_tables(feature, seed, path)
+            if feature.dropout and adaptation.dropout_seed is None:
+                add_dropout_seed(adaptation.users, adaptation.seed)
+            for optimizer, part in optimizers:
+                _compat.regrow_optimizer(optimizer, part.trainable_variables, {})
+        set_schema(adaptation, schema, adaptation.trainable)
+        for part in adaptation.users:
+            _compat.track_torch_parameters([*_compat.flatten_layers(part), part])

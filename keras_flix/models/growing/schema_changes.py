@@ -116,7 +116,7 @@ def with_values(
             f"{values!r}. Use `add_feature` for one more feature."
         )
     new = Feature(feature.name, values).values
-    known = [value for value in new if value in feature.values]
+    known = [value for value in new if value in feature]
     if known:
         raise ValueError(
             f"The new values of feature {feature.name!r} must be new. Received: "
@@ -154,7 +154,7 @@ def without_values(feature: Feature, values: Sequence[Value]) -> Feature:
         )
     ranks = feature.rank
     if isinstance(ranks, Mapping):
-        ranks = _plain({v: r for v, r in ranks.items() if v == OTHERS or v in kept})
+        ranks = _plain({v: r for v, r in ranks.items() if v not in gone})
     return dataclasses.replace(feature, values=kept, rank=ranks)
 
 
@@ -183,7 +183,7 @@ def narrowed(choice: Choice, feature: Feature) -> Choice:
     """A choice of values that train, without those a feature has no more."""
     if choice is None or feature.name not in choice:
         return choice
-    chosen = [value for value in choice[feature.name] if value in feature.values]
+    chosen = [value for value in choice[feature.name] if value in feature]
     rest = {name: values for name, values in choice.items() if name != feature.name}
     if not chosen and not rest:
         raise ValueError(

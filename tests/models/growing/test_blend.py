@@ -176,3 +176,49 @@ def test_untrained_values_cannot_be_blended():
         keras_flix.fit_blend(
             model, "language", "rw", (rows(3), np.ones((3, 4), "float32")), epochs=1
         )
+
+
+@pytest.mark.short("torch", "jax")
+@pytest.mark.eager(False)
+@pytest.mark.parametrize("weighted, value", [("p", "en"), ("q", "sw")])
+def test_the_loss_is_weighted_as_the_model_was_compiled(weighted, value):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8,), name="x")
+    hidden = keras.layers.Dense(6, name="hidden")(inputs)
+    outputs = {name: keras.layers.Dense(3, name=name)(hidden) for name in "pq"}
+    model = keras.Model({"x": inputs}, outputs)
+    keras_flix.enable_flix(
+        model, {"language": ["en", "sw"]}, rank=2, targets=["hidden"], seed=1
+    )
+    randomize(model)
+    weights = {name: float(name == weighted) for name in "pq"}
+    model.compile("adam", loss=dict.fromkeys("pq", "mse"), loss_weights=weights)
+    # One output is that of English, the other one that of Swahili.
+    x = rows(12)
+    y = {
+        name: to_numpy(model({**x, "language": language})[name])
+        for name, language in (("p", "en"), ("q", "sw"))
+    }
+    blend = keras_flix.fit_blend(model, "language", "rw", (x, y), epochs=200)
+    for known, weight in blend.weights.items():
+        assert weight == pytest.approx(float(known == value), abs=0.02)
+
+
+def test_arrays_as_lists():
+    found = []
+    for as_lists in (False, True):
+        model = trained_model()
+        x, y = few_examples(model)
+        data = x, y, np.linspace(0.5, 1, len(y), dtype="float32")
+        if as_lists:
+            data = {**x, "x": x["x"].tolist()}, *(part.tolist() for part in data[1:])
+        found.append(keras_flix.fit_blend(model, "language", "rw", data, epochs=2))
+    assert found[0].weights == pytest.approx(found[1].weights, abs=1e-6)
+
+
+def test_ragged_lists_raise():
+    model = trained_model()
+    x, y = few_examples(model)
+    ragged = [*x["x"].tolist()[:-1], [1.0]]
+    with pytest.raises(ValueError, match="equally many in every row"):
+        keras_flix.fit_blend(model, "language", "rw", ({**x, "x": ragged}, y))

@@ -1,11 +1,14 @@
 """Changes of a schema that do not fit it are refused, and change nothing."""
 
+import time
+
 import pytest
 from helpers.growing import DATA
 from helpers.models import make_mlp, state
 
 import keras_flix
 from keras_flix import Feature
+from keras_flix.models.growing import schema_changes
 
 pytestmark = pytest.mark.eager
 
@@ -65,3 +68,35 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(change, message):
     assert message in str(error.value)
     assert model._adaptation.schema is schema
     assert state(model, DATA) == before
+
+
+def test_time_of_joining_grows_with_the_number_of_values_alone():
+    users = [f"user-{i}" for i in range(20_000)]
+    model = keras_flix.enable_flix(
+        make_mlp(),
+        {"user": users},
+        rank=2,
+        alpha=4,
+        targets=["head"],
+        layer_ranks={"head": 1},
+    )
+    new = [f"new-{i}" for i in range(1_000)]
+    start = time.process_time()
+    keras_flix.add_values(model, "user", new, init={"user-1": 1.0, "user-2": 0.5})
+    # Ranks and scales of all values were made anew for each: 9 seconds.
+    assert time.process_time() - start < 3
+
+
+def test_time_grows_with_the_number_of_values_alone():
+    users = [f"user-{i}" for i in range(20_000)]
+    ranks = {user: 1 + i % 2 for i, user in enumerate(users)}
+    known = Feature("user", users, rank=ranks)
+    new = [f"new-{i}" for i in range(20_000)]
+    start = time.process_time()
+    grown = schema_changes.with_values(known, new, 1, None)
+    schema_changes.narrowed({"user": users[::2]}, known)
+    fewer = schema_changes.without_values(grown, new)
+    # Each of them compared values hundreds of millions of times: minutes in all.
+    assert time.process_time() - start < 3
+    assert fewer.values == known.values
+    assert fewer.ranks == known.ranks
