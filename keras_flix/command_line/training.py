@@ -136,7 +136,7 @@ def compile_model(model: Any, steps: int, learning_rate: float) -> None:
 
 
 class _Order(keras.callbacks.Callback):
-    """What an epoch draws follows from its number, also where training goes on.
+    """Ends training after so many steps, and tells the bar of it.
 
     Args:
         batches: What is trained on.
@@ -154,7 +154,6 @@ class _Order(keras.callbacks.Callback):
         self.bar = bar
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.batches.ends = epoch + 1
         self.left = self.steps - epoch * len(self.batches)
         self.bar.target = min(self.left, len(self.batches))
 

@@ -148,11 +148,8 @@ def checked_examples(model: keras.Model, data: Any) -> Examples:
 
 def _check_features(model: Any, features: Mapping[str, Any], count: int) -> None:
     """Raises where the model knows no such value, before the first answer."""
-    adaptation = adaptation_of(model, sharing=True) if is_adapted(model) else None
-    if adaptation is not None and not adaptation.disabled:
-        entries = entries_for(model, features)
-        entries |= adaptation.defaults.now().entries(adaptation.schema, entries)
-        encode_inputs(adaptation.schema, entries, count)
+    if is_adapted(model) and not adaptation_of(model, sharing=True).disabled:
+        _ids_of(model, entries_for(model, features), count)
 
 
 def _features_of(model: keras.Model, columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,11 +158,17 @@ def _features_of(model: keras.Model, columns: Mapping[str, Any]) -> dict[str, An
     entries = {n: c for n, c in columns.items() if n not in (PROMPTS, RESPONSES)}
     if not is_adapted(model):
         return {name: entries_of(name, c, count) for name, c in entries.items()}
+    schema = adaptation_of(model, sharing=True).schema
+    return schema.decode(_ids_of(model, entries, count))
+
+
+def _ids_of(model: Any, entries: dict[str, Any], count: int) -> dict[str, Any]:
+    """Entries of features as ids, with those that are stated for all calls."""
     adaptation = adaptation_of(model, sharing=True)
     schema = adaptation.schema
     entries |= adaptation.defaults.now().entries(schema, entries)
     schema.check_entries(entries)
-    return schema.decode(encode_inputs(schema, entries, count))
+    return encode_inputs(schema, entries, count)
 
 
 def forced_exact_match(

@@ -313,12 +313,12 @@ def _stacked(entries: Any) -> Any:
     except (ValueError, TypeError, RuntimeError, OverflowError):
         # Rows of several lengths, or what is missing among numbers.
         return entries
-    if array.dtype.kind == "f" and not exact(entries, array):
+    if array.dtype.kind == "f" and not _is_exact(entries, array):
         return entries
     return array if array.dtype.kind in "biuf" and array.size else entries
 
 
-def exact(entries: Any, array: np.ndarray) -> bool:
+def _is_exact(entries: Any, array: np.ndarray) -> bool:
     """Whether floats hold the integers of a list: beside a NaN, large ones do not."""
     if array.ndim != 1:
         return True

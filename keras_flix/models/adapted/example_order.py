@@ -190,13 +190,11 @@ def _as_array(values: list[Any]) -> Any:
         return values
     if hasattr(first, "dtype") or array.dtype.kind not in "if":
         return array if array.dtype.kind != "O" else values
+    if array.dtype.kind == "f":
+        return array.astype("float32")
     # 64 bits, as numpy reads them, where 32 do not hold them.
-    narrow = np.int32 if array.dtype.kind == "i" else np.float32
-    if narrow is np.int32 and array.size:
-        limits = np.iinfo(narrow)
-        if array.min() < limits.min or array.max() > limits.max:
-            return array
-    return array.astype(narrow)
+    narrow = array.astype("int32")
+    return narrow if (narrow == array).all() else array
 
 
 def _texts(values: Any) -> Any:

@@ -24,9 +24,8 @@ def set_trainable(model: Model, values: Mapping[str, Sequence[Value]] | None) ->
 
     Without a choice, values that do not occur stay as they are under some optimizers
     only: SGD and RMSprop without momentum, Adagrad, Adadelta, Adafactor, `LazyAdam` and
-    `LazySGD`. Momentum
-    (of Adam and most others) moves those that occurred before, weight decay moves all,
-    and Ftrl sets those that never did to zero.
+    `LazySGD`. Momentum (of Adam and most others) moves those that occurred before,
+    weight decay moves all, and Ftrl sets those that never did to zero.
 
     It holds in `fit`, `train_on_batch` and loops of your own that use the Keras
     optimizer which the model is compiled with at the call. (Compiled anew, such a loop
